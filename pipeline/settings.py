@@ -1,0 +1,151 @@
+"""What can be set: ModelSpec (what is loaded; a change rebuilds) and Controls (what a viewer turns between frames)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One LoRA file (or hub id, or folder) and the weight it starts with."""
+
+    path: str
+    weight: float = 1.0
+    name: str | None = None
+
+    def __post_init__(self):
+        if self.name is None:
+            object.__setattr__(self, "name", PurePath(self.path).stem)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The key of a loaded engine: everything whose change means loading or compiling again.
+
+    Each of `base`, `unet`, `vae`, `controlnet`, `adapter` is a hub id, a local diffusers folder, or (base) one
+    .safetensors file. `vae=None` keeps the base's own. Sizes are in pixels, multiples of 8.
+    """
+
+    base: str
+    unet: str | None = None
+    vae: str | None = None
+    loras: tuple[Lora, ...] = ()
+    controlnet: str | None = None
+    adapter: str | None = None
+    control: str = "canny"
+    width: int = 512
+    height: int = 512
+    dtype: Dtype = "auto"
+
+    def __post_init__(self):
+        for side, pixels in (("width", self.width), ("height", self.height)):
+            if pixels % 8 or not 64 <= pixels <= 4096:
+                raise ValueError(f"{side} {pixels} must be a multiple of 8 from 64 to 4096.")
+
+
+def _ui(step: float | None = None, unit: str = "", needs: str | None = None, widget: str | None = None):
+    """Hints for the page, carried in the JSON schema: step, unit, widget, and the model feature a control needs."""
+    hints = {"step": step, "unit": unit or None, "x-needs": needs, "x-widget": widget}
+    return {name: value for name, value in hints.items() if value is not None}
+
+
+LoraWeight = Annotated[FiniteFloat, Field(ge=-4.0, le=4.0)]
+
+
+class Controls(BaseModel):
+    """What a viewer may change between two frames, without a reload and without a compilation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(
+        "",
+        max_length=2000,
+        title="Prompt",
+        description="What the picture should look like.",
+        json_schema_extra=_ui(widget="text"),
+    )
+    negative_prompt: str = Field(
+        "",
+        max_length=2000,
+        title="Negative prompt",
+        description="What to avoid; acts only with a guidance above 1 on a model with true guidance (CFG).",
+        json_schema_extra=_ui(needs="cfg", widget="text"),
+    )
+    strength: FiniteFloat = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        title="Strength",
+        description="How far a frame is taken into noise: 0 returns the camera's picture, 1 keeps little of it.",
+        json_schema_extra=_ui(0.01),
+    )
+    steps: int = Field(
+        2,
+        ge=1,
+        le=8,
+        title="Steps",
+        description="Denoising steps run on every frame: more detail, fewer frames.",
+        json_schema_extra=_ui(1),
+    )
+    guidance: FiniteFloat = Field(
+        1.0,
+        ge=0.0,
+        le=13.0,
+        title="Guidance",
+        description="How strictly the prompt is followed: LCM-LoRA 1 to 2 (1 is off and fastest), full LCM 3 to 13.",
+        json_schema_extra=_ui(0.1, needs="guidance"),
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**32 - 1,
+        title="Seed",
+        description="Draws the stream's fixed noise: same seed, same texture.",
+        json_schema_extra=_ui(1, widget="number"),
+    )
+    lora_weights: dict[str, LoraWeight] = Field(
+        default_factory=dict,
+        title="LoRA weights",
+        description="Weight of each loaded LoRA, by its name.",
+        json_schema_extra=_ui(0.05, needs="lora"),
+    )
+    control_scale: FiniteFloat = Field(
+        1.0,
+        ge=0.0,
+        le=2.0,
+        title="Control scale",
+        description="How strongly the edges hold the picture's shapes.",
+        json_schema_extra=_ui(0.05, needs="control"),
+    )
+    canny_low: int = Field(
+        100,
+        ge=0,
+        le=255,
+        title="Canny low",
+        description="Weaker edges are kept where they join strong ones.",
+        json_schema_extra=_ui(1, needs="canny"),
+    )
+    canny_high: int = Field(
+        200,
+        ge=0,
+        le=255,
+        title="Canny high",
+        description="Edges above this are always kept.",
+        json_schema_extra=_ui(1, needs="canny"),
+    )
+    bypass: bool = Field(
+        False,
+        title="Bypass",
+        description="Pass the camera's picture through untouched.",
+        json_schema_extra=_ui(widget="toggle"),
+    )
+
+    def merged(self, changes: dict[str, Any]) -> Controls:
+        """A validated copy with `changes` on top; pydantic.ValidationError names the field at fault."""
+        return type(self).model_validate({**self.model_dump(), **changes})
