@@ -1,0 +1,230 @@
+"""torch.compile's backend beside a running engine: a child process compiles, this one swaps the result in.
+
+Tracing holds the interpreter lock for seconds, so compiling in a thread would stall every stream. Instead a child
+process loads the same model, exports its three parts and builds one AOTInductor package for each set of input shapes.
+Loading a package is a dlopen. The packages hold code and no weights: they read this process's own tensors, so memory is
+not doubled, a LoRA's weights written in place take effect at once, and every checkpoint of a shape shares one package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import LoadError
+from .fetching import Report
+from .settings import Controls, Lora, ModelSpec
+from .stylizer import Stylizer
+
+PARTS = ("encode", "denoise", "decode")
+MANIFEST = "manifest.json"
+_LAUNCH = threading.Lock()
+
+
+def pays(device: torch.device) -> bool:
+    """Whether compiling is on by default: on CUDA. On CPUs only where --compile asks (benchmarks/results has why)."""
+    return device.type == "cuda"
+
+
+def cache_folder() -> Path:
+    """Compiled packages are kept between starts; LCMIRROR_CACHE moves them."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lcmirror"
+    return Path(os.environ.get("LCMIRROR_CACHE", default)) / "compiled"
+
+
+def compile_beside(stylizer: Stylizer, report: Report) -> None:
+    """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
+
+    Call from any thread but the one that runs frames. Raises LoadError when the child fails; the stylizer then goes on
+    uncompiled.
+    """
+    folder = cache_folder() / cache_key(stylizer)
+    if not (folder / MANIFEST).is_file():
+        report("Compiling", None)
+        with _LAUNCH:
+            _run_child(stylizer, folder)
+    report("Loading compiled code", None)
+    adopt(stylizer, folder)
+
+
+def cache_key(stylizer: Stylizer) -> str:
+    """Everything the generated code depends on: shapes and configs, not weights."""
+    parts = stylizer.components
+    modules = (parts.unet, parts.vae, *([parts.controlnet] if parts.controlnet is not None else []))
+    device = stylizer.device
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    sources = [(Path(__file__).parent / name).read_text() for name in ("denoiser.py", "stylizer.py", "compiling.py")]
+    identity = [
+        torch.__version__,
+        chip,
+        device.type,
+        str(stylizer.dtype),
+        (stylizer.spec.width, stylizer.spec.height),
+        [dict(module.config) for module in modules],
+        sources,
+    ]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _run_child(stylizer: Stylizer, folder: Path) -> None:
+    order = {"spec": asdict(stylizer.spec), "device": str(stylizer.device), "folder": str(folder)}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.compiling"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).resolve().parent.parent,
+        text=True,
+    )
+    try:
+        _, errors = child.communicate(json.dumps(order))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.terminate()
+    if child.returncode != 0:
+        last = (errors.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise LoadError(f"Compiling failed, frames go on uncompiled: {last}")
+
+
+class _Recorder:
+    """Stands in for a part and remembers one set of inputs for each signature."""
+
+    def __init__(self, part: Callable[..., Tensor]):
+        self.part = part
+        self.calls: dict[tuple, tuple] = {}
+
+    def __call__(self, *args):
+        self.calls.setdefault(signature(args), args)
+        return self.part(*args)
+
+
+class Compiled:
+    """A part with compiled code for known shapes; for others it runs the uncompiled module, which gives the same."""
+
+    def __init__(self, module: torch.nn.Module, runners: dict[tuple, Callable[[list[Tensor]], list[Tensor]]]):
+        self.module = module
+        self.runners = runners
+
+    def __call__(self, *args):
+        runner = self.runners.get(signature(args))
+        if runner is None:
+            return self.module(*args)
+        return runner([arg for arg in args if arg is not None])[0]
+
+
+def signature(args: tuple[Tensor | None, ...]) -> tuple:
+    """Shapes of a call's inputs, None where one is absent."""
+    return tuple(None if arg is None else tuple(arg.shape) for arg in args)
+
+
+def build(stylizer: Stylizer, folder: Path) -> None:
+    """Export and compile every part of a stylizer for every signature it can be called with, into `folder`."""
+    recorders = {name: _Recorder(getattr(stylizer, name)) for name in PARTS}
+    for name, recorder in recorders.items():
+        setattr(stylizer, name, recorder)
+    frame = torch.zeros((1, stylizer.spec.height, stylizer.spec.width, 3), dtype=torch.uint8)
+    for guidance in (1.0, 2.0):  # without and with CFG; a full LCM takes both in one signature
+        stylizer(frame, Controls(steps=1, guidance=guidance))
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    manifest = []
+    for name, recorder in recorders.items():
+        for args in recorder.calls.values():
+            file = f"{name}-{len(manifest)}"
+            constants = _export(recorder.part, args, scratch / f"{file}.pt2")
+            save_file(constants, scratch / f"{file}.safetensors")
+            inputs = [None if a is None else [list(a.shape), list(a.stride()), str(a.dtype)[6:]] for a in args]
+            manifest.append({"part": name, "file": file, "inputs": inputs})
+    (scratch / MANIFEST).write_text(json.dumps(manifest))
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def _export(module: torch.nn.Module, args: tuple, package: Path) -> dict[str, Tensor]:
+    """Write the package; return the constants that tracing lifted out of the code and the module does not own."""
+    with torch.no_grad():
+        program = torch.export.export(module, tuple(_plain(arg) for arg in args), strict=False)
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(package), inductor_configs={"aot_inductor.package_constants_in_so": False}
+        )
+    owned = module.state_dict()
+    return {
+        name: value.detach().contiguous()
+        for name, value in program.constants.items()
+        if isinstance(value, Tensor) and name not in owned
+    }
+
+
+def _plain(arg: Tensor | None) -> Tensor | None:
+    """A copy outside inference mode, which export does not trace, with the same strides."""
+    if arg is None:
+        return None
+    return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device=arg.device).copy_(arg)
+
+
+def adopt(stylizer: Stylizer, folder: Path) -> None:
+    """Load the packages, bind this stylizer's own weights to them, warm them up, swap them in."""
+    modules = {name: getattr(stylizer, name) for name in PARTS}
+    runners: dict[str, dict[tuple, Callable]] = {name: {} for name in PARTS}
+    for entry in json.loads((folder / MANIFEST).read_text()):
+        name, module = entry["part"], modules[entry["part"]]
+        package = torch._inductor.aoti_load_package(str(folder / f"{entry['file']}.pt2"))
+        lifted = load_file(folder / f"{entry['file']}.safetensors", device=str(stylizer.device))
+        known = {**module.state_dict(), **dict(module.named_buffers()), **lifted}
+        constants = {fqn: known[fqn] for fqn in package.get_constant_fqns()}
+        package.load_constants(constants, check_full_update=True, user_managed=True)
+        runner = _Runner(package.loader, constants)
+        example = [
+            None
+            if entry is None
+            else torch.empty_strided(*entry[:2], dtype=getattr(torch, entry[2]), device=stylizer.device).zero_()
+            for entry in entry["inputs"]
+        ]
+        runner([arg for arg in example if arg is not None])
+        runners[name][signature(tuple(example))] = runner
+    if stylizer.device.type == "cuda":
+        torch.cuda.synchronize(stylizer.device)
+    for name in PARTS:
+        setattr(stylizer, name, Compiled(modules[name], runners[name]))
+
+
+class _Runner:
+    """Calls a package without re-reading its call specification each time, and keeps its weights alive."""
+
+    def __init__(self, loader, constants: dict[str, Tensor]):
+        self._run = loader.boxed_run
+        self._constants = constants
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        return self._run(inputs)
+
+
+def _main() -> None:
+    from . import loading
+
+    os.nice(10)  # the running engine comes first
+    order = json.load(sys.stdin)
+    spec = order["spec"]
+    spec = replace(ModelSpec(**{**spec, "loras": tuple(Lora(**lora) for lora in spec["loras"])}), loras=())
+    device = torch.device(order["device"])
+    components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)
+    build(Stylizer(spec, components), Path(order["folder"]))
+
+
+if __name__ == "__main__":
+    _main()

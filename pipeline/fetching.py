@@ -1,0 +1,173 @@
+"""Where a model's files are: a reference (hub id, folder, file) -> a local path, checked early and fetched when allowed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+
+from .errors import LoadError
+from .settings import ModelSpec
+
+Report = Callable[[str, float | None], None]
+
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+PIPELINE_FOLDERS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
+
+
+def references(spec: ModelSpec) -> dict[str, str]:
+    """Everything a spec names: part -> reference."""
+    parts = {"base": spec.base, "unet": spec.unet, "vae": spec.vae, "controlnet": spec.controlnet}
+    parts |= {f"lora {lora.name}": lora.path for lora in spec.loras}
+    return {part: reference for part, reference in parts.items() if reference is not None}
+
+
+def check(spec: ModelSpec) -> None:
+    """What can be said about a spec without loading it: names, suffixes, headers. Raises LoadError."""
+    for part, reference in references(spec).items():
+        path = Path(reference)
+        if path.suffix.lower() in PICKLES:
+            raise LoadError(
+                f"{reference} is a pickle checkpoint, which can run code when opened: convert it to .safetensors."
+            )
+        if path.is_dir():
+            _check_folder(part, path)
+        elif path.is_file():
+            check_safetensors(path)
+        elif path.suffix == ".safetensors" or path.is_absolute() or reference.startswith("."):
+            raise LoadError(f"There is no file or folder {reference}.")
+        elif not _HUB_ID.fullmatch(reference):
+            raise LoadError(
+                f"{reference!r} is neither a preset, a file, a folder nor a hub id (owner/name): "
+                "`python main.py models` lists the presets."
+            )
+
+
+def check_safetensors(path: Path) -> dict:
+    """The header of a .safetensors file: JSON, tensor name -> {dtype, shape, data_offsets}. Raises LoadError."""
+    if path.suffix != ".safetensors":
+        raise LoadError(f"{path} is not a .safetensors file.")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        try:
+            if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            if not ends or 8 + length + max(ends) != size:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise LoadError(f"{path} is broken or cut off: download it again.") from error
+    return header
+
+
+def _check_folder(part: str, folder: Path) -> None:
+    if part == "base" and not (folder / "model_index.json").is_file():
+        raise LoadError(f"{folder} is not a diffusers model folder: it has no model_index.json.")
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]
+    if not weights:
+        pickles = [file for file in (*folder.glob("*"), *folder.glob("*/*")) if file.suffix in PICKLES]
+        if pickles:
+            raise LoadError(
+                f"{folder} holds pickle weights only ({pickles[0].name}), which can run code when opened: "
+                "convert them to .safetensors."
+            )
+        raise LoadError(f"{folder} holds no .safetensors weights.")
+    for file in weights:
+        check_safetensors(file)
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """Of a repository's files those that loading reads: configs, tokenizer, and one set of safetensors weights.
+
+    A pipeline repository (with a model_index.json) is read by folders, any other at its root; where weights come both
+    plain and as an fp16 variant, the variant is half the download and enough for the GPU.
+    """
+    names = sorted(names)
+    is_pipeline = "model_index.json" in names
+    wanted = []
+    for name in names:
+        path = PurePosixPath(name)
+        folder = str(path.parent)
+        if path.suffix not in {".json", ".txt", ".safetensors"} or "non_ema" in path.name:
+            continue
+        if is_pipeline and not (folder in PIPELINE_FOLDERS or name == "model_index.json"):
+            continue
+        if not is_pipeline and (folder != "." or path.name.startswith("taesd_")):
+            continue
+        if name.endswith(".safetensors") and name.removesuffix(".safetensors") + ".fp16.safetensors" in names:
+            continue
+        wanted.append(name)
+    return wanted
+
+
+def locate(reference: str, *, download: bool, report: Report) -> Path:
+    """The local folder or file of a reference. A hub id comes from the local cache, or from the hub if `download`."""
+    path = Path(reference)
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        if not download:
+            raise LoadError(
+                f"The weights of {reference} are not on disk: `python main.py models pull NAME` fetches a preset's."
+            ) from error
+    return _download(reference, report)
+
+
+def on_disk(spec: ModelSpec) -> bool:
+    """Whether everything that a spec names can be had without the network."""
+
+    def quiet(detail: str, progress: float | None) -> None:
+        return None
+
+    try:
+        for reference in references(spec).values():
+            folder = locate(reference, download=False, report=quiet)
+            if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]:
+                return False
+    except LoadError:
+        return False
+    return True
+
+
+def _download(repo: str, report: Report) -> Path:
+    """Fetch what loading needs of one hub repository; progress counts bytes over all its files."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+    from tqdm.auto import tqdm
+
+    report(f"Asking the hub for {repo}", None)
+    try:
+        info = HfApi().model_info(repo, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        wanted = needed_files(sizes)
+        total, done = sum(sizes[name] for name in wanted) or 1, 0
+
+        class Progress(tqdm):
+            """The hub client's progress bar, also told to `report`."""
+
+            def update(self, n=1):
+                shown = super().update(n)
+                report(f"Downloading {repo}", min(1.0, (done + self.n) / total))
+                return shown
+
+        for name in wanted:
+            file = Path(hf_hub_download(repo, name, revision=info.sha, tqdm_class=Progress))
+            done += sizes[name]
+        return file.parents[len(PurePosixPath(wanted[-1]).parts) - 1]
+    except RepositoryNotFoundError as error:
+        raise LoadError(f"The hub has no public model {repo}: check the name.") from error
+    except (HTTPError, OSError) as error:
+        raise LoadError(
+            f"The hub cannot be reached for {repo} ({type(error).__name__}): go online, "
+            "or use `--model mini`, which needs no download."
+        ) from error

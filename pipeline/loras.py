@@ -1,0 +1,99 @@
+"""LoRAs as plain weights: W = W0 + sum_i w_i * scale_i * B_i A_i (arXiv 2106.09685), written in place.
+
+The layers stay ordinary ones at the same address, so a LoRA costs nothing per frame and compiled code stays valid when
+a weight changes. W0 is kept, because adding and subtracting in half precision drifts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .errors import LoadError
+from .settings import Lora
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """What one LoRA adds to one weight."""
+
+    lora: str
+    down: Tensor  # A: [rank, in, ...]
+    up: Tensor  # B: [out, rank, ...]
+    scale: float  # alpha / rank
+
+    def delta(self, weight: float, like: Tensor) -> Tensor:
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return (weight * self.scale) * (up @ down).view(like.shape)
+
+
+class LoraSet:
+    """All LoRAs of a model and the weights they now act with."""
+
+    def __init__(self, pristine: dict[nn.Parameter, Tensor], patches: dict[nn.Parameter, list[_Patch]], names):
+        self._pristine = pristine
+        self._patches = patches
+        self.names: tuple[str, ...] = tuple(names)
+        self._applied: dict[str, float] | None = None
+
+    @torch.no_grad()
+    def apply(self, weights: dict[str, float]) -> bool:
+        """Write W0 + sum of the LoRAs at `weights` (name -> weight); False when they stood so already."""
+        if weights == self._applied:
+            return False
+        for parameter, patches in self._patches.items():
+            total = self._pristine[parameter].float()
+            for patch in patches:
+                total = total + patch.delta(weights[patch.lora], parameter)
+            parameter.copy_(total)
+        self._applied = dict(weights)
+        return True
+
+
+def extract(pipe: StableDiffusionPipeline, loras: tuple[Lora, ...], files: dict[str, str]) -> LoraSet:
+    """Load each LoRA through diffusers (which knows every key style), keep its factors, leave plain layers behind.
+
+    files: LoRA name -> local .safetensors file. Raises LoadError when a file does not fit the model whole.
+    """
+    patches: dict[nn.Parameter, list[_Patch]] = {}
+    for lora in loras:
+        try:
+            pipe.load_lora_weights(files[lora.name], adapter_name=_adapter_name(lora.name))
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise LoadError(f"LoRA {lora.path} does not fit this model: {_first_line(error)}.") from error
+        found = 0
+        for module in (*pipe.unet.modules(), *pipe.text_encoder.modules()):
+            if not isinstance(module, LoraLayer) or _adapter_name(lora.name) not in module.lora_A:
+                continue
+            name = _adapter_name(lora.name)
+            patch = _Patch(
+                lora.name, module.lora_A[name].weight.data, module.lora_B[name].weight.data, module.scaling[name]
+            )
+            patches.setdefault(module.base_layer.weight, []).append(patch)
+            found += 1
+        expected = _count_layers(files[lora.name])
+        if found != expected:
+            raise LoadError(
+                f"LoRA {lora.path} fits {found} of its {expected} layers here: it was made for another kind of model."
+            )
+        pipe.unload_lora_weights()
+    pristine = {parameter: parameter.detach().clone() for parameter in patches}
+    return LoraSet(pristine, patches, [lora.name for lora in loras])
+
+
+def _adapter_name(name: str) -> str:
+    return name.replace(".", "_")  # torch module names take no dots
+
+
+def _count_layers(file: str) -> int:
+    with safe_open(file, framework="pt") as tensors:
+        return sum(".lora_A." in key or "lora_down." in key or ".lora.down." in key for key in tensors.keys())  # noqa: SIM118
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,70 @@
+"""Named models: a table. A row says what is loaded, which controls suit it, and what it costs to have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .settings import Controls, Lora, ModelSpec
+
+MINI = Path(__file__).resolve().parent.parent / "models" / "mini"
+LCM_LORA_SD15 = Lora("latent-consistency/lcm-lora-sdv1-5", name="lcm")
+
+
+@dataclass(frozen=True)
+class Preset:
+    about: str
+    needs: str
+    spec: ModelSpec
+    controls: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def defaults(self) -> Controls:
+        return Controls(**self.controls)
+
+
+TABLE = MappingProxyType(
+    {
+        "mini": Preset(
+            "Bundled miniature, for any laptop: no download, no GPU",
+            "2 CPU cores",
+            ModelSpec(str(MINI), width=256, height=256),
+            {"prompt": "watercolor painting", "strength": 0.5, "steps": 1},
+        ),
+        "sd15": Preset(
+            "DreamShaper 7 with LCM-LoRA and TAESD, image to image",
+            "CUDA GPU with 4 GB; downloads about 2.3 GB",
+            ModelSpec("Lykon/dreamshaper-7", vae="madebyollin/taesd", loras=(LCM_LORA_SD15,)),
+            {"prompt": "oil painting, masterpiece", "strength": 0.5, "steps": 2, "guidance": 1.0},
+        ),
+        "sd15-canny": Preset(
+            "The same, held to the camera's edges by ControlNet canny",
+            "CUDA GPU with 6 GB; downloads about 3 GB",
+            ModelSpec(
+                "Lykon/dreamshaper-7",
+                vae="madebyollin/taesd",
+                loras=(LCM_LORA_SD15,),
+                controlnet="lllyasviel/sd-controlnet-canny",
+            ),
+            {
+                "prompt": "oil painting, masterpiece",
+                "strength": 0.5,
+                "steps": 2,
+                "guidance": 1.5,
+                "control_scale": 0.8,
+                "canny_low": 100,
+                "canny_high": 200,
+            },
+        ),
+        "lcm-dreamshaper": Preset(
+            "Full LCM checkpoint of DreamShaper 7, guidance by embedding",
+            "CUDA GPU with 6 GB; downloads about 4.3 GB",
+            ModelSpec("SimianLuo/LCM_Dreamshaper_v7"),
+            {"prompt": "oil painting, masterpiece", "strength": 0.5, "steps": 4, "guidance": 7.5},
+        ),
+    }
+)
+
+PRESETS = MappingProxyType({name: row.spec for name, row in TABLE.items()})

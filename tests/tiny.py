@@ -1,0 +1,118 @@
+"""Complete checkpoints of a few hundred kilobytes with random weights, in the layouts that real ones have on disk.
+
+Random weights prove that our pictures equal diffusers' own; no user ever sees one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WIDTH = 16  # of the text encoder, and so of the UNet's cross attention
+UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (4, 8, 8, 8),
+    "layers_per_block": 2,  # the topology of SD1.5: 12 + 1 ControlNet residuals
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "ff.net.2"]
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """Byte-level: 512 symbols and the two ends, no merges."""
+    folder.mkdir(parents=True, exist_ok=True)
+    symbols = sorted(ByteLevel.alphabet())
+    words = symbols + [symbol + "</w>" for symbol in symbols] + ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, pad_token="<|endoftext|>"
+    )
+
+
+def checkpoint(
+    folder: Path, *, guidance_embedding: bool = False, prediction: str = "epsilon", kl: bool = False, seed: int = 0
+) -> Path:
+    """An SD1.5-shaped pipeline in diffusers' folder layout. guidance_embedding makes it a full LCM."""
+    torch.manual_seed(seed)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=514, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=WIDTH,
+        )
+    )  # fmt: skip
+    vae = (
+        AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4), norm_num_groups=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+        if kl
+        else AutoencoderTiny(
+            encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1), latent_channels=4,
+        )
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer(folder / "tokenizer"),
+        unet=UNet2DConditionModel(**UNET, time_cond_proj_dim=256 if guidance_embedding else None),
+        scheduler=LCMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
+            set_alpha_to_one=False, steps_offset=1, clip_sample=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def controlnet(folder: Path, *, gain: float = 1.0, seed: int = 1) -> Path:
+    """A ControlNet of the checkpoint's shape. Its zero convolutions are given weights, times `gain`."""
+    torch.manual_seed(seed)
+    shape = {name: UNET[name] for name in ("in_channels", "block_out_channels", "layers_per_block", "down_block_types")}
+    net = ControlNetModel(
+        **shape,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        conditioning_embedding_out_channels=(4, 8, 8, 8),
+    )
+    with torch.no_grad():
+        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(block.weight, std=gain)
+    net.save_pretrained(folder)
+    return folder
+
+
+def lora(folder: Path, base: Path, *, name: str = "pytorch_lora_weights.safetensors", seed: int = 2) -> Path:
+    """A LoRA for `base` with weights large enough to show, as diffusers' own saver writes it."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS, init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=get_peft_model_state_dict(unet), weight_name=name
+    )
+    return folder / name
