@@ -72,11 +72,13 @@ def checkpoint(
             num_decoder_blocks=(1, 1, 1, 1), latent_channels=4,
         )
     )  # fmt: skip
+    unet = UNet2DConditionModel(**UNET, time_cond_proj_dim=256 if guidance_embedding else None)
+    _give_contrast(vae, unet)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer(folder / "tokenizer"),
-        unet=UNet2DConditionModel(**UNET, time_cond_proj_dim=256 if guidance_embedding else None),
+        unet=unet,
         scheduler=LCMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
             set_alpha_to_one=False, steps_offset=1, clip_sample=False,
@@ -89,8 +91,22 @@ def checkpoint(
     return folder
 
 
+@torch.no_grad()
+def _give_contrast(vae, unet) -> None:
+    """Random weights paint flat grey whatever comes in: scale each module's last layer so that a wrong step shows."""
+    picture = torch.rand(1, 3, 64, 64).round() * 2 - 1
+    if isinstance(vae, AutoencoderTiny):
+        vae.encoder.layers[-1].weight /= vae.encode(picture).latents.std(dim=(2, 3)).mean()
+        vae.decoder.layers[-1].weight *= 0.6 / vae.decode(torch.randn(1, 4, 8, 8)).sample.std()
+    else:
+        vae.decoder.conv_out.weight *= 3
+    unet.conv_out.weight *= 3
+    if unet.config.time_cond_proj_dim:
+        unet.time_embedding.cond_proj.weight *= 10
+
+
 def controlnet(folder: Path, *, gain: float = 1.0, seed: int = 1) -> Path:
-    """A ControlNet of the checkpoint's shape. Its zero convolutions are given weights, times `gain`."""
+    """A ControlNet of the checkpoint's shape. Its zero convolutions are given weights of deviation `gain`."""
     torch.manual_seed(seed)
     shape = {name: UNET[name] for name in ("in_channels", "block_out_channels", "layers_per_block", "down_block_types")}
     net = ControlNetModel(
@@ -101,8 +117,11 @@ def controlnet(folder: Path, *, gain: float = 1.0, seed: int = 1) -> Path:
         conditioning_embedding_out_channels=(4, 8, 8, 8),
     )
     with torch.no_grad():
-        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
             torch.nn.init.normal_(block.weight, std=gain)
+        for layer in net.controlnet_cond_embedding.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight)
     net.save_pretrained(folder)
     return folder
 

@@ -1,0 +1,75 @@
+"""A real server on loopback with a fake engine behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from stream import signalling
+from stream.engine_room import EngineRoom
+from stream.server import make_app
+from stream.streams import Streams
+from stream.webrtc import Sessions
+
+from .fakes import FakeStylizer
+
+
+@dataclass
+class Server:
+    url: str
+    http: aiohttp.ClientSession
+    room: EngineRoom
+    streams: Streams
+    sessions: Sessions
+    runner: web.AppRunner
+    stylizer: FakeStylizer
+
+    async def get(self, path: str):
+        async with self.http.get(self.url + path) as response:
+            return response.status, await response.json()
+
+    async def patch(self, path: str, **json_body):
+        async with self.http.patch(self.url + path, json=json_body) as response:
+            return response.status, await response.json()
+
+    async def stats(self, name: str) -> dict:
+        status, body = await self.get(f"/api/streams/{name}")
+        assert status == 200, body
+        return body
+
+
+@pytest.fixture
+async def start_server():
+    """start_server(stylizer=..., **options of make_app) -> Server; any number of them in a test."""
+    cleanups = []
+
+    async def start(stylizer: FakeStylizer | None = None, *, load=None, wait=True, room_options=None, **options):
+        stylizer = stylizer or FakeStylizer()
+        room = EngineRoom(load or (lambda report: stylizer), model="fake", **(room_options or {}))
+        streams = Streams(room, max_names=options.pop("max_names", 256))
+        app = make_app(room, streams, **options)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        room.start()
+        if wait:
+            room.wait_settled(10)
+        http = aiohttp.ClientSession()
+        port = runner.addresses[0][1]
+        cleanups.append((http, runner, room))
+        return Server(f"http://127.0.0.1:{port}", http, room, streams, app[signalling.SESSIONS], runner, stylizer)
+
+    yield start
+    for http, runner, room in reversed(cleanups):
+        await http.close()
+        await runner.cleanup()
+        room.close()
+
+
+@pytest.fixture
+async def server(start_server) -> Server:
+    return await start_server()

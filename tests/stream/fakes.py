@@ -1,0 +1,55 @@
+"""Stand-ins for the engine: they have the Stylizer's shape, and faults and pace that a test can set."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from pipeline.settings import Controls
+
+SIZE = 64
+
+
+class FakeStylizer:
+    """Paints each frame's mean colour over the whole picture, red and blue swapped unless `bypass`.
+
+    A prompt of "fail" raises; `gate` (an Event) holds every call up until it is set; `calls` keeps the controls.
+    """
+
+    device = "fake"
+    features = frozenset({"cfg", "guidance", "lora"})
+    loras = ("ink",)
+
+    def __init__(self, engine_s: float = 0.0, max_batch: int = 1):
+        self.spec = SimpleNamespace(width=SIZE, height=SIZE)
+        self.engine_s, self.max_batch = engine_s, max_batch
+        self.gate = threading.Event()
+        self.gate.set()
+        self.calls: list[tuple[Controls, ...]] = []
+
+    def check(self, controls: Controls) -> None:
+        for name in controls.lora_weights:
+            if name not in self.loras:
+                raise ValueError(f"lora_weights: there is no LoRA named {name}.")
+
+    def shape_key(self, controls: Controls):
+        return controls.steps, controls.bypass
+
+    def __call__(self, frames: np.ndarray, controls) -> np.ndarray:
+        self.gate.wait(20)
+        self.calls.append(tuple(controls))
+        if self.engine_s:
+            time.sleep(self.engine_s)
+        if any(one.prompt == "fail" for one in controls):
+            raise RuntimeError("The paint ran out.")
+        means = frames.mean(axis=(1, 2)).round().astype(np.uint8)
+        painted = np.stack([m if one.bypass else m[::-1] for m, one in zip(means, controls, strict=True)])
+        return np.broadcast_to(painted[:, None, None, :], (len(frames), SIZE, SIZE, 3)).copy()
+
+
+def solid(red: int, green: int, blue: int, size: int = 48) -> np.ndarray:
+    """uint8 [size, size, 3] of one colour."""
+    return np.full((size, size, 3), (red, green, blue), np.uint8)

@@ -1,0 +1,27 @@
+"""`python -m tests.stream.serve_fake`: the server with the fake engine in a process of its own; prints its port."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from stream.engine_room import EngineRoom
+from stream.server import make_app
+from stream.streams import Streams
+
+from .fakes import FakeStylizer
+
+
+async def main() -> None:
+    room = EngineRoom(lambda report: FakeStylizer(), model="fake")
+    room.start()
+    runner = web.AppRunner(make_app(room, Streams(room)), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,132 @@
+"""Who is let in: Host, Origin, token; and what other origins and browsers are told."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+
+from stream.access import Access, host_name
+
+from .peers import Publisher, Viewer, until
+
+FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
+
+
+@pytest.mark.parametrize(
+    "host", ["stranger.example", "stranger.example:80", "127.0.0.1.stranger.example", "[::2]", "0.0.0.0"]
+)
+async def test_foreign_host_headers_are_refused(server, host):
+    for path in ("/", "/api/status", "/whip/one", "/healthz"):
+        async with server.http.get(server.url + path, headers={"Host": host}) as response:
+            assert response.status == 403
+            assert "host name" in (await response.json())["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:9", "[::1]:8080", "LOCALHOST"])
+async def test_loopback_names_are_known(server, host):
+    async with server.http.get(server.url + "/api/status", headers={"Host": host}) as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    "origin", [STRANGER, "null", "http://127.0.0.1:1", "file://", "http://[", "https://127.0.0.1.x"]
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/api/status"), ("PATCH", "/api/streams/a/controls"), ("POST", "/whip/a")]
+)
+async def test_other_origins_are_refused(server, origin, method, path):
+    async with server.http.request(method, server.url + path, headers={"Origin": origin}) as response:
+        assert response.status == 403
+        assert "--allow-origin" in (await response.json())["error"]
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_a_strangers_websocket_is_refused(server):
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await server.http.ws_connect(f"{server.url}/api/streams/a/events", headers={"Origin": STRANGER})
+    assert refused.value.status == 403
+
+
+async def test_our_own_pages_are_let_in(server):
+    async with server.http.get(server.url + "/api/status", headers={"Origin": server.url}) as response:
+        assert response.status == 200
+
+
+async def test_an_allowed_origin_gets_what_whip_and_whep_ask(start_server):
+    server = await start_server(allow_origins=[FRIEND])
+    asked = {"Origin": FRIEND, "Access-Control-Request-Method": "PATCH"}
+    for path in ("/whip/one", "/whep/one/some-session", "/api/streams/one/controls", "/api/status"):
+        async with server.http.options(server.url + path, headers=asked) as response:
+            assert response.status in (200, 204)
+            assert response.headers["Access-Control-Allow-Origin"] == FRIEND
+            assert {"PATCH", "DELETE", "POST"} <= set(response.headers["Access-Control-Allow-Methods"].split(", "))
+            allowed = response.headers["Access-Control-Allow-Headers"].lower()
+            assert all(name in allowed for name in ("content-type", "authorization", "if-match"))
+    async with aiohttp.ClientSession(headers={"Origin": FRIEND}) as http, Publisher(http, f"{server.url}/whip/one"):
+        await until(lambda: server.streams.get("one").last_picture is not None)
+    async with server.http.get(server.url + "/nothing", headers={"Origin": FRIEND}) as response:
+        exposed = set(response.headers["Access-Control-Expose-Headers"].split(", "))
+        assert {"Location", "ETag", "Link"} <= exposed
+    async with server.http.options(server.url + "/whip/one", headers={"Origin": STRANGER}) as response:
+        assert response.status == 403
+
+
+async def test_the_token_guards_everything_but_the_pages(start_server):
+    server = await start_server(token="s3cret")
+    guarded = ["/api/status", "/api/streams", "/api/schema", "/api/streams/one/controls", "/metrics", "/whip/one"]
+    for path in guarded:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
+            async with server.http.get(server.url + path, headers=headers) as response:
+                assert response.status == 401
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+                assert "token" in (await response.json())["error"]
+        async with server.http.get(server.url + path + "?token=wr%C3%B6ng") as response:
+            assert response.status == 401
+        for url, headers in ((path, {"Authorization": "Bearer s3cret"}), (path + "?token=s3cret", {})):
+            async with server.http.get(server.url + url, headers=headers) as response:
+                assert response.status < 300
+    for path in ("/", "/view/one", "/static/index.html", "/healthz"):
+        async with server.http.get(server.url + path) as response:
+            assert response.status == 200
+    async with server.http.ws_connect(f"{server.url}/api/streams/one/events?token=s3cret") as socket:
+        assert (await socket.receive_json(timeout=10))["type"] == "status"
+
+
+async def test_video_flows_with_the_token(start_server):
+    server = await start_server(token="s3cret")
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": "Bearer s3cret"}) as http,
+        Publisher(http, f"{server.url}/whip/one"),
+        Viewer(http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.next_frame()
+
+
+async def test_beyond_loopback_any_host_name_is_known_to_those_with_the_token(start_server):
+    server = await start_server(host="0.0.0.0", token="s3cret")
+    headers = {"Host": "studio.lan:8080", "Authorization": "Bearer s3cret"}
+    async with server.http.get(server.url + "/api/status", headers=headers) as response:
+        assert response.status == 200
+    async with server.http.get(server.url + "/api/status", headers={"Host": "studio.lan:8080"}) as response:
+        assert response.status == 401
+
+
+def test_the_bound_address_is_known_without_a_token_others_are_not():
+    access = Access(host="192.168.1.5")
+    assert access.knows_host("192.168.1.5:8080")
+    assert not access.knows_host("192.168.1.6:8080")
+    assert host_name("[::1") is None
+
+
+async def test_pages_come_with_headers_that_keep_them_safe(server):
+    for path, cache in (("/", "no-store"), ("/view/one", "no-store"), ("/static/index.html", "no-cache")):
+        async with server.http.get(server.url + path) as response:
+            assert response.status == 200
+            assert response.content_type == "text/html"
+            policy = response.headers["Content-Security-Policy"]
+            assert "default-src 'self'" in policy
+            assert "script-src 'self'" in policy
+            assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Referrer-Policy"] == "no-referrer"
+            assert response.headers["Cache-Control"] == cache

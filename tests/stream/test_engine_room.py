@@ -1,0 +1,274 @@
+"""The engine room without any network: frames put, pictures got, faults kept where they belong."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+from av import VideoFrame
+
+from pipeline.settings import Controls
+from stream.engine_room import EngineRoom
+from stream.mailbox import Mailbox
+from stream.streams import Streams
+
+from .fakes import SIZE, FakeStylizer, solid
+
+PATIENCE_S = 10.0
+
+
+class Source:
+    kind = "test"
+
+
+class House:
+    """An engine room, its streams, and shorthands."""
+
+    def __init__(self, stylizer=None, *, load=None, **options):
+        self.stylizer = stylizer or FakeStylizer()
+        self.room = EngineRoom(load or (lambda report: self.stylizer), model="fake", **options)
+        self.streams = Streams(self.room)
+        self.room.start()
+
+    def open(self, name):
+        stream, shown = self.streams.get(name), Mailbox()
+        stream.watch(shown.put)
+        return stream, stream.publish(Source())[0], shown
+
+    def settle(self, stream):
+        """Wait until nothing of the stream is in flight."""
+        wait_for(lambda: in_flight(stream) == 0)
+        return stream.snapshot()
+
+
+def in_flight(stream):
+    stats = stream.snapshot()
+    return stats["frames_in"] - stats["frames_out"] - stats["frames_dropped"]
+
+
+def wait_for(condition):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def house():
+    houses = []
+
+    def build(*args, **options):
+        houses.append(House(*args, **options))
+        return houses[-1]
+
+    yield build
+    for one in houses:
+        one.stylizer.gate.set()
+        one.room.close()
+
+
+def test_a_frame_goes_in_and_its_picture_comes_out(house):
+    one = house()
+    stream, publication, shown = one.open("a")
+    publication.put(solid(200, 100, 50))
+    picture = shown.take(PATIENCE_S)
+    assert picture.rgb.shape == (SIZE, SIZE, 3)
+    assert tuple(picture.rgb[0, 0]) == (50, 100, 200)
+    frame = VideoFrame.from_ndarray(solid(90, 90, 90), format="rgb24").reformat(format="yuv420p")
+    publication.put(frame, media_s=5.0)
+    assert np.abs(shown.take(PATIENCE_S).rgb.astype(int) - 90).max() <= 3
+    assert one.settle(stream)["frames_out"] == 2
+
+
+def test_controls_apply_from_the_next_frame_and_the_last_value_wins(house):
+    one = house()
+    stream, publication, shown = one.open("a")
+    publication.put(solid(200, 0, 0))
+    assert tuple(shown.take(PATIENCE_S).rgb[0, 0]) == (0, 0, 200)
+    stream.set_controls(Controls(prompt="never seen"))
+    stream.set_controls(Controls(bypass=True))
+    publication.put(solid(200, 0, 0))
+    assert tuple(shown.take(PATIENCE_S).rgb[0, 0]) == (200, 0, 0)
+    assert "never seen" not in [one.prompt for call in one.stylizer.calls for one in call]
+
+
+def test_while_the_engine_works_only_the_newest_frame_is_kept_and_the_rest_is_counted(house):
+    one = house()
+    stream, publication, shown = one.open("a")
+    one.stylizer.gate.clear()
+    publication.put(solid(0, 0, 0))
+    wait_for(lambda: stream.mailbox.peek() is None)
+    for level in range(1, 20):
+        publication.put(solid(level * 10, 0, 0))
+        assert 0 <= in_flight(stream) <= 3
+    one.stylizer.gate.set()
+    stats = one.settle(stream)
+    assert (stats["frames_in"], stats["frames_out"], stats["frames_dropped"]) == (20, 2, 18)
+    assert shown.take().rgb[0, 0, 2] == 190
+
+
+def test_frames_put_before_the_model_is_ready_wait_newest_wins_and_then_flow(house):
+    loaded, stylizer = threading.Event(), FakeStylizer()
+
+    def load(report):
+        report("Reading weights.", 0.5)
+        loaded.wait(PATIENCE_S)
+        return stylizer
+
+    one = house(stylizer, load=load)
+    stream, publication, shown = one.open("a")
+    for level in (10, 20, 30):
+        publication.put(solid(level, 0, 0))
+    wait_for(lambda: one.room.status()["progress"] == 0.5)
+    assert one.room.status() == {
+        "state": "loading",
+        "model": "fake",
+        "device": "",
+        "detail": "Reading weights.",
+        "progress": 0.5,
+        "compiled": "no",
+    }
+    loaded.set()
+    assert one.room.wait_settled(PATIENCE_S)
+    assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 30
+    status = one.room.status()
+    assert (status["state"], status["size"], status["loras"]) == ("ready", f"{SIZE}x{SIZE}", ["ink"])
+    assert one.settle(stream)["frames_dropped"] == 2
+
+
+def test_a_frame_that_waited_beyond_the_budget_is_dropped_and_a_fresh_one_shown(house):
+    one = house(budget_s=0.5)
+    stream, publication, shown = one.open("a")
+    publication.put(solid(10, 0, 0), arrived_s=time.monotonic() - 0.6)
+    assert one.settle(stream)["frames_dropped"] == 1
+    publication.put(solid(20, 0, 0))
+    assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 20
+
+
+def test_a_model_that_cannot_load_is_told_in_one_sentence(house):
+    def load(report):
+        raise FileNotFoundError("No model at weights.safetensors;\n  run python main.py models pull mini.")
+
+    one = house(load=load)
+    assert not one.room.wait_settled(PATIENCE_S)
+    assert one.room.status()["state"] == "failed"
+    assert one.room.status()["detail"] == "No model at weights.safetensors; run python main.py models pull mini."
+    assert isinstance(one.room.failure, FileNotFoundError)
+    stream, publication, _ = one.open("a")
+    for _ in range(5):
+        publication.put(solid(0, 0, 0))
+    assert in_flight(stream) == 1
+
+
+@pytest.mark.parametrize("max_batch", [1, 2])
+def test_a_fault_in_one_stream_harms_no_other_and_is_told_and_logged_once(house, caplog, max_batch):
+    one = house(FakeStylizer(max_batch=max_batch))
+    good, good_publication, good_shown = one.open("good")
+    bad, bad_publication, _ = one.open("bad")
+    bad.set_controls(Controls(prompt="fail"))
+    with caplog.at_level(logging.ERROR):
+        for level in (10, 20, 30):
+            one.stylizer.gate.clear()  # so that both lie in their slots at the same time
+            bad_publication.put(solid(0, 0, 0))
+            good_publication.put(solid(level, 0, 0))
+            one.stylizer.gate.set()
+            assert good_shown.take(PATIENCE_S).rgb[0, 0, 2] == level
+            one.settle(bad)
+    assert bad.snapshot()["detail"] == "The paint ran out."
+    assert bad.snapshot()["frames_dropped"] == 3
+    assert good.snapshot()["detail"] == ""
+    assert len([record for record in caplog.records if "bad" in record.getMessage()]) == 1
+    bad.set_controls(Controls())
+    bad_publication.put(solid(0, 0, 0))
+    assert one.settle(bad)["detail"] == ""
+
+
+def test_streams_of_equal_shape_share_a_batch_and_others_do_not(house):
+    one = house(FakeStylizer(max_batch=4))
+    streams = {name: one.open(name) for name in ("a", "b", "c", "d")}
+    streams["c"][0].set_controls(Controls(steps=4))
+    one.stylizer.gate.clear()
+    streams["d"][1].put(solid(1, 1, 1))  # keeps the engine busy while the others queue up
+    wait_for(lambda: streams["d"][0].mailbox.peek() is None)
+    for level, name in enumerate("abc", start=1):
+        streams[name][1].put(solid(level * 50, 0, 0))
+    one.stylizer.gate.set()
+    for level, name in enumerate("abc", start=1):
+        assert streams[name][2].take(PATIENCE_S).rgb[0, 0, 2] == level * 50
+    assert sorted(len(call) for call in one.stylizer.calls) == [1, 1, 2]
+
+
+def test_streams_with_sources_of_different_sizes_are_served_by_a_batching_engine(house):
+    one = house(FakeStylizer(max_batch=4))
+    small, large = one.open("small"), one.open("large")
+    one.stylizer.gate.clear()
+    small[1].put(solid(50, 0, 0, size=32))
+    large[1].put(solid(100, 0, 0, size=96))
+    one.stylizer.gate.set()
+    assert small[2].take(PATIENCE_S).rgb[0, 0, 2] == 50
+    assert large[2].take(PATIENCE_S).rgb[0, 0, 2] == 100
+
+
+def test_steps_are_taken_off_when_the_engine_exceeds_the_budget(house):
+    class Slow(FakeStylizer):
+        def __call__(self, frames, controls):
+            time.sleep(0.02 * controls[0].steps)
+            return super().__call__(frames, controls)
+
+    one = house(Slow(), budget_s=0.1)
+    stream, publication, shown = one.open("a")
+    stream.set_controls(Controls(steps=8))
+    for _ in range(8):
+        publication.put(solid(0, 0, 0))
+        shown.take(PATIENCE_S)
+    stats = stream.snapshot()
+    assert stats["quality"] > 0
+    assert stats["steps"] == 8 - stats["quality"]
+    assert [call[0].steps for call in one.stylizer.calls][:3] == [8, 8, 8]
+    assert one.stylizer.calls[-1][0].steps < 8
+    assert stream.controls.steps == 8  # what was asked for stays
+
+
+def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
+    begun, finish = threading.Event(), threading.Event()
+
+    def compile(stylizer, report):
+        report("Compiling the UNet.", 0.3)
+        begun.set()
+        finish.wait(PATIENCE_S)
+
+    one = house(compile=compile)
+    begun.wait(PATIENCE_S)
+    status = one.room.status()
+    assert (status["state"], status["compiled"], status["detail"]) == ("ready", "compiling", "Compiling the UNet.")
+    _, publication, shown = one.open("a")
+    publication.put(solid(10, 0, 0))
+    assert shown.take(PATIENCE_S) is not None
+    finish.set()
+    wait_for(lambda: one.room.status()["compiled"] == "yes")
+
+
+def test_a_failed_compilation_leaves_the_engine_running(house):
+    def compile(stylizer, report):
+        raise RuntimeError("No C++ compiler was found.")
+
+    one = house(compile=compile)
+    wait_for(lambda: "No C++ compiler" in one.room.status()["detail"])
+    assert (one.room.status()["state"], one.room.status()["compiled"]) == ("ready", "no")
+    _, publication, shown = one.open("a")
+    publication.put(solid(10, 0, 0))
+    assert shown.take(PATIENCE_S) is not None
+
+
+def test_status_changes_reach_subscribers_until_they_leave(house):
+    told = []
+    room = EngineRoom(lambda report: FakeStylizer())
+    leave = room.subscribe(lambda: told.append(room.status()["state"]))
+    room.start()
+    room.wait_settled(PATIENCE_S)
+    wait_for(lambda: "ready" in told)
+    leave()
+    room.close()

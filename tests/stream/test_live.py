@@ -1,0 +1,185 @@
+"""The whole live way with real peers: publish, stylize, watch."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import aioice.ice
+import numpy as np
+import pytest
+
+from stream import tracks, webrtc
+
+from .fakes import FakeStylizer
+from .peers import Publisher, Viewer, new_peer, until
+
+RED, RED_SHOWN = (200, 40, 40), (40, 40, 200)  # the fake engine swaps red and blue
+GREEN, GREEN_SHOWN = (30, 180, 90), (90, 180, 30)
+
+
+@pytest.mark.parametrize(("published", "watched"), [("VP8", "VP8"), ("H264", "H264"), ("VP8", "H264")])
+async def test_what_is_published_is_seen_stylized(server, published, watched):
+    async with Publisher(server.http, f"{server.url}/whip/one", RED, published) as publisher:
+        async with Viewer(server.http, f"{server.url}/whep/one", watched) as viewer:
+            await viewer.sees(RED_SHOWN)
+            stats = await server.stats("one")
+        assert publisher.location.startswith("/whip/one/")
+    assert (stats["width"], stats["height"]) == (64, 64)
+    assert (stats["publishing"], stats["publisher"], stats["viewers"]) == (True, "whip", 1)
+    assert 0 <= stats["frames_in"] - stats["frames_out"] - stats["frames_dropped"] <= 3
+    await until(lambda: not server.sessions)
+
+
+async def test_an_offer_with_sound_is_answered_and_its_video_shown(server):
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED, audio=True),
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.sees(RED_SHOWN)
+
+
+async def test_two_streams_are_never_mixed_up(server):
+    """Different colours, different controls, several viewers: every frame any viewer gets is of its own stream."""
+    await server.patch("/api/streams/green/controls", bypass=True)
+    async with (
+        Publisher(server.http, f"{server.url}/whip/red", RED),
+        Publisher(server.http, f"{server.url}/whip/green", GREEN),
+        Viewer(server.http, f"{server.url}/whep/red") as red,
+        Viewer(server.http, f"{server.url}/whep/green") as green,
+        Viewer(server.http, f"{server.url}/whep/red") as red_too,
+    ):
+        for viewer, own in ((red, RED_SHOWN), (green, GREEN), (red_too, RED_SHOWN)):
+            await viewer.sees(own)
+            for _ in range(15):
+                await viewer.next_frame()
+                assert np.abs(viewer.colour() - own).max() < 30
+
+
+async def test_controls_change_the_picture_while_it_runs_and_are_shared_by_all(server):
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED),
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.sees(RED_SHOWN)
+        assert (await server.patch("/api/streams/one/controls", bypass=True))[0] == 200
+        await viewer.sees(RED)
+        await server.patch("/api/streams/one/controls", bypass=False)
+        await viewer.sees(RED_SHOWN)
+
+
+async def test_a_viewer_may_come_first(server):
+    async with (
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+        Publisher(server.http, f"{server.url}/whip/one", RED),
+    ):
+        await viewer.sees(RED_SHOWN)
+
+
+async def test_with_the_publisher_gone_the_last_picture_stays_for_new_viewers_too_and_a_new_one_resumes(server):
+    async with Publisher(server.http, f"{server.url}/whip/one", RED):
+        await until(lambda: server.streams.get("one").last_picture is not None)
+    await until(lambda: server.streams.get("one").publication is None)
+    async with Viewer(server.http, f"{server.url}/whep/one") as late:
+        await late.sees(RED_SHOWN)
+        stats = await server.stats("one")
+        assert (stats["publishing"], stats["publisher"], stats["viewers"]) == (False, None, 1)
+        assert stats["frames_in"] > 0
+        async with Publisher(server.http, f"{server.url}/whip/one", GREEN):
+            await late.sees(GREEN_SHOWN)
+
+
+async def test_the_newest_publisher_takes_over_and_the_old_one_is_closed(server):
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED) as old,
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.sees(RED_SHOWN)
+        async with Publisher(server.http, f"{server.url}/whip/one", GREEN) as new:
+            await viewer.sees(GREEN_SHOWN)
+            await until(lambda: old.peer.connectionState == "closed")
+            assert (await server.get(old.location))[0] == 404
+            assert (await server.get(new.location))[0] == 200
+            for _ in range(10):
+                await viewer.next_frame()
+                assert np.abs(viewer.colour() - GREEN_SHOWN).max() < 30
+
+
+async def test_timestamps_increase_strictly_through_drops_takeovers_and_still_pictures(start_server):
+    server = await start_server(FakeStylizer(engine_s=0.08))
+    async with Viewer(server.http, f"{server.url}/whep/one") as viewer:
+        async with Publisher(server.http, f"{server.url}/whip/one", RED, fps=30):
+            await viewer.sees(RED_SHOWN)
+        async with Publisher(server.http, f"{server.url}/whip/one", GREEN, fps=30):
+            await viewer.sees(GREEN_SHOWN)
+            for _ in range(10):
+                await viewer.next_frame()
+    assert all(later > earlier for earlier, later in pairwise(viewer.pts))
+    # 80 ms of engine: the gaps that drops leave show in the timestamps (90 kHz), they are not closed up.
+    gaps = sorted(later - earlier for earlier, later in pairwise(viewer.pts))
+    assert gaps[len(gaps) // 2] > 0.05 * 90_000
+
+
+async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
+    monkeypatch.setattr(tracks, "SILENCE_S", 0.5)
+    async with Publisher(server.http, f"{server.url}/whip/one", RED) as publisher:
+        await until(lambda: server.streams.get("one").last_picture is not None)
+        publisher.track.fps = 0.001  # sends nothing any more, says nothing
+        await until(lambda: server.streams.get("one").publication is None)
+        await until(lambda: not server.sessions)
+
+
+async def test_a_peer_that_never_connects_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(webrtc, "CONNECT_S", 0.3)
+    for path in ("/whip/one", "/whep/one"):
+        peer = new_peer()
+        peer.addTransceiver("video", direction="sendonly" if "whip" in path else "recvonly")
+        await peer.setLocalDescription(await peer.createOffer())
+        headers = {"Content-Type": "application/sdp"}
+        async with server.http.post(server.url + path, data=peer.localDescription.sdp, headers=headers) as response:
+            assert response.status == 201
+        await peer.close()  # the answer never reaches it
+    await until(lambda: not server.sessions)
+    assert not server.streams.get("one").in_use
+
+
+async def test_a_viewer_that_hangs_up_without_a_delete_is_noticed(server):
+    async with Viewer(server.http, f"{server.url}/whep/one") as viewer:
+        await until(lambda: viewer.peer.connectionState == "connected")
+        await viewer.peer.close()
+        await until(lambda: not server.sessions)
+        assert server.streams.get("one").viewers == 0
+        for expected in (200, 404):  # its DELETE comes late, and only once
+            async with server.http.delete(server.url + viewer.location) as response:
+                assert response.status == expected
+
+
+async def test_pictures_flow_after_the_model_has_loaded_and_the_status_tells(start_server):
+    release = asyncio.Event()
+    loop, stylizer = asyncio.get_running_loop(), FakeStylizer()
+
+    def load(report):
+        report("Reading weights.", 0.25)
+        asyncio.run_coroutine_threadsafe(release.wait(), loop).result(20)
+        return stylizer
+
+    server = await start_server(stylizer, load=load, wait=False)
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED),
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await until(lambda: server.streams.get("one").mailbox.dropped > 2)
+        assert (await server.get("/api/status"))[1]["state"] == "loading"
+        assert viewer.frame is None
+        release.set()
+        await viewer.sees(RED_SHOWN)
+        assert (await server.get("/api/status"))[1]["state"] == "ready"
+
+
+async def test_it_works_without_any_network_interface(server, monkeypatch):
+    monkeypatch.setattr(aioice.ice.ifaddr, "get_adapters", lambda: [])
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED),
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.sees(RED_SHOWN)

@@ -1,0 +1,147 @@
+"""The decisions, on a clock that exists only here."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream import scheduler
+from stream.scheduler import MIN_SAMPLES, RAISE_AFTER_S, Quality, StepTimes, Waiting, next_quality, plan
+from stream.simulation import simulate
+
+BUDGET_S = 1.0
+times_s = st.floats(0, 100, allow_nan=False)
+
+
+@st.composite
+def lines(draw):
+    count = draw(st.integers(0, 8))
+    line = []
+    for stream in range(count):
+        since_s = draw(times_s)
+        line.append(Waiting(stream, draw(st.floats(since_s, since_s + 5)), since_s, draw(st.sampled_from(["a", "b"]))))
+    return line
+
+
+@given(lines(), times_s, st.integers(1, 4))
+def test_a_plan_holds_what_it_promises(line, now_s, max_batch):
+    chosen = plan(now_s, line, BUDGET_S, max_batch)
+    by_stream = {waiting.stream: waiting for waiting in line}
+    too_old = {w.stream for w in line if now_s - w.arrived_s > BUDGET_S}
+    assert set(chosen.expired) == too_old
+    assert not too_old & set(chosen.batch)
+    assert len(chosen.batch) <= max_batch
+    assert len({by_stream[stream].shape_key for stream in chosen.batch}) <= 1
+    fresh = [w for w in line if w.stream not in too_old]
+    assert bool(chosen.batch) == bool(fresh)
+    if fresh:
+        first = by_stream[chosen.batch[0]]
+        assert first.since_s == min(w.since_s for w in fresh)
+        fitting = sorted(w.since_s for w in fresh if w.shape_key == first.shape_key)
+        assert [by_stream[stream].since_s for stream in chosen.batch] == fitting[: len(chosen.batch)]
+        assert len(chosen.batch) == min(max_batch, len(fitting))
+
+
+@given(
+    st.lists(st.floats(2, 60), min_size=2, max_size=6),
+    st.floats(0.02, 0.4),
+    st.integers(1, 3),
+    st.floats(0, 0.03),
+    st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_nobody_starves_and_every_frame_is_accounted_for(rates_hz, engine_s, max_batch, jitter_s, seed):
+    played = simulate(
+        engine_s, fps_in=rates_hz, duration_s=8, budget_s=60, max_batch=max_batch, jitter_s=jitter_s, seed=seed
+    )
+    for stream, rate_hz in enumerate(rates_hz):
+        picks_s = [shown.picked_s for shown in played.shown if shown.stream == stream]
+        waits_s = [later - earlier for earlier, later in pairwise(picks_s)]
+        # Its next frame comes within an interval; then every other stream goes before it once at the most.
+        assert max(waits_s, default=0) <= 1 / rate_hz + jitter_s + (len(rates_hz) + 1) * engine_s
+        assert picks_s, "a stream that sends is shown"
+        assert played.frames_in[stream] == len(picks_s) + played.dropped[stream] + played.in_flight[stream]
+        assert played.in_flight[stream] <= 1
+        arrivals_s = [shown.arrived_s for shown in played.shown if shown.stream == stream]
+        assert arrivals_s == sorted(set(arrivals_s))
+
+
+@pytest.mark.parametrize("engine_s", [0.010, 0.033, 0.066, 0.100, 0.300])
+def test_age_at_the_output_is_one_engine_time_and_at_most_one_frame_interval(engine_s):
+    shown = simulate(lambda dice: engine_s * dice.uniform(0.8, 1.2), fps_in=30, duration_s=20).shown
+    assert max(frame.age_s for frame in shown) <= 1.2 * engine_s + 1 / 30
+    # It does not grow: the last second looks like the first.
+    assert max(f.age_s for f in shown if f.shown_s > 19) <= 1.2 * engine_s + 1 / 30
+    assert len(shown) >= 20 / max(1.2 * engine_s + 1 / 30, 1 / 30)
+
+
+def test_an_engine_slower_than_the_budget_still_shows_frames():
+    played = simulate(3.0, fps_in=30, duration_s=30, budget_s=1.0)
+    assert len(played.shown) >= 9
+    assert max(frame.age_s for frame in played.shown) <= 3.0 + 1 / 30 + 1e-9
+
+
+def test_a_frame_older_than_the_budget_is_dropped_and_not_shown():
+    played = simulate(2.0, fps_in=[0.4, 30], duration_s=20, budget_s=0.5)
+    assert all(frame.picked_s - frame.arrived_s <= 0.5 for frame in played.shown)
+    assert played.dropped[0] > 0
+
+
+def measured(**seconds_by_steps):
+    return {int(name[1:]): [seconds] * MIN_SAMPLES for name, seconds in seconds_by_steps.items()}
+
+
+def test_quality_stays_as_asked_while_the_budget_holds():
+    assert next_quality(0, Quality(), 4, measured(n4=0.9), BUDGET_S) == Quality(0)
+    assert next_quality(0, Quality(), 4, {}, BUDGET_S) == Quality(0)
+
+
+def test_quality_goes_down_to_the_first_rung_that_fits_but_never_below_one_step():
+    assert next_quality(0, Quality(), 4, measured(n4=1.6), BUDGET_S) == Quality(2)  # 2 steps: 0.8 s
+    assert next_quality(0, Quality(), 4, measured(n4=9.0), BUDGET_S) == Quality(3)
+    assert next_quality(0, Quality(), 1, measured(n1=9.0), BUDGET_S) == Quality(0)
+    assert next_quality(0, Quality(3), 2, measured(n1=9.0), BUDGET_S) == Quality(1)  # fewer steps were asked for
+
+
+def test_one_slow_frame_does_not_lower_the_quality():
+    assert next_quality(0, Quality(), 4, {4: [0.3, 5.0, 0.3]}, BUDGET_S) == Quality(0)
+    assert next_quality(0, Quality(), 4, {4: [5.0]}, BUDGET_S) == Quality(0)
+
+
+def test_quality_comes_back_one_rung_at_a_time_after_lasting_headroom():
+    fast = measured(n2=0.2)
+    waiting = next_quality(10.0, Quality(2), 4, fast, BUDGET_S)
+    assert waiting == Quality(2, roomy_since_s=10.0)
+    assert next_quality(10.0 + RAISE_AFTER_S / 2, waiting, 4, fast, BUDGET_S) == waiting
+    assert next_quality(10.0 + RAISE_AFTER_S, waiting, 4, fast, BUDGET_S) == Quality(1)
+    # A moment without headroom starts the wait anew.
+    assert next_quality(11.0, waiting, 4, measured(n2=0.7), BUDGET_S) == Quality(2)
+
+
+@given(st.floats(0.01, 2.0), st.floats(0.0, 2.0), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_a_steady_engine_makes_the_quality_settle(step_s, fixed_s, steps):
+    quality, times, now_s, rungs = Quality(), StepTimes(), 0.0, []
+    for _ in range(200):
+        quality = next_quality(now_s, quality, steps, times.recent(now_s), BUDGET_S)
+        engine_s = fixed_s + step_s * (steps - quality.rung)
+        now_s += engine_s
+        times.add(now_s, steps - quality.rung, engine_s)
+        rungs.append(quality.rung)
+    assert all(0 <= rung < steps for rung in rungs)
+    settled = rungs[-1]
+    fits = fixed_s + step_s * (steps - settled) <= BUDGET_S
+    assert fits or settled == steps - 1
+    if fixed_s + step_s * steps <= BUDGET_S:
+        assert set(rungs) == {0}
+    assert len(set(rungs[-20:])) <= 2, "it may try a better rung now and then, not swing"
+
+
+def test_old_measurements_are_forgotten():
+    times = StepTimes()
+    times.add(0.0, 4, 9.0)
+    assert times.recent(scheduler.SAMPLE_LIFE_S)[4] == [9.0]
+    assert times.recent(scheduler.SAMPLE_LIFE_S + 1)[4] == []

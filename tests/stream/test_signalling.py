@@ -1,0 +1,251 @@
+"""WHIP and WHEP as HTTP: good offers, bad offers, sessions and their end."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from aiortc import RTCSessionDescription
+
+from .peers import Publisher, Viewer, new_peer, until
+
+SDP = {"Content-Type": "application/sdp"}
+FRAGMENT = {"Content-Type": "application/trickle-ice-sdpfrag"}
+
+
+async def offer_of(direction="sendonly", *, kinds=("video",)) -> str:
+    peer = new_peer()
+    for kind in kinds:
+        peer.addTransceiver(kind, direction=direction)
+    await peer.setLocalDescription(await peer.createOffer())
+    text = peer.localDescription.sdp
+    await peer.close()
+    return text
+
+
+def without(*starts):
+    return lambda text: "\r\n".join(line for line in text.splitlines() if not line.startswith(starts))
+
+
+def replaced(old, new):
+    return lambda text: text.replace(old, new)
+
+
+def only_codec(rtpmap, fmtp=""):
+    """The offer with its codecs replaced by one."""
+
+    def change(text):
+        lines = without("a=rtpmap:", "a=fmtp:", "a=rtcp-fb:")(text).splitlines()
+        lines = [line.split(" ")[0] + " 9 UDP/TLS/RTP/SAVPF 100" if line.startswith("m=") else line for line in lines]
+        return "\r\n".join([*lines, f"a=rtpmap:100 {rtpmap}", *([f"a=fmtp:100 {fmtp}"] if fmtp else [])]) + "\r\n"
+
+    return change
+
+
+BAD_OFFERS = {
+    "empty": (lambda text: "", 400, "empty"),
+    "blank": (lambda text: " \r\n \r\n", 400, "empty"),
+    "garbage": (lambda text: "hello, is this thing on?", 400, "not an SDP"),
+    "html": (lambda text: "<html><body>v=0</body></html>", 400, "not an SDP"),
+    "binary": (lambda text: "\x01\x02\x03", 400, "not an SDP"),
+    "NUL bytes": (replaced("s=-", "s=\x00"), 400, "NUL"),
+    "no media": (lambda text: text.split("m=")[0], 400, "media sections"),
+    "too many media": (lambda text: text + ("m=" + text.split("m=")[1]) * 9, 400, "media sections"),
+    "broken m-line": (replaced("m=video", "m=vi deo x"), 400, "cannot be read"),
+    "audio only": (replaced("m=video", "m=audio"), 400, "no video"),
+    "video refused": (lambda text: text.replace(text.split("m=video ")[1].split(" ")[0], "0", 1), 400, "no video"),
+    "no ice user": (without("a=ice-ufrag"), 400, "ice-ufrag"),
+    "no ice password": (without("a=ice-pwd"), 400, "ice-pwd"),
+    "no fingerprint": (without("a=fingerprint"), 400, "fingerprint"),
+    "no DTLS role": (without("a=setup"), 400, "malformed"),
+    "no rtcp-mux": (without("a=rtcp-mux"), 400, "malformed"),
+    "odd DTLS role": (replaced("a=setup:actpass", "a=setup:sideways"), 400, "malformed"),
+    "broken candidate": (lambda text: text + "a=candidate:1 x\r\n", 400, "cannot be read"),
+    "impossible port": (
+        lambda text: text + "a=candidate:1 1 udp 1 192.0.2.9 70000 typ host\r\n",
+        400,
+        "cannot be read",
+    ),
+    "unknown media": (lambda text: text + "m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:9\r\n", 400, "unknown kind"),
+    "bundle of strangers": (replaced("a=group:BUNDLE 0", "a=group:BUNDLE 7"), 400, "a=mid"),
+    "too many candidates": (
+        lambda text: text + "a=candidate:1 1 udp 1 192.0.2.9 9 typ host\r\n" * 101,
+        400,
+        "candidates",
+    ),
+    "broken rtpmap": (replaced("VP8/90000", "VP8"), 400, "malformed"),
+    "H265 only": (only_codec("H265/90000"), 406, "VP8 or H264"),
+    "AV1 only": (only_codec("AV1/90000"), 406, "VP8 or H264"),
+    "H264 High only": (
+        only_codec("H264/90000", "profile-level-id=640c1f;packetization-mode=1"),
+        406,
+        "VP8 or H264",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OFFERS)
+@pytest.mark.parametrize("kind", ["whip", "whep"])
+async def test_bad_offers_get_one_clear_sentence(server, kind, case):
+    change, expected_status, words = BAD_OFFERS[case]
+    text = change(await offer_of("sendonly" if kind == "whip" else "recvonly"))
+    async with server.http.post(f"{server.url}/{kind}/one", data=text.encode(), headers=SDP) as response:
+        body = await response.json()
+    assert (response.status, list(body)) == (expected_status, ["error"]), body
+    assert words in body["error"]
+    assert body["error"].endswith(".")
+    assert len(server.sessions) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "direction"), [("whip", "recvonly"), ("whip", "inactive"), ("whep", "sendonly"), ("whep", "inactive")]
+)
+async def test_video_that_goes_the_wrong_way_is_refused(server, kind, direction):
+    text = (await offer_of("sendrecv")).replace("a=sendrecv", f"a={direction}")
+    async with server.http.post(f"{server.url}/{kind}/one", data=text, headers=SDP) as response:
+        assert response.status == 400
+        assert direction in (await response.json())["error"]
+
+
+async def test_a_damaged_offer_never_makes_the_server_stumble(server):
+    """Lines lost, doubled, shuffled, cut: an answer or a 4xx, and the next good publisher gets through."""
+    dice, good = random.Random(7), (await offer_of("sendonly", kinds=("audio", "video"))).splitlines()
+    for _ in range(200):
+        lines = list(good)
+        for _ in range(dice.randint(1, 4)):
+            at = dice.randrange(len(lines))
+            match dice.randrange(4):
+                case 0:
+                    del lines[at]
+                case 1:
+                    lines.insert(at, lines[dice.randrange(len(lines))])
+                case 2:
+                    lines[at] = lines[at][: dice.randrange(len(lines[at]) + 1)]
+                case 3:
+                    lines[at] = lines[at].replace(dice.choice("0123456789abcdef"), dice.choice("x9 /:"))
+        async with server.http.post(f"{server.url}/whip/one", data="\r\n".join(lines), headers=SDP) as response:
+            assert response.status in (201, 400, 406), await response.text()
+    async with Publisher(server.http, f"{server.url}/whip/one"):
+        await until(lambda: server.streams.get("one").last_picture is not None)
+
+
+async def test_an_offer_without_candidates_connects_though_it_says_there_are_no_more(server):
+    publisher = Publisher(server.http, f"{server.url}/whip/one")
+    offer = without("a=candidate")(await publisher.offer()) + "\r\n"
+    assert "a=end-of-candidates" in offer
+    async with server.http.post(f"{server.url}/whip/one", data=offer, headers=SDP) as response:
+        assert response.status == 201
+        answer = await response.text()
+    await publisher.peer.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+    await until(lambda: server.streams.get("one").last_picture is not None)
+    await publisher.peer.close()
+
+
+async def test_an_offer_with_mdns_candidates_is_answered_and_connects(server):
+    publisher = Publisher(server.http, f"{server.url}/whip/one")
+    offer = without("a=candidate", "a=end-of-candidates")(await publisher.offer()) + "\r\n"
+    offer += "a=candidate:1 1 udp 2113937151 7f3c1f0e-0d6b-4c55-8f6f-000000000000.local 50000 typ host\r\n"
+    async with server.http.post(f"{server.url}/whip/one", data=offer, headers=SDP) as response:
+        assert response.status == 201
+        answer = await response.text()
+    await publisher.peer.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+    await until(lambda: server.streams.get("one").last_picture is not None)
+    await publisher.peer.close()
+
+
+async def test_trickled_candidates_are_taken(server):
+    async with Publisher(server.http, f"{server.url}/whip/one") as publisher:
+        url = server.url + publisher.location
+        async with server.http.get(url) as response:
+            etag = response.headers["ETag"]
+        fragment = "m=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n"
+        cases = [
+            (fragment, {"If-Match": etag}, 204),
+            (fragment, {"ETag": etag}, 204),  # what one client sends in its place
+            (fragment, {}, 204),
+            (fragment + "a=end-of-candidates\r\n", {}, 204),
+            (fragment, {"If-Match": '"other"'}, 412),
+            (f"a=ice-ufrag:other\r\na=ice-pwd:{'p' * 24}\r\n{fragment}", {"If-Match": "*"}, 422),
+            ("a=candidate:rubbish\r\n", {}, 400),
+            ("rubbish", {}, 400),
+            ("", {}, 400),
+            (fragment + "a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n" * 101, {}, 400),
+        ]
+        for body, headers, expected in cases:
+            async with server.http.patch(url, data=body, headers={**FRAGMENT, **headers}) as response:
+                assert response.status == expected, (body, await response.text())
+        async with server.http.patch(url, data=fragment, headers=SDP) as response:
+            assert response.status == 415
+
+
+@pytest.mark.parametrize("kind", ["whip", "whep"])
+async def test_a_session_is_known_until_it_is_deleted(server, kind):
+    made = (Publisher if kind == "whip" else Viewer)(server.http, f"{server.url}/{kind}/one")
+    async with made as peer:
+        url = server.url + peer.location
+        assert len(peer.location.rsplit("/", 1)[1]) >= 20
+        for method, expected in [("GET", 200), ("HEAD", 200), ("OPTIONS", 204), ("DELETE", 200), ("DELETE", 404)]:
+            async with server.http.request(method, url) as response:
+                assert response.status == expected
+        assert len(server.sessions) == 0
+    other = "whep" if kind == "whip" else "whip"
+    async with server.http.delete(url.replace(kind, other)) as response:
+        assert response.status == 404
+
+
+@pytest.mark.parametrize("kind", ["whip", "whep"])
+async def test_the_endpoints_say_what_they_take(server, kind):
+    for method in ("OPTIONS", "GET", "HEAD"):
+        async with server.http.request(method, f"{server.url}/{kind}/one") as response:
+            assert response.status == 204
+            assert response.headers["Accept-Post"] == "application/sdp"
+    async with server.http.post(f"{server.url}/{kind}/one", json={}) as response:
+        assert response.status == 415
+    async with server.http.put(f"{server.url}/{kind}/one", data="") as response:
+        assert response.status == 405
+        assert "POST" in response.headers["Allow"]
+    async with server.http.post(f"{server.url}/{kind}/one", data=b"v=0\r\n" * 20_000, headers=SDP) as response:
+        assert response.status == 413
+        assert "exceeded" in (await response.json())["error"]
+    async with server.http.post(f"{server.url}/{kind}/one", data=b"v=0\r\n\xff\xfe", headers=SDP) as response:
+        assert response.status == 400
+
+
+@pytest.mark.parametrize("name", ["Bad", "a_b", "a" * 65, "%20", "a.b"])
+async def test_bad_stream_names_are_refused_everywhere(server, name):
+    text = await offer_of()
+    for path in (f"/whip/{name}", f"/whep/{name}"):
+        async with server.http.post(server.url + path, data=text, headers=SDP) as response:
+            assert response.status == 400
+            assert "name" in (await response.json())["error"]
+    for path in (
+        f"/api/streams/{name}",
+        f"/api/streams/{name}/controls",
+        f"/view/{name}",
+        f"/api/streams/{name}/events",
+    ):
+        assert (await server.get(path))[0] == 400
+
+
+async def test_one_session_too_many_is_told_to_come_back_but_a_reload_gets_through(start_server):
+    server = await start_server(max_sessions=2)
+    async with Publisher(server.http, f"{server.url}/whip/one"), Viewer(server.http, f"{server.url}/whep/one"):
+        for kind, direction in (("whep", "recvonly"), ("whip", "sendonly")):
+            async with server.http.post(
+                f"{server.url}/{kind}/two", data=await offer_of(direction), headers=SDP
+            ) as response:
+                assert response.status == 503
+                assert int(response.headers["Retry-After"]) > 0
+                assert "try again" in (await response.json())["error"]
+        # The page of the publisher is reloaded: its new session replaces its old one, so the limit holds.
+        async with Publisher(server.http, f"{server.url}/whip/one"):
+            await until(lambda: len(server.sessions) == 2)
+
+
+async def test_when_all_names_are_in_use_a_new_one_has_to_wait(start_server):
+    server = await start_server(max_names=1)
+    async with Publisher(server.http, f"{server.url}/whip/one"):
+        async with server.http.post(f"{server.url}/whip/two", data=await offer_of(), headers=SDP) as response:
+            assert response.status == 503
+            assert "Retry-After" in response.headers
+        assert (await server.patch("/api/streams/two/controls", steps=3))[0] == 503
