@@ -26,15 +26,15 @@ def load(
     """Load a model and return its Stylizer, ready to be called.
 
     device: auto, cpu, cuda, cuda:N or mps. compile: True and False decide; None leaves it to what was measured to pay
-    (pipeline.compiling.pays). Compiles before it returns; the server instead compiles beside the running engine.
+    (pipeline.devices.compiling_pays). Compiles before it returns; the server instead compiles beside the running engine.
     download: whether hub ids that are not on disk may be fetched. report(detail, progress in 0..1 or None) is told what
     happens. Raises LoadError, one sentence, when the model cannot be had.
     """
-    from . import compiling, loading  # torch and diffusers take seconds to import: not before a model is wanted
+    from . import compiling, devices, loading  # torch and diffusers take seconds to import: only when a model is wanted
     from .stylizer import Stylizer
 
-    target = loading.pick_device(device)
+    target = devices.pick_device(device)
     stylizer = Stylizer(spec, loading.load_components(spec, target, download=download, report=report))
-    if compiling.pays(target) if compile is None else compile:
+    if devices.compiling_pays(target) if compile is None else compile:
         compiling.compile_beside(stylizer, report)
     return stylizer

@@ -35,11 +35,6 @@ MANIFEST = "manifest.json"
 _LAUNCH = threading.Lock()
 
 
-def pays(device: torch.device) -> bool:
-    """Whether compiling is on by default: on CUDA. On CPUs only where --compile asks (benchmarks/results has why)."""
-    return device.type == "cuda"
-
-
 def cache_folder() -> Path:
     """Compiled packages are kept between starts; LCMIRROR_CACHE moves them."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lcmirror"

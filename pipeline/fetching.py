@@ -65,6 +65,23 @@ def check_safetensors(path: Path) -> dict:
     return header
 
 
+def is_few_step(spec: ModelSpec) -> bool:
+    """Whether a model runs in a few steps as it is: it was saved with an LCM scheduler, or takes guidance as an input.
+
+    Looks at what is on disk; a hub id that was never fetched counts as not.
+    """
+    path = Path(spec.base)
+    if path.is_file():
+        return any("time_embedding.cond_proj" in name for name in check_safetensors(path))
+    try:
+        folder = locate(spec.base, download=False, report=lambda detail, progress: None)
+        index = json.loads((folder / "model_index.json").read_text())
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+    except (LoadError, OSError, ValueError):
+        return False
+    return index.get("scheduler", ["", ""])[1] == "LCMScheduler" or unet.get("time_cond_proj_dim") is not None
+
+
 def _check_folder(part: str, folder: Path) -> None:
     if part == "base" and not (folder / "model_index.json").is_file():
         raise LoadError(f"{folder} is not a diffusers model folder: it has no model_index.json.")
@@ -126,12 +143,9 @@ def locate(reference: str, *, download: bool, report: Report) -> Path:
 def on_disk(spec: ModelSpec) -> bool:
     """Whether everything that a spec names can be had without the network."""
 
-    def quiet(detail: str, progress: float | None) -> None:
-        return None
-
     try:
         for reference in references(spec).values():
-            folder = locate(reference, download=False, report=quiet)
+            folder = locate(reference, download=False, report=lambda detail, progress: None)
             if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]:
                 return False
     except LoadError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -19,13 +20,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import fetching, loras
 from .control import ANNOTATORS
+from .devices import pick_dtype
 from .errors import LoadError
 from .fetching import Report
 from .lcm import NoiseSchedule
 from .settings import ModelSpec
 
 VAES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,6 @@ class Components:
     dtype: torch.dtype
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises LoadError for a device this machine lacks."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        return torch.device(next(kind for kind, here in available.items() if here))
-    kind = name.partition(":")[0]
-    if kind not in available:
-        raise LoadError(f"There is no device {name!r}: choose auto, cpu, cuda or mps.")
-    if not available[kind]:
-        raise LoadError(f"PyTorch {torch.__version__} finds no {kind} device here: use --device cpu.")
-    return torch.device(name)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float16 on a GPU, bfloat16 on a CPU whose instructions multiply it, else float32."""
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type != "cpu":
-        return torch.float16
-    capable = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
-
-
 def load_components(spec: ModelSpec, device: torch.device, *, download: bool, report: Report) -> Components:
     """Find (or fetch) every part, load it, check that the parts fit, fuse the LoRAs. Raises LoadError."""
     fetching.check(spec)
@@ -83,6 +57,7 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
         for part, reference in fetching.references(spec).items()
     }
     report("Loading weights", None)
+    transformers.utils.logging.disable_progress_bar()  # `report` tells progress
     try:
         pipe = _load_base(spec, paths["base"], dtype)
         if spec.unet:
@@ -220,5 +195,3 @@ def _check_fit(spec: ModelSpec, pipe: StableDiffusionPipeline, controlnet: Contr
                 f"ControlNet {spec.controlnet} (channels {mine[0]}, prompt width {mine[1]}) does not fit the UNet of "
                 f"{spec.unet or spec.base} (channels {theirs[0]}, prompt width {theirs[1]})."
             )
-
-

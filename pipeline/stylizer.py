@@ -1,4 +1,4 @@
-"""Stylizer: encode -> denoise -> decode for a batch of frames. One instance per loaded model; call it from one thread."""
+"""Stylizer: encode -> denoise -> decode for a batch of frames. One per loaded model; call it from one thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our float32 pictures equal those of diffusers' own pipelines on the same weights, size, prompt, seed and timesteps."""
+"""Our float32 pictures equal those of diffusers' own pipelines on the same weights, prompt, seed and timesteps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def frames():
     pictures = []
     for cx, cy, r in ((20, 20, 15), (60, 40, 20), (48, 32, 28)):
         disc = ((x - cx) ** 2 + (y - cy) ** 2 < r**2)[..., None]
-        pictures.append(np.where(disc, rng.integers(120, 255, 3), rng.integers(0, 100, 3)) + (x // 8 % 2)[..., None] * 20)
+        pictures.append(
+            np.where(disc, rng.integers(120, 255, 3), rng.integers(0, 100, 3)) + (x // 8 % 2)[..., None] * 20
+        )
     return np.stack(pictures).clip(0, 255).astype(np.uint8)
 
 

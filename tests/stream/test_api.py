@@ -127,7 +127,7 @@ async def test_events_tell_status_controls_and_statistics_and_changes_by_others(
         await server.patch(CONTROLS, prompt="by another")
         told = await wait_for_event(socket, "controls")
         assert told["controls"]["prompt"] == "by another"
-        server.room._set_status(compiled="compiling")
+        server.room._status.change(compiled="compiling")
         assert (await wait_for_event(socket, "status"))["compiled"] == "compiling"
         async with Publisher(server.http, f"{server.url}/whip/one"):
             while (stats := await wait_for_event(socket, "stats"))["frames_out"] < 2:

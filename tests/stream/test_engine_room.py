@@ -186,6 +186,34 @@ def test_a_fault_in_one_stream_harms_no_other_and_is_told_and_logged_once(house,
     assert one.settle(bad)["detail"] == ""
 
 
+def test_a_viewer_that_fails_is_let_go_and_the_others_go_on(house, caplog):
+    one = house()
+    stream, publication, shown = one.open("a")
+    stream.watch(lambda picture: 1 / 0)
+    for level in (10, 20):
+        publication.put(solid(level, 0, 0))
+        assert shown.take(PATIENCE_S).rgb[0, 0, 2] == level
+        one.settle(stream)
+    assert stream.viewers == 1
+
+
+def test_an_engine_that_cannot_judge_some_controls_serves_the_others(house):
+    class Picky(FakeStylizer):
+        def shape_key(self, controls):
+            if controls.seed == 13:
+                raise ValueError("The seed 13 is unlucky.")
+            return super().shape_key(controls)
+
+    one = house(Picky())
+    bad, bad_publication, _ = one.open("bad")
+    _, good_publication, good_shown = one.open("good")
+    bad.set_controls(Controls(seed=13))
+    bad_publication.put(solid(0, 0, 0))
+    good_publication.put(solid(10, 0, 0))
+    assert good_shown.take(PATIENCE_S) is not None
+    assert one.settle(bad)["detail"] == "The seed 13 is unlucky."
+
+
 def test_streams_of_equal_shape_share_a_batch_and_others_do_not(house):
     one = house(FakeStylizer(max_batch=4))
     streams = {name: one.open(name) for name in ("a", "b", "c", "d")}
@@ -261,6 +289,25 @@ def test_a_failed_compilation_leaves_the_engine_running(house):
     _, publication, shown = one.open("a")
     publication.put(solid(10, 0, 0))
     assert shown.take(PATIENCE_S) is not None
+
+
+def test_closing_does_not_wait_for_a_load_and_nobody_is_told_of_it_any_more():
+    loading, go_on, told = threading.Event(), threading.Event(), []
+
+    def load(report):
+        loading.set()
+        go_on.wait(PATIENCE_S)
+        report("Still reading.", 0.9)
+        return FakeStylizer()
+
+    room = EngineRoom(load)
+    room.subscribe(lambda: told.append(room.status()["detail"]))
+    room.start()
+    assert loading.wait(PATIENCE_S)
+    room.close(timeout_s=60)  # would hang the test if it waited: the load goes on only below
+    go_on.set()
+    assert room.wait_settled(PATIENCE_S)
+    assert told == []
 
 
 def test_status_changes_reach_subscribers_until_they_leave(house):

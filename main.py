@@ -1,0 +1,263 @@
+"""LCMirror's command line. Each command imports what it needs and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline import load
+from pipeline.errors import LoadError
+from pipeline.presets import LCM_LORA_SD15, TABLE
+from pipeline.settings import Controls, Lora, ModelSpec
+
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+COMMANDS = ("serve", "models", "bench")
+
+
+class UsageError(Exception):
+    """Wrong usage; the text is the one sentence that the user reads."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one sentence."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message[0].upper()}{message[1:].rstrip('.')} (see `python main.py {self.prog} --help`).")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    # The model libraries' notes are for developers; what a user must know, we say ourselves.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or (arguments[0] not in COMMANDS and arguments[0].startswith("-") and arguments[0] != "--help"):
+        arguments.insert(0, "serve")
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except (UsageError, LoadError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="main.py", description="Repaints live video with a latent consistency model.")
+    commands = parser.add_subparsers(required=True, metavar="{" + ",".join(COMMANDS) + "}", parser_class=Parser)
+
+    serve = commands.add_parser("serve", prog="serve", help="the studio page and the WebRTC server (the default)")
+    serve.set_defaults(run=_serve)
+    _model_options(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (beyond loopback: with --token)")
+    serve.add_argument("--port", type=_port, default=8080)
+    serve.add_argument("--max-latency-ms", type=_positive, default=1000, metavar="N", help="drop older frames unseen")
+    serve.add_argument("--token", help="secret that every request must carry")
+    serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site that may call")
+    _control_options(serve)
+
+    models = commands.add_parser("models", prog="models", help="presets: what they need, what is on disk")
+    models.set_defaults(run=_models)
+    models.add_argument("action", nargs="?", choices=["pull"], help="download a preset's weights")
+    models.add_argument("name", nargs="?", metavar="NAME")
+
+    bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, ours and diffusers' own pipeline")
+    bench.set_defaults(run=_bench)
+    _model_options(bench)
+    bench.add_argument("--frames", type=_positive, default=200, metavar="N", help="timed frames a row")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    _control_options(bench)
+    return parser
+
+
+def _model_options(parser: Parser) -> None:
+    parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
+    parser.add_argument("--lora", action="append", metavar="PATH[:WEIGHT]", help="LoRAs instead of the model's usual")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="output size, multiples of 8")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+
+
+def _control_options(parser: Parser) -> None:
+    """One flag for each control; absent flags leave the preset's value."""
+    group = parser.add_argument_group("controls")
+    for name, field in Controls.model_fields.items():
+        flag, text = "--" + name.replace("_", "-"), field.description.replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif name == "lora_weights":
+            group.add_argument(flag, nargs="+", type=_named_weight, metavar="NAME=W", help=text)
+        else:
+            group.add_argument(flag, metavar=name.upper(), help=text)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port (0 to 65535)")
+    return port
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512x512")
+    return int(width), int(height)
+
+
+def _named_weight(text: str) -> tuple[str, str]:
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=WEIGHT")
+    return name, weight
+
+
+def controls_from(options: argparse.Namespace, defaults: Controls) -> Controls:
+    """The flags that were given, on top of the model's defaults."""
+    given = {name: getattr(options, name) for name in Controls.model_fields if getattr(options, name) is not None}
+    if "lora_weights" in given:
+        given["lora_weights"] = dict(given["lora_weights"])
+    try:
+        return defaults.merged(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{flag}: {first['msg']}, not {first['input']!r}.") from error
+
+
+def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
+    """(name, spec, default controls) that --model, --lora and --size ask for. Raises LoadError or UsageError."""
+    from pipeline import fetching
+
+    name = _auto(options.device) if options.model == "auto" else options.model
+    if name in TABLE:
+        spec, defaults = TABLE[name].spec, TABLE[name].defaults
+    else:
+        spec, defaults = ModelSpec(name), TABLE["sd15"].defaults
+        fetching.check(spec)
+        if options.lora is None and not fetching.is_few_step(spec):
+            print(f"{name} is not few-step by itself: adding {LCM_LORA_SD15.path} (name others with --lora).")
+            spec = replace(spec, loras=(LCM_LORA_SD15,))
+    if options.lora is not None:
+        spec = replace(spec, loras=tuple(_lora(text) for text in options.lora))
+    try:
+        if options.size is not None:
+            spec = replace(spec, width=options.size[0], height=options.size[1])
+    except ValueError as error:
+        raise UsageError(f"--size: {error}") from error
+    fetching.check(spec)
+    return name, spec, defaults
+
+
+def _lora(text: str) -> Lora:
+    path, _, weight = text.rpartition(":")
+    try:
+        return Lora(path, float(weight)) if path else Lora(text)
+    except ValueError:
+        return Lora(text)
+
+
+def _auto(device: str) -> str:
+    """sd15 where it would be live and its weights are on disk, else the bundled miniature. Never downloads."""
+    from pipeline import fetching
+    from pipeline.devices import pick_device
+
+    if pick_device(device).type == "cuda":
+        if fetching.on_disk(TABLE["sd15"].spec):
+            return "sd15"
+        print("Using the bundled miniature. For Stable Diffusion: python main.py models pull sd15")
+    else:
+        print("Using the bundled miniature: no CUDA GPU here. `python main.py models` lists what a GPU can run.")
+    return "mini"
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from stream.access import LOOPBACK_HOSTS
+
+    if options.token is None and options.host not in LOOPBACK_HOSTS:
+        raise UsageError(f"--host {options.host} is reachable from other machines: give a --token SECRET too.")
+    name, spec, defaults = model_from(options)
+    controls = controls_from(options, defaults)
+    from pipeline.devices import compiling_pays, pick_device
+    from stream.serving import serve
+
+    device = pick_device(options.device)
+    compile_wanted = compiling_pays(device) if options.compile is None else options.compile
+    return serve(
+        load=lambda report: load(spec, str(device), compile=False, report=report),
+        compile=_compile_beside if compile_wanted else None,
+        model=name,
+        device=str(device),
+        defaults=controls,
+        presets=_preset_rows(),
+        host=options.host,
+        port=options.port,
+        token=options.token,
+        allow_origins=options.allow_origin,
+        budget_s=options.max_latency_ms / 1000,
+    )
+
+
+def _compile_beside(stylizer, report) -> None:
+    from pipeline.compiling import compile_beside  # imports all of the model libraries: after listening
+
+    compile_beside(stylizer, report)
+
+
+def _preset_rows() -> list[dict[str, object]]:
+    from pipeline import fetching
+
+    return [
+        {
+            "name": name,
+            "about": row.about,
+            "needs": row.needs,
+            "size": f"{row.spec.width}x{row.spec.height}",
+            "controls": row.controls,
+            "on_disk": fetching.on_disk(row.spec),
+        }
+        for name, row in TABLE.items()
+    ]
+
+
+def _models(options: argparse.Namespace) -> int:
+    from pipeline import fetching
+
+    if options.action == "pull":
+        if options.name not in TABLE:
+            raise UsageError(f"There is no preset {options.name!r}: choose from {', '.join(TABLE)}.")
+        for reference in fetching.references(TABLE[options.name].spec).values():
+            print(fetching.locate(reference, download=True, report=lambda detail, progress: None))
+        return EXIT_DONE
+    for row in _preset_rows():
+        where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
+        print(f"{row['name']:16} {row['size']:8} {row['about']}; {row['needs']}. [{where}]")
+    return EXIT_DONE
+
+
+def _bench(options: argparse.Namespace) -> int:
+    name, spec, defaults = model_from(options)
+    controls = controls_from(options, defaults)
+    from benchmarks import engine
+
+    return engine.run(name, spec, controls, options.device, options.compile, options.frames, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Which device runs a model, in which dtype, and whether compiling pays there. Imports torch and nothing heavier."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import LoadError
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises LoadError for a device this machine lacks."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, here in available.items() if here))
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise LoadError(f"There is no device {name!r}: choose auto, cpu, cuda or mps.")
+    if not available[kind]:
+        raise LoadError(f"PyTorch {torch.__version__} finds no {kind} device here: use --device cpu.")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float16 on a GPU, bfloat16 on a CPU whose instructions multiply it, else float32."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type != "cpu":
+        return torch.float16
+    capable = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
+
+
+def compiling_pays(device: torch.device) -> bool:
+    """Whether compiling is on by default: on CUDA. On CPUs only where --compile asks (benchmarks/results has why)."""
+    return device.type == "cuda"

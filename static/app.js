@@ -1,0 +1,336 @@
+// What is the studio page doing? Wires source, session, settings and stage together; the one place with page state.
+
+import { getJson, streamName, token, withToken } from "./api.js";
+import { Panel } from "./controls.js";
+import { listen } from "./events.js";
+import { buildHud } from "./hud.js";
+import { bindKeys } from "./keys.js";
+import { asProblem, describe, Problem, sentence } from "./messages.js";
+import { Live } from "./session.js";
+import { Settings } from "./settings.js";
+import { closeFile, listCameras, openCamera, openFile, openScreen } from "./sources.js";
+import { render } from "./stage.js";
+import { chipsFor } from "./styles.js";
+
+const $ = (id) => document.getElementById(id);
+const stream = streamName();
+const output = $("output");
+const preview = $("input");
+const source = $("source");
+
+const state = { phase: "idle", problem: null, server: null, reachable: null, kind: "camera", file: null, bypass: false, stalled: false, fault: "", note: "" };
+let live = null;
+let track = null;
+let panel = null;
+let aspectFrom = "";
+
+function update(changes) {
+  Object.assign(state, changes);
+  render(state);
+}
+
+// ---- settings and panel
+
+const settings = new Settings(stream, {
+  changed(values) {
+    panel?.show(values);
+    $("reset").disabled = JSON.stringify(values) === JSON.stringify({ ...values, ...settings.defaults });
+    if (values.bypass !== state.bypass) update({ bypass: Boolean(values.bypass) });
+  },
+  refused(field, problem) {
+    const text = sentence(problem.detail || "The server refused this value");
+    if (!field || !panel.refuse(field, text)) note(text);
+  },
+  trouble(problem) {
+    if (problem.code === "token") update({ problem });
+    else if (problem.code !== "gone") note(describe(problem).title);
+  },
+});
+
+function buildPanel(schema) {
+  panel = new Panel(schema, $("fields"), { prompt: $("slot-prompt") }, {
+    change: (name, value, typing) => settings.set(name, value, { typing }),
+  });
+  const prompt = panel.input("prompt");
+  if (prompt) prompt.addEventListener("shown", chipsFor($("chips"), prompt));
+}
+
+$("controls").addEventListener("submit", (event) => event.preventDefault());
+$("reset").addEventListener("click", () => settings.reset());
+
+// ---- the server
+
+let defaults = {};
+
+let greeting = null;
+
+/** What the page needs to know of the server, asked once at a time however many occasions there are. */
+function greet() {
+  greeting ??= meet().finally(() => (greeting = null));
+  return greeting;
+}
+
+async function meet() {
+  try {
+    const status = await getJson("/api/status");
+    if (!panel) {
+      const schema = await getJson("/api/schema");
+      defaults = Object.fromEntries(Object.entries(schema.properties).map(([name, p]) => [name, p.default ?? {}]));
+      buildPanel(schema);
+    }
+    onStatus(status);
+    panel.setDefaults(defaults);
+    if (live) await settings.flush();
+    else await settings.load(status.model ?? "", defaults);
+    update({ reachable: true });
+    await live?.check();
+  } catch (error) {
+    const problem = asProblem(error);
+    if (problem.code === "gone") update({ reachable: false });
+    else update({ reachable: true, problem });
+    if (problem.code === "token") listening.abort(); // knocking again would not help; a new token is a new page
+  }
+}
+
+function onStatus(server) {
+  panel?.fit(server.features, server.loras);
+  if (!output.videoWidth && server.size) shape(...server.size.split("x").map(Number));
+  update({ server, reachable: true });
+}
+
+const listening = new AbortController();
+const showStats = buildHud($("hud"));
+
+listen(
+  stream,
+  {
+    up: greet,
+    down() {
+      if (!live) return greet();
+      state.reachable = false; // the picture may well still flow; the session says when it does not
+      settings.keep();
+    },
+    stats(stats) {
+      showStats(stats);
+      if ((stats.detail ?? "") !== state.fault) update({ fault: stats.detail ?? "" });
+    },
+    controls: (values) => settings.heard(values),
+    status: onStatus,
+  },
+  listening.signal,
+);
+greet();
+
+// ---- source
+
+async function openSource() {
+  const { kind } = state;
+  if (kind === "screen") return openScreen();
+  if (kind === "file") return openFile(state.file, preview);
+  const opened = await openCamera(source.selectedOptions[0].dataset.device);
+  listCameras(source);
+  return opened;
+}
+
+/** Shows the new track beside the picture and lets go of the old one. */
+function adopt(next) {
+  track?.stop();
+  track = next;
+  if (state.kind !== "file") {
+    closeFile(preview);
+    preview.srcObject = new MediaStream([next]);
+    preview.play().catch(() => {}); // a newer source interrupts it: that one plays
+  }
+  preview.hidden = false;
+  showMirror();
+  const { kind } = state;
+  next.addEventListener("ended", () => {
+    if (track === next && kind !== "file") stop(new Problem(kind === "screen" ? "screen-ended" : "camera-lost"));
+  });
+}
+
+function release() {
+  track?.stop();
+  track = null;
+  closeFile(preview);
+  preview.srcObject = null;
+  preview.hidden = true;
+}
+
+source.addEventListener("change", () => {
+  const kind = source.value.split(":")[0];
+  if (kind === "file" && !state.file) return $("file").click();
+  choose(kind);
+});
+$("choose").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => $("file").files[0] && chooseFile($("file").files[0]));
+$("file").addEventListener("cancel", () => state.kind !== "file" && showSource());
+
+function showSource() {
+  if (source.value.split(":")[0] !== state.kind) source.value = state.kind;
+}
+
+function chooseFile(file) {
+  source.querySelector('[value="file"]').textContent = `File: ${file.name}`;
+  $("file").value = ""; // so that the same file can be chosen again
+  source.value = "file";
+  state.file = file;
+  choose("file", { begin: true });
+}
+
+async function choose(kind, { begin = false } = {}) {
+  const before = state.kind;
+  update({ kind, problem: null });
+  if (!live) return begin && start();
+  try {
+    const next = await openSource();
+    adopt(next);
+    await live.replace(next);
+  } catch (error) {
+    update({ kind: before });
+    showSource();
+    note(describe(asProblem(error)).title);
+  }
+}
+
+addEventListener("dragover", (event) => {
+  if (!event.dataTransfer?.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  if (event.dataTransfer?.files[0]) chooseFile(event.dataTransfer.files[0]);
+});
+
+// ---- start and stop
+
+async function start() {
+  if (state.phase !== "idle" || $("start").disabled) return;
+  if (state.kind === "file" && !state.file) return $("file").click();
+  update({ phase: "asking", problem: null, note: "" });
+  let opened;
+  try {
+    opened = await openSource();
+  } catch (error) {
+    return stop(asProblem(error));
+  }
+  if (state.phase !== "asking") return opened.stop(); // stopped while the dialog was open
+  adopt(opened);
+  update({ phase: "connecting" });
+  settings.keep();
+  settings.flush();
+  live = new Live(stream, opened, output, {
+    picture: () => (state.phase !== "live" || state.stalled) && update({ phase: "live", problem: null, stalled: false }),
+    lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
+    stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
+    ended: (problem) => stop(problem),
+  });
+}
+
+function stop(problem = null) {
+  const had = document.activeElement;
+  live?.stop();
+  live = null;
+  release();
+  update({ phase: "idle", problem, stalled: false });
+  if (had === $("stop")) $("start").focus();
+}
+
+$("start").addEventListener("click", start);
+$("stop").addEventListener("click", () => stop());
+addEventListener("pagehide", () => live && stop());
+
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const next = new URL(location.href);
+  next.searchParams.set("token", $("token").value.trim());
+  location.replace(next);
+});
+
+// ---- view
+
+const VIEW = "lcmirror.view";
+const view = { mirror: true, hud: true, ...JSON.parse(localStorage.getItem(VIEW) ?? "{}") };
+
+function setView(changes) {
+  Object.assign(view, changes);
+  localStorage.setItem(VIEW, JSON.stringify(view));
+  showMirror();
+  showHud();
+}
+
+function showMirror() {
+  const mirrored = view.mirror && state.kind === "camera";
+  $("stage").classList.toggle("mirrored", mirrored);
+  $("mirror").setAttribute("aria-pressed", String(view.mirror));
+}
+
+function showHud() {
+  $("hud").hidden = !view.hud;
+  $("stats").setAttribute("aria-pressed", String(view.hud));
+}
+
+function shape(width, height) {
+  const ratio = `${width / height}`;
+  if (ratio !== aspectFrom) $("stage").style.setProperty("--ratio", (aspectFrom = ratio));
+}
+
+output.addEventListener("resize", () => output.videoWidth && shape(output.videoWidth, output.videoHeight));
+
+let noteTimer;
+function note(text) {
+  clearTimeout(noteTimer);
+  update({ note: text });
+  noteTimer = setTimeout(() => update({ note: "" }), 3500);
+}
+
+const obsLink = withToken(`/view/${stream}`).href;
+$("obs-link").value = obsLink;
+$("obs-link").addEventListener("focus", (event) => event.target.select());
+
+async function copyLink() {
+  try {
+    await navigator.clipboard.writeText(obsLink);
+    note(token ? "OBS link copied; it holds your token" : "OBS link copied");
+  } catch {
+    $("help").showModal(); // no clipboard here: the link stands in the dialog, ready to be copied by hand
+    $("obs-link").focus();
+  }
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else if ($("stage").requestFullscreen) $("stage").requestFullscreen().catch(() => note("The browser refused full screen"));
+  else output.webkitEnterFullscreen?.(); // iPhone
+}
+
+const toggleMirror = () => setView({ mirror: !view.mirror });
+const toggleHud = () => setView({ hud: !view.hud });
+const showHelp = () => $("help").showModal();
+
+$("mirror").addEventListener("click", toggleMirror);
+$("stats").addEventListener("click", toggleHud);
+$("copy").addEventListener("click", copyLink);
+$("fullscreen").addEventListener("click", toggleFullscreen);
+$("help-open").addEventListener("click", showHelp);
+
+bindKeys(
+  [
+    [" ", "Space", "Start or stop", () => (state.phase === "idle" ? start() : stop())],
+    ["b", "B", "Bypass: the picture as it came", () => panel?.input("bypass")?.click()],
+    ["/", "/", "Write the prompt", () => panel?.input("prompt")?.focus()],
+    ["h", "H", "Statistics", toggleHud],
+    ["m", "M", "Mirror", toggleMirror],
+    ["f", "F", "Full screen", toggleFullscreen],
+    ["c", "C", "Copy the link for OBS", copyLink],
+    ["?", "?", "This help", showHelp],
+  ],
+  $("shortcuts"),
+);
+
+setView({});
+listCameras(source);
+render(state);

@@ -1,0 +1,27 @@
+// What does the server tell by itself? One WebSocket per stream: statistics, controls, status; it reconnects.
+
+import { withToken } from "./api.js";
+import { keepUp } from "./keepup.js";
+import { Problem } from "./messages.js";
+
+/** handlers: {stats(s), controls(values), status(s), up(), down()}. Runs until `signal` aborts. */
+export function listen(stream, handlers, signal) {
+  const url = withToken(`/api/streams/${stream}/events`);
+  url.protocol = url.protocol.replace("http", "ws");
+  const open = () =>
+    new Promise((resolve, reject) => {
+      const socket = new WebSocket(url);
+      const ended = new Promise((done) => socket.addEventListener("close", done));
+      socket.addEventListener("open", () => resolve({ ended }));
+      socket.addEventListener("message", ({ data }) => dispatch(JSON.parse(data), handlers));
+      ended.then(() => reject(new Problem("gone"))); // why is hidden from pages: whoever needs to know asks with a fetch
+      signal.addEventListener("abort", () => socket.close(), { once: true });
+    });
+  return keepUp(open, { signal, onUp: handlers.up, onDown: handlers.down });
+}
+
+function dispatch(message, handlers) {
+  if (message.type === "stats") handlers.stats(message);
+  else if (message.type === "controls") handlers.controls(message.controls);
+  else if (message.type === "status") handlers.status(message);
+}

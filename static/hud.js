@@ -1,0 +1,42 @@
+// How is it going? The numbers over the picture, as the server counts them.
+
+const ms = (value) => (value == null ? null : Math.round(value));
+const rate = (value) => (value == null ? null : value.toFixed(1));
+
+// data-stat: [label, unit, value in a stats message, what it means]
+const STATS = {
+  fps_out: ["out", "fps", (s) => rate(s.fps_out), "Painted pictures per second"],
+  fps_in: ["in", "fps", (s) => rate(s.fps_in), "Pictures per second that reach the server"],
+  latency_p50: ["latency", "ms", (s) => ms(s.latency_ms?.p50), "From a frame's arrival to its painted picture, half of the frames"],
+  latency_p95: ["95 %", "ms", (s) => ms(s.latency_ms?.p95), "The same for 95 of 100 frames"],
+  engine_p50: ["engine", "ms", (s) => ms(s.engine_ms?.p50), "Time the model takes for one frame"],
+  dropped: ["dropped", "", (s) => s.frames_dropped, "Frames left out so that you see what is now"],
+  size: ["size", "", (s) => (s.width ? `${s.width}×${s.height}` : null), "Pixels of the painted picture"],
+  steps: ["steps", "", (s) => s.steps, "Denoising steps per frame"],
+  quality: ["quality", "", (s) => quality(s.quality), "Lowered by itself when the device cannot keep up"],
+  viewers: ["viewers", "", (s) => s.viewers, "Who is watching this stream"],
+};
+
+/** The server counts the rungs it has gone down. */
+function quality(rungs) {
+  if (rungs == null) return null;
+  return rungs > 0 ? `−${rungs}` : "full";
+}
+
+export function buildHud(root) {
+  const cells = Object.entries(STATS).map(([name, [label, unit, read, meaning]]) => {
+    const row = document.createElement("div");
+    row.title = meaning;
+    row.innerHTML = "<dt></dt><dd><span></span> <small></small></dd>";
+    row.querySelector("dt").textContent = label;
+    row.querySelector("small").textContent = unit;
+    const value = row.querySelector("span");
+    value.dataset.stat = name;
+    value.textContent = "–";
+    root.append(row);
+    return { value, read };
+  });
+  return (stats) => {
+    for (const { value, read } of cells) value.textContent = read(stats) ?? "–";
+  };
+}

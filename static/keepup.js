@@ -1,0 +1,39 @@
+// How does a session stay up? It is opened again whenever it ends, at a pace that spares the server.
+
+import { asProblem } from "./messages.js";
+
+const FIRST_MS = 300;
+const SLOWEST_MS = 5_000;
+
+/**
+ * Keeps `open(signal)` -> {ended: Promise, ...} alive until `signal` aborts.
+ * onUp(it) when it stands, onDown(problem | null) when it fell, giveUp(problem) -> true ends the loop by throwing it.
+ */
+export async function keepUp(open, { signal, onUp = () => {}, onDown = () => {}, giveUp = () => false }) {
+  let wait = FIRST_MS;
+  while (!signal.aborted) {
+    let problem = null;
+    try {
+      const it = await open(signal);
+      if (signal.aborted) return;
+      wait = FIRST_MS;
+      onUp(it);
+      await it.ended;
+    } catch (error) {
+      if (signal.aborted) return;
+      problem = asProblem(error);
+    }
+    if (signal.aborted) return;
+    if (problem && giveUp(problem)) throw problem;
+    onDown(problem);
+    await pause(problem?.retryAfter ? Math.min(problem.retryAfter * 1000, 30_000) : wait, signal);
+    wait = Math.min(wait * 2, SLOWEST_MS);
+  }
+}
+
+export function pause(ms, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}

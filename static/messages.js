@@ -1,0 +1,68 @@
+// What does the page say when something goes wrong, and what can one do about it?
+
+/** A failure with a code that TEXTS knows; `detail` is the server's own sentence, `field` the control at fault. */
+export class Problem extends Error {
+  constructor(code, { detail = "", field = null, retryAfter = null } = {}) {
+    super(detail || code);
+    Object.assign(this, { code, detail, field, retryAfter });
+  }
+}
+
+// code: [what happened, what to do, the start button's words]
+const TEXTS = {
+  "camera-refused": [
+    "The camera is blocked",
+    "Allow the camera for this page in the address bar, then try again. Or take a screen or a video file instead.",
+  ],
+  "camera-absent": ["No camera found", "Plug one in and try again, or choose a screen or a video file below."],
+  "camera-busy": ["The camera is in use", "Another program holds it. Close that program, then try again."],
+  "camera-lost": ["The camera was disconnected", "Plug it back in and start again."],
+  "camera-odd": ["The camera did not start", "Unplug it and plug it in again, or choose another source below."],
+  insecure: [
+    "The camera needs a secure address",
+    "Browsers hand out cameras only over https or on localhost. Open this page in one of these ways, or play a video file.",
+  ],
+  "screen-cancelled": ["Nothing was shared", "Choose a screen, a window or a tab in the browser's dialog."],
+  "screen-ended": ["Sharing has ended", "Start again to share a screen or a window."],
+  "screen-absent": ["This browser cannot share a screen", "Use a desktop browser, or choose the camera below."],
+  "file-unplayable": ["This file cannot be played here", "Try an MP4 (H.264) or WebM file.", "Choose another file"],
+  gone: ["The server does not answer", "Check that it is running. This page reconnects by itself."],
+  server: ["The server stumbled", "Try again. If it stays like this, look at the server's log."],
+  busy: ["The server is full", "This page tries again by itself."],
+  token: ["This server asks for a token", "Its owner chose one with --token. Enter it to go on."],
+  forbidden: ["The server refused this page", "Open the page at the server's own address, or start the server with --allow-origin and --host for this one."],
+  taken: ["Another tab took over", "Someone publishes to this stream from elsewhere.", "Take it back"],
+  missing: ["The server does not know this page's session", "Start again."],
+  refused: ["The server refused the stream", "Start again; the reason above may help."],
+  invalid: ["The server refused a setting", "Change it and try again."],
+  blocked: [
+    "No way through for the video",
+    "The server answers, but video (UDP) does not get through. A firewall or a VPN between you and the server is the usual cause.",
+  ],
+  codec: ["No common video format", "The server and this browser share no video codec. Try a current Chrome, Edge, Firefox or Safari."],
+  fault: ["The model could not paint this", "Try other settings, or reset them."],
+  "model-failed": ["The model could not be loaded", "See the server's log; start it again with another --model."],
+};
+
+const SHOW_DETAIL = new Set(["server", "busy", "forbidden", "refused", "invalid", "taken", "fault", "model-failed"]);
+
+/** -> {title, text, action}: a heading, a sentence with the remedy, the words on the button. */
+export function describe(problem) {
+  const [title, text, action = "Try again"] = TEXTS[problem.code] ?? TEXTS.server;
+  const detail = SHOW_DETAIL.has(problem.code) && problem.detail ? sentence(problem.detail) : "";
+  // The server's own sentence takes the place of ours, but for these, where ours says what to do about it.
+  const both = ["busy", "fault", "model-failed"].includes(problem.code);
+  return { title, text: detail ? `${detail} ${both ? text : ""}`.trim() : text, action };
+}
+
+/** Anything thrown -> Problem. What the page did not expect is logged, since nobody can act on it from a sentence. */
+export function asProblem(error) {
+  if (error instanceof Problem) return error;
+  console.error(error);
+  return new Problem("server", { detail: String(error?.message ?? error) });
+}
+
+export function sentence(text) {
+  const trimmed = text.trim();
+  return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
+}

@@ -1,0 +1,32 @@
+// How does OBS see the picture? The stream alone, full-bleed, opened again for ever when it ends.
+
+import { keepUp } from "./keepup.js";
+import { play } from "./whip.js";
+
+const CHECK_MS = 3_000;
+
+const video = document.getElementById("output");
+const stream = location.pathname.split("/").pop();
+const leaving = new AbortController();
+
+if (new URLSearchParams(location.search).get("fit") === "cover") document.body.classList.add("cover");
+
+let session = null;
+keepUp(() => play(stream, video, leaving.signal), {
+  signal: leaving.signal,
+  onUp: (it) => (session = it),
+  onDown: () => (session = null),
+});
+
+// Without new pictures the publisher may just be away, or the server may have restarted and know nothing of us: ask.
+let seen = 0;
+setInterval(async () => {
+  const frames = video.getVideoPlaybackQuality().totalVideoFrames;
+  const still = frames === seen;
+  seen = frames;
+  const asked = session;
+  if (still && asked && !(await asked.alive())) asked.close();
+}, CHECK_MS);
+
+addEventListener("pagehide", () => leaving.abort(new DOMException("left", "AbortError")));
+addEventListener("pageshow", (event) => event.persisted && location.reload());

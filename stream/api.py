@@ -1,0 +1,178 @@
+"""The JSON routes: status, presets, the schema of the controls, streams and their controls, live events, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+from aiohttp import WSCloseCode, web
+from pydantic import ValidationError
+
+from pipeline.settings import Controls
+
+from .engine_room import EngineRoom
+from .signalling import STREAMS
+from .streams import Stream
+
+ENGINE_ROOM = web.AppKey("engine_room", EngineRoom)
+PRESETS = web.AppKey("presets", list)
+DEFAULTS = web.AppKey("defaults", Controls)
+SOCKETS = web.AppKey("sockets", set)
+
+STATS_EVERY_S = 0.25
+
+
+class BadControl(ValueError):
+    """A change of controls that cannot be; `field` names the control where one is at fault."""
+
+    def __init__(self, reason: str, field: str | None = None):
+        super().__init__(reason)
+        self.field = field
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.get("/healthz", healthz),
+        web.get("/metrics", metrics),
+        web.get("/api/status", status),
+        web.get("/api/presets", presets),
+        web.get("/api/schema", schema),
+        web.get("/api/streams", streams),
+        web.get("/api/streams/{stream}", stream),
+        web.get("/api/streams/{stream}/controls", controls),
+        web.patch("/api/streams/{stream}/controls", change_controls),
+        web.get("/api/streams/{stream}/events", events),
+    ]
+
+
+async def healthz(request: web.Request) -> web.Response:
+    return web.json_response({"serving": True})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    body = request.app[STREAMS].metrics.text()
+    return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+async def status(request: web.Request) -> web.Response:
+    return web.json_response(request.app[ENGINE_ROOM].status())
+
+
+async def presets(request: web.Request) -> web.Response:
+    return web.json_response(request.app[PRESETS])
+
+
+async def schema(request: web.Request) -> web.Response:
+    """The schema of Controls, its defaults being those the server was started with."""
+    described = Controls.model_json_schema()
+    for name, value in request.app[DEFAULTS].model_dump().items():
+        described["properties"][name]["default"] = value
+    return web.json_response(described)
+
+
+async def streams(request: web.Request) -> web.Response:
+    return web.json_response([kept.snapshot() for kept in request.app[STREAMS].all() if kept.in_use])
+
+
+async def stream(request: web.Request) -> web.Response:
+    name = request.match_info["stream"]
+    found = request.app[STREAMS].find(name)
+    if found is None or not found.in_use:
+        raise web.HTTPNotFound(text=f"Nobody publishes or watches a stream named {name}.")
+    return web.json_response(found.snapshot())
+
+
+async def controls(request: web.Request) -> web.Response:
+    found = request.app[STREAMS].find(request.match_info["stream"])
+    return web.json_response((found.controls if found else request.app[STREAMS].defaults).model_dump())
+
+
+async def change_controls(request: web.Request) -> web.Response:
+    changes = await _json_object(request)
+    found = request.app[STREAMS].find(request.match_info["stream"])
+    before = found.controls if found else request.app[STREAMS].defaults
+    try:
+        changed = before.merged(changes)
+        request.app[ENGINE_ROOM].check(changed)
+    except ValidationError as error:
+        raise explained(error) from error
+    except ValueError as error:
+        raise BadControl(str(error)) from error
+    request.app[STREAMS].get(request.match_info["stream"]).set_controls(changed)
+    return web.json_response(changed.model_dump())
+
+
+async def events(request: web.Request) -> web.WebSocketResponse:
+    """Statistics at 4 Hz; controls and status at the start and when they change, whoever changed them."""
+    watched = request.app[STREAMS].get(request.match_info["stream"])
+    room = request.app[ENGINE_ROOM]
+    socket = web.WebSocketResponse(heartbeat=20, max_msg_size=4096)
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+
+    def on_change() -> None:
+        loop.call_soon_threadsafe(changed.set)
+
+    # Subscribed before the handshake's await: from here on the stream cannot be evicted.
+    leave = (watched.subscribe(on_change), room.subscribe(on_change))
+    try:
+        await socket.prepare(request)
+        request.app[SOCKETS].add(socket)
+        teller = asyncio.create_task(_tell(socket, watched, room, changed))
+        try:
+            async for _ in socket:
+                pass  # nothing is expected of the listener; reading answers pings and notices that it left
+        finally:
+            teller.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await teller
+    finally:
+        request.app[SOCKETS].discard(socket)
+        for unsubscribe in leave:
+            unsubscribe()
+    return socket
+
+
+async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom, changed: asyncio.Event) -> None:
+    """Only differences from what was told are sent: a slow listener skips states, it does not pile them up."""
+    told: dict[str, Any] = {}
+    next_stats_s = loop_time = asyncio.get_running_loop().time()
+    while True:
+        changed.clear()
+        current = {"status": room.status(), "controls": {"controls": watched.controls.model_dump()}}
+        for kind, state in current.items():
+            if told.get(kind) != state:
+                told[kind] = state
+                await socket.send_json({"type": kind, **state})
+        loop_time = asyncio.get_running_loop().time()
+        if loop_time >= next_stats_s:
+            next_stats_s = max(next_stats_s + STATS_EVERY_S, loop_time)
+            await socket.send_json({"type": "stats", **watched.snapshot()})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), max(0.0, next_stats_s - asyncio.get_running_loop().time()))
+
+
+async def close_sockets(app: web.Application) -> None:
+    await asyncio.gather(
+        *(socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server stops.") for socket in set(app[SOCKETS]))
+    )
+
+
+def explained(error: ValidationError) -> BadControl:
+    """The first fault as one sentence that names the control."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    reason = "There is no such control" if fault["type"] == "extra_forbidden" else fault["msg"].rstrip(".")
+    return BadControl(f"{field[:100]}: {reason}.", field[:100])
+
+
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.read())
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise web.HTTPBadRequest(text="The body is not JSON.") from error
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="The body must be a JSON object of controls.")
+    return body

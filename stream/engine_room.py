@@ -1,0 +1,283 @@
+"""The one inference thread of a device: it loads the model, then carries out what the scheduler decides."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.settings import Controls, ModelSpec
+
+from . import scheduler
+from .frames import Frame
+from .mailbox import Mailbox
+from .status import Status
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BUDGET_S = 1.0
+
+Report = Callable[[str, float | None], None]
+
+
+class Stylizer(Protocol):
+    """What the engine room asks of pipeline.Stylizer; only the engine thread calls it."""
+
+    spec: ModelSpec
+    device: Any
+    features: frozenset[str]
+    loras: tuple[str, ...]
+    max_batch: int
+
+    def check(self, controls: Controls) -> None: ...
+
+    def shape_key(self, controls: Controls) -> Hashable: ...
+
+    def __call__(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray: ...
+
+
+class Feed(Protocol):
+    """What the engine room asks of a stream (streams.Stream)."""
+
+    name: str
+    mailbox: Mailbox[Frame]
+    waiting_since_s: float
+    controls: Controls
+    quality: int
+    fault: str | None
+
+    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float) -> None: ...
+
+    def drop(self, frame: Frame) -> None: ...
+
+
+@dataclass
+class _Served:
+    """What the engine thread remembers of one stream."""
+
+    quality: scheduler.Quality = field(default_factory=scheduler.Quality)
+    step_times: scheduler.StepTimes = field(default_factory=scheduler.StepTimes)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One frame of a batch."""
+
+    feed: Feed
+    frame: Frame
+    controls: Controls
+    shape_key: Hashable
+
+
+def with_steps(controls: Controls, steps: int) -> Controls:
+    return controls if steps == controls.steps else controls.model_copy(update={"steps": steps})
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line fit for a status display."""
+    text = " ".join(str(error).split())
+    return text[:300] if text else f"{type(error).__name__} without a message."
+
+
+class EngineRoom:
+    """Serves any number of streams with one Stylizer.
+
+    load(report) -> Stylizer runs in the engine thread. compile(stylizer, report), if given, runs in a thread of its
+    own once frames flow and swaps what it compiled inside the stylizer. report(detail, progress 0..1 or None) may be
+    called from both. Until the model is ready, frames wait in their slots, newest wins.
+
+    model, device: what the status says until the loaded model knows better. budget_s: frames that are older when their
+    turn comes are dropped, and steps are taken off streams whose engine time exceeds it.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Report], Stylizer],
+        compile: Callable[[Stylizer, Report], None] | None = None,
+        *,
+        model: str = "",
+        device: str = "",
+        budget_s: float = DEFAULT_BUDGET_S,
+    ):
+        self.budget_s = budget_s
+        self.failure: Exception | None = None  # why loading failed
+        self._load, self._compile = load, compile
+        self._stylizer: Stylizer | None = None
+        self._lock = threading.Lock()
+        self._status = Status(model, device)
+        self._served: dict[Feed, _Served] = {}
+        self._work = threading.Event()
+        self._settled = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # -- for everyone ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Finish the batch in hand and stop. A load or a compilation in progress is not waited for, nor told of any more:
+        it ends with the process."""
+        self._status.dismiss()
+        self._closing.set()
+        self._work.set()
+        if self._thread.is_alive() and self._settled.is_set():
+            self._thread.join(timeout_s)
+
+    def status(self) -> dict[str, Any]:
+        """The answer of GET /api/status."""
+        return self._status.read()
+
+    def wait_settled(self, timeout_s: float | None = None) -> bool:
+        """Block until the model is ready or has failed; True when it is ready."""
+        self._settled.wait(timeout_s)
+        return self._status.read()["state"] == "ready"
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after every change of the status, from whatever thread made it; returns the unsubscriber."""
+        return self._status.subscribe(listener)
+
+    def check(self, controls: Controls) -> None:
+        """Raises ValueError(one sentence) when the loaded model cannot do what the controls ask."""
+        if self._stylizer is not None:
+            self._stylizer.check(controls)
+
+    def attach(self, feed: Feed) -> None:
+        with self._lock:
+            self._served = {**self._served, feed: _Served()}
+
+    def detach(self, feed: Feed) -> None:
+        with self._lock:
+            self._served = {other: served for other, served in self._served.items() if other is not feed}
+
+    def wake(self) -> None:
+        """A frame lies in some slot."""
+        self._work.set()
+
+    # -- the engine thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._stylizer = stylizer = self._load(self._status.report)
+        except Exception as error:
+            log.debug("Loading failed.", exc_info=True)
+            self.failure = error
+            self._status.change(state="failed", detail=sentence(error), progress=None)
+            self._settled.set()
+            return
+        self._status.change(
+            state="ready",
+            device=str(stylizer.device),
+            detail="Ready.",
+            progress=None,
+            size=f"{stylizer.spec.width}x{stylizer.spec.height}",
+            features=sorted(stylizer.features),
+            loras=list(stylizer.loras),
+        )
+        self._settled.set()
+        if self._compile is not None:
+            threading.Thread(target=self._run_compile, args=(self._compile,), name="compile", daemon=True).start()
+        while not self._closing.is_set():
+            self._work.wait()
+            self._work.clear()
+            while not self._closing.is_set() and self._serve_one_batch(stylizer):
+                pass
+
+    def _serve_one_batch(self, stylizer: Stylizer) -> bool:
+        """Carry out one plan; False when nobody waits."""
+        served = self._served
+        now_s = time.monotonic()
+        waiting = [feed for feed in served if feed.mailbox.peek() is not None]
+        jobs = {feed: job for feed in waiting if (job := self._next_job(stylizer, feed, served[feed], now_s))}
+        line = [
+            scheduler.Waiting(feed, job.frame.arrived_s, feed.waiting_since_s, job.shape_key)
+            for feed, job in jobs.items()
+        ]
+        plan = scheduler.plan(now_s, line, self.budget_s, stylizer.max_batch)
+        for feed in plan.expired:
+            # A newer frame may have come in since: only the one that was judged is thrown away.
+            if (late := feed.mailbox.clear(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
+                feed.drop(late)
+        # A frame that replaced the planned one in this instant is newer, so better, even if it leaves the batch for it.
+        batch = [replace(jobs[feed], frame=frame) for feed in plan.batch if (frame := feed.mailbox.take()) is not None]
+        for same_size in _by_size(batch):
+            self._stylize(stylizer, same_size)
+        return bool(waiting)
+
+    def _next_job(self, stylizer: Stylizer, feed: Feed, state: _Served, now_s: float) -> _Job | None:
+        """What the stream asks for now; None when its frame is gone or its controls are at fault."""
+        frame = feed.mailbox.peek()
+        if frame is None:
+            return None
+        controls = feed.controls
+        state.quality = scheduler.next_quality(
+            now_s, state.quality, controls.steps, state.step_times.recent(now_s), self.budget_s
+        )
+        feed.quality = state.quality.rung
+        controls = with_steps(controls, controls.steps - state.quality.rung)
+        try:
+            return _Job(feed, frame, controls, (stylizer.shape_key(controls), frame.size))
+        except Exception as error:
+            if (faulty := feed.mailbox.take()) is not None:
+                self._blame(feed, faulty, error)
+            return None
+
+    def _stylize(self, stylizer: Stylizer, batch: Sequence[_Job]) -> None:
+        started_s = time.monotonic()
+        try:
+            frames = np.stack([job.frame.rgb() for job in batch])
+            pictures = list(zip(batch, stylizer(frames, [job.controls for job in batch]), strict=True))
+        except Exception as error:
+            if len(batch) > 1:  # find out whose fault it is: the others get their pictures
+                for job in batch:
+                    self._stylize(stylizer, [job])
+            else:
+                self._blame(batch[0].feed, batch[0].frame, error)
+            return
+        engine_s = time.monotonic() - started_s
+        for job, rgb in pictures:
+            job.feed.fault = None
+            self._remember(job, engine_s)
+            job.feed.show(job.frame, rgb, engine_s)
+
+    def _remember(self, job: _Job, engine_s: float) -> None:
+        state = self._served.get(job.feed)
+        if state is not None and not job.controls.bypass and job.controls.strength > 0:
+            state.step_times.add(time.monotonic(), job.controls.steps, engine_s)
+
+    def _blame(self, feed: Feed, frame: Frame, error: Exception) -> None:
+        """Tell what went wrong where its stream is told of; log it once, not with every frame."""
+        reason = sentence(error)
+        if feed.fault != reason:
+            log.error("A frame of stream %s failed: %s", feed.name, reason, exc_info=log.isEnabledFor(logging.DEBUG))
+        feed.fault = reason
+        feed.drop(frame)
+
+    # -- the compile thread ------------------------------------------------------------------------------------------
+
+    def _run_compile(self, compile: Callable[[Stylizer, Report], None]) -> None:
+        self._status.change(compiled="compiling")
+        try:
+            compile(self._stylizer, self._status.report)
+        except Exception as error:
+            log.warning("Compiling failed, going on uncompiled: %s", sentence(error))
+            log.debug("Compiling failed.", exc_info=True)
+            self._status.change(
+                compiled="no", detail=f"Ready, uncompiled: compiling failed ({sentence(error)})", progress=None
+            )
+        else:
+            self._status.change(compiled="yes", detail="Ready.", progress=None)
+
+
+def _by_size(batch: Sequence[_Job]) -> list[list[_Job]]:
+    """The jobs in groups whose frames can be stacked."""
+    groups: dict[tuple[int, int], list[_Job]] = {}
+    for job in batch:
+        groups.setdefault(job.frame.size, []).append(job)
+    return list(groups.values())

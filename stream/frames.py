@@ -1,0 +1,47 @@
+"""What travels through the house: a Frame on its way to the engine and the Picture that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from av import VideoFrame
+
+from .statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A captured frame. Both times are on time.monotonic's clock.
+
+    `captured_s` follows the sender's own timestamps where it sends any (even spacing, whatever the network does);
+    `arrived_s` is when it reached us, and what latency is measured from.
+    """
+
+    pixels: VideoFrame | np.ndarray  # VideoFrame in any format, or uint8 [H, W, 3] RGB
+    arrived_s: float
+    captured_s: float
+    statistics: Statistics  # of the publication it belongs to: a successor's counters stay clean
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        if isinstance(self.pixels, VideoFrame):
+            return self.pixels.height, self.pixels.width
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def rgb(self) -> np.ndarray:
+        """uint8 [H, W, 3] RGB; a conversion, so call it off the event loop."""
+        if isinstance(self.pixels, VideoFrame):
+            return self.pixels.to_ndarray(format="rgb24")
+        return self.pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A stylized frame, shared by all who show it: nobody writes into `rgb`."""
+
+    rgb: np.ndarray  # uint8 [height, width, 3]
+    arrived_s: float
+    captured_s: float
+    shown_s: float  # when it was handed to the viewers

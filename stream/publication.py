@@ -1,0 +1,55 @@
+"""One publisher's time on a stream: where its frames go in, and what times they are stamped with."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from av import VideoFrame
+
+from .frames import Frame
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .streams import Stream
+
+REANCHOR_S = 2.0  # a sender's clock that differs by more from ours has jumped
+
+
+class Publisher(Protocol):
+    """Whoever feeds a stream; `kind` is told to users ("whip", "camera")."""
+
+    kind: str
+
+
+class Publication:
+    """From `Stream.publish` until `end`, or until another publisher takes over."""
+
+    def __init__(self, stream: Stream, publisher: Publisher):
+        self.stream, self.publisher = stream, publisher
+        self.statistics = Statistics()
+        self._media_origin_s: float | None = None
+
+    def put(
+        self, pixels: VideoFrame | np.ndarray, media_s: float | None = None, arrived_s: float | None = None
+    ) -> bool:
+        """Leave the newest frame for the engine; False, and nothing happens, once another publisher has taken over.
+
+        pixels: a VideoFrame or uint8 [H, W, 3] RGB, not to be written into any more. media_s: the frame's time on the
+        sender's own clock, where it has one. arrived_s: time.monotonic() by default.
+        """
+        arrived_s = time.monotonic() if arrived_s is None else arrived_s
+        captured_s = self._captured_s(media_s, arrived_s)
+        return self.stream.put(Frame(pixels, arrived_s, captured_s, self.statistics), self)
+
+    def end(self) -> None:
+        """The publisher is gone; viewers keep the last picture."""
+        self.stream.end(self)
+
+    def _captured_s(self, media_s: float | None, arrived_s: float) -> float:
+        if media_s is None:
+            return arrived_s
+        if self._media_origin_s is None or abs(self._media_origin_s + media_s - arrived_s) > REANCHOR_S:
+            self._media_origin_s = arrived_s - media_s
+        return self._media_origin_s + media_s

@@ -1,0 +1,118 @@
+"""Who is served next, in which batch, and when quality gives way to speed: decisions only, no clock and no I/O."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+RAISE_FRACTION = 0.8  # a better rung must be predicted to fit this share of the budget ...
+RAISE_AFTER_S = 3.0  # ... for so long without a break, before it is tried
+MIN_SAMPLES = 3  # a median of fewer would follow one slow frame (a new prompt being encoded, a warm-up)
+MAX_SAMPLES = 5  # of each step count are remembered,
+SAMPLE_LIFE_S = 60.0  # and for so long: what slowed the device down may be gone
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One stream with a frame in its slot."""
+
+    stream: Hashable
+    arrived_s: float  # when the frame in the slot arrived
+    since_s: float  # when the slot became full: newer frames replace the frame, not the stream's place in the line
+    shape_key: Hashable  # frames with equal keys may share a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now: frames of `expired` streams are dropped and counted, those of `batch` go to the engine."""
+
+    expired: tuple[Hashable, ...] = ()
+    batch: tuple[Hashable, ...] = ()
+
+
+def is_expired(now_s: float, arrived_s: float, budget_s: float) -> bool:
+    """The budget is for a frame's age when it is picked: engine time is not held against it, or a slow engine
+    would show nothing at all."""
+    return now_s - arrived_s > budget_s
+
+
+def plan(now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: int = 1) -> Plan:
+    """Longest-waiting stream first, joined by those of equal shape in the order of their waiting.
+
+    A stream that was just served waits from its next frame on, behind all who waited already; so with n streams
+    each of them is served within n picks.
+    """
+    expired = tuple(w.stream for w in waiting if is_expired(now_s, w.arrived_s, budget_s))
+    line = sorted(
+        (w for w in waiting if not is_expired(now_s, w.arrived_s, budget_s)), key=lambda w: (w.since_s, w.arrived_s)
+    )
+    if not line:
+        return Plan(expired=expired)
+    batch = [w.stream for w in line if w.shape_key == line[0].shape_key]
+    return Plan(expired=expired, batch=tuple(batch[: max(1, max_batch)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """`rung` steps fewer than asked (0 = as asked); `roomy_since_s`: since when a better rung would have fit."""
+
+    rung: int = 0
+    roomy_since_s: float | None = None
+
+
+class StepTimes:
+    """The engine times of one stream's last frames, by step count."""
+
+    def __init__(self):
+        self._samples: dict[int, deque[tuple[float, float]]] = {}
+
+    def add(self, now_s: float, steps: int, engine_s: float) -> None:
+        self._samples.setdefault(steps, deque(maxlen=MAX_SAMPLES)).append((now_s, engine_s))
+
+    def recent(self, now_s: float) -> dict[int, list[float]]:
+        return {
+            steps: [engine_s for when_s, engine_s in samples if now_s - when_s <= SAMPLE_LIFE_S]
+            for steps, samples in self._samples.items()
+        }
+
+
+def predict_s(steps: int, measured_s: Mapping[int, Sequence[float]]) -> float | None:
+    """Engine time of one frame at `steps`, from recent times by step count; None when too little is known.
+
+    A count that was not measured is taken as proportional to the nearest that was: too high above it, too low below
+    it, so that going up is careful and going down is corrected by the next measurement.
+    """
+    medians_s = {n: statistics.median(times) for n, times in measured_s.items() if len(times) >= MIN_SAMPLES}
+    if not medians_s:
+        return None
+    nearest = min(medians_s, key=lambda n: (abs(n - steps), n))
+    return medians_s[nearest] * steps / nearest
+
+
+def next_quality(
+    now_s: float, quality: Quality, steps: int, measured_s: Mapping[int, Sequence[float]], budget_s: float
+) -> Quality:
+    """The rung for the next frame, given the steps asked for and the engine times seen.
+
+    Down at once to the best rung that is predicted to fit the budget, never below one step; up one rung at a time,
+    after RAISE_AFTER_S of predicted headroom, so that it does not swing.
+    """
+    rung = min(quality.rung, steps - 1)
+    predicted_s = predict_s(steps - rung, measured_s)
+    if predicted_s is None:
+        return Quality(rung)
+    if predicted_s > budget_s:
+        fitting = (r for r in range(rung + 1, steps) if (predict_s(steps - r, measured_s) or 0.0) <= budget_s)
+        return Quality(next(fitting, steps - 1))
+    if rung == 0:
+        return Quality(0)
+    better_s = predict_s(steps - rung + 1, measured_s)
+    if better_s is None or better_s > RAISE_FRACTION * budget_s:
+        return Quality(rung)
+    if quality.roomy_since_s is None:
+        return Quality(rung, roomy_since_s=now_s)
+    if now_s - quality.roomy_since_s < RAISE_AFTER_S:
+        return replace(quality, rung=rung)
+    return Quality(rung - 1)

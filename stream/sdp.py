@@ -1,0 +1,157 @@
+"""Is this SDP offer one we can answer? Text in, text or one sentence out; aiortc itself accepts garbage in silence."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+MAX_MEDIA = 8
+MAX_CANDIDATES = 100
+SENDING = frozenset({"sendonly", "sendrecv"})
+RECEIVING = frozenset({"recvonly", "sendrecv"})
+KINDS = frozenset({"audio", "video", "application"})
+DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
+
+_LINE = re.compile(r"[a-z]=[^\x00]*")
+_CANDIDATE = re.compile(
+    r"\S{1,32} \d{1,3} \S+ \d{1,10} (?P<host>\S{1,256}) (?P<port>\d{1,5}) typ \S+(?: .*)?", re.ASCII
+)
+_MEDIA = re.compile(r"m=(\S+) (\d+)(?:/\d+)? (\S+) (.+)")
+
+
+class BadSdp(ValueError):
+    """An offer that cannot be answered, or a fragment that cannot be read; the message is for the sender."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """An offer that has been looked through: `text` for aiortc, and the candidates to give to it afterwards."""
+
+    text: str
+    ufrag: str  # the ICE user it speaks for
+    candidates: tuple[
+        tuple[str, str], ...
+    ]  # (mid, candidate): mDNS names take a second to resolve, so not before the answer
+
+
+@dataclass(frozen=True)
+class MediaSection:
+    """One m-line with its attributes; those of the session are not included."""
+
+    kind: str
+    port: int
+    lines: tuple[str, ...]
+
+    def values(self, attribute: str) -> list[str]:
+        return _values(self.lines, attribute)
+
+    @property
+    def mid(self) -> str:
+        return next(iter(self.values("mid")), "")
+
+    @property
+    def direction(self) -> str:
+        return next((line[2:] for line in self.lines if line[2:] in DIRECTIONS), "sendrecv")
+
+
+def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
+    """The offer in the form that aiortc can use. Raises BadSdp.
+
+    directions: which of them the offer's video may have; verb: what it must do, for the sentence ("send", "receive").
+    `a=end-of-candidates` is left out: with it aiortc never connects to an offer that carries no candidates, and waits
+    for the peer's own checks without it.
+    """
+    if not text.strip():
+        raise BadSdp("The SDP offer is empty.")
+    if "\x00" in text:
+        raise BadSdp("The SDP offer contains NUL bytes.")
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    if lines[0] != "v=0" or not all(_LINE.fullmatch(line) for line in lines):
+        raise BadSdp("The body is not an SDP offer: each line must read letter=value, the first v=0.")
+    session, media = _sections(lines)
+    if not 1 <= len(media) <= MAX_MEDIA:
+        raise BadSdp(f"The SDP offer must have 1 to {MAX_MEDIA} media sections, not {len(media)}.")
+    video = [section for section in media if section.kind == "video" and section.port != 0]
+    if not video:
+        raise BadSdp("The SDP offer has no video.")
+    if not any(section.direction in directions for section in video):
+        raise BadSdp(f"The SDP offer's video must {verb} but is {video[0].direction}.")
+    if unknown := [section.kind for section in media if section.kind not in KINDS]:
+        raise BadSdp(f"The SDP offer has a media section of unknown kind {unknown[0][:40]!r}.")
+    mids = [section.mid for section in media]
+    bundled = [mid for group in _values(session, "group") for mid in group.split()[1:]]
+    if len(set(mids)) < len(mids) or not set(bundled) <= set(mids):
+        raise BadSdp("The SDP offer's a=mid names must differ, and its bundle may name no others.")
+    for attribute, what in (("ice-ufrag", "ICE credentials"), ("ice-pwd", "ICE credentials"), ("fingerprint", "DTLS")):
+        if not _values(session, attribute) and not all(section.values(attribute) for section in media if section.port):
+            raise BadSdp(f"The SDP offer lacks {what}: a={attribute} is missing.")
+    candidates = _candidates(media)
+    kept = [line for line in lines if line != "a=end-of-candidates" and not line.startswith("a=candidate:")]
+    return Offer("\r\n".join(kept) + "\r\n", _values(lines, "ice-ufrag")[0], candidates)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A trickle-ICE fragment (RFC 8840): candidates as (mid, value of a=candidate), and the ICE user it speaks for."""
+
+    ufrag: str | None
+    candidates: tuple[tuple[str, str], ...]
+
+
+def parse_fragment(text: str) -> Fragment:
+    """Raises BadSdp."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    if not lines or "\x00" in text or not all(_LINE.fullmatch(line) for line in lines):
+        raise BadSdp("The body is not an SDP fragment.")
+    session, media = _sections(lines)
+    ufrags = _values(lines, "ice-ufrag")
+    # Some clients send candidates without an m-line: they mean the bundle, so the first section.
+    loose = MediaSection("", 0, tuple(line for line in session if line.startswith(("a=candidate:", "a=mid:"))))
+    return Fragment(ufrags[0] if ufrags else None, _candidates([loose, *media]))
+
+
+def _sections(lines: list[str]) -> tuple[list[str], list[MediaSection]]:
+    """Session lines and media sections. Raises BadSdp for a broken m-line."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("m=")]
+    media = []
+    for start, end in pairwise([*starts, len(lines)]):
+        match = _MEDIA.fullmatch(lines[start])
+        if match is None:
+            raise BadSdp(f"The SDP line {lines[start][:60]!r} cannot be read.")
+        media.append(MediaSection(match[1], int(match[2]), tuple(lines[start + 1 : end])))
+    return lines[: starts[0]] if starts else lines, media
+
+
+def _candidates(media: Sequence[MediaSection]) -> tuple[tuple[str, str], ...]:
+    """(mid, candidate) of all that can be tried. Raises BadSdp for those that cannot be read and for too many.
+
+    Addresses and mDNS names (which browsers without camera permission give) only: to look another name up would hold
+    up the event loop, and RFC 8839 has us ignore it.
+    """
+    candidates = [(section.mid, value) for section in media for value in section.values("candidate")]
+    if len(candidates) > MAX_CANDIDATES:
+        raise BadSdp(f"More than {MAX_CANDIDATES} candidates are not taken.")
+    usable = []
+    for mid, value in candidates:
+        match = _CANDIDATE.fullmatch(value)
+        if match is None or not 0 < int(match["port"]) < 65536:
+            raise BadSdp(f"The candidate {value[:80]!r} cannot be read.")
+        if match["host"].lower().endswith(".local") or _is_address(match["host"]):
+            usable.append((mid, value))
+    return tuple(usable)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _values(lines: tuple[str, ...] | list[str], attribute: str) -> list[str]:
+    prefix = f"a={attribute}:"
+    return [line.strip()[len(prefix) :] for line in lines if line.startswith(prefix)]

@@ -1,0 +1,98 @@
+"""One run of the server: listen at once, load behind it, say when frames flow, end cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+from aiohttp import web
+
+from pipeline.settings import Controls
+
+from .engine_room import EngineRoom, Report, Stylizer
+from .server import make_app
+from .streams import Streams
+
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def serve(
+    load: Callable[[Report], Stylizer],
+    compile: Callable[[Stylizer, Report], None] | None,
+    *,
+    model: str,
+    device: str,
+    defaults: Controls,
+    presets: list[dict[str, Any]],
+    host: str,
+    port: int,
+    token: str | None = None,
+    allow_origins: Collection[str] = (),
+    budget_s: float = 1.0,
+) -> int:
+    """Serve until interrupted; returns the exit code. See EngineRoom for load and compile, make_app for the rest."""
+    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s)
+    app = make_app(
+        room,
+        Streams(room, defaults),
+        defaults=defaults,
+        presets=presets,
+        token=token,
+        allow_origins=allow_origins,
+        host=host,
+    )
+    return asyncio.run(_serve(app, room, host, port, token))
+
+
+async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, token: str | None) -> int:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            print(f"Cannot listen on {host}:{port}: {reason}. Choose another --port.", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        shown_host = f"[{host}]" if ":" in host else host
+        query = "" if token is None else "/?token=..."
+        print(f"LCMirror listening on http://{shown_host}:{runner.addresses[0][1]}{query}", flush=True)
+        return await _until_told(room)
+    finally:
+        await runner.cleanup()
+        await asyncio.to_thread(room.close)
+
+
+async def _until_told(room: EngineRoom) -> int:
+    """Run the engine until a signal comes or its model turns out not to load."""
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[int] = loop.create_future()
+
+    def finish(code: int) -> None:
+        if not end.done():
+            end.set_result(code)
+
+    announced = False
+
+    def on_status() -> None:
+        nonlocal announced
+        status = room.status()
+        if status["state"] == "failed":
+            finish(EXIT_BAD_INPUT)
+        elif status["state"] == "ready" and not announced:
+            announced = True
+            print(f"ready: {status['model']} on {status['device']}, {status['size']}", flush=True)
+
+    room.subscribe(lambda: loop.call_soon_threadsafe(on_status))
+    for number, code in ((signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_DONE)):
+        with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run instead
+            loop.add_signal_handler(number, finish, code)
+    room.start()
+    code = await end
+    if room.failure is not None:
+        print(room.status()["detail"], file=sys.stderr)
+    return code

@@ -1,0 +1,250 @@
+"""A Stream: one publisher, any number of viewers, its Controls, its statistics; and the bounded register of all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.settings import Controls
+
+from .engine_room import EngineRoom
+from .frames import Frame, Picture
+from .mailbox import Mailbox
+from .metrics import Metrics
+from .publication import Publication, Publisher
+from .statistics import Statistics
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[a-z0-9-]{1,64}")
+MAX_NAMES = 256
+MAX_IDLE_PICTURES = 16  # idle streams beyond these lose their last picture: at 512x512 each holds 0.8 MB
+
+Sink = Callable[[Picture], None]
+
+
+class BadStreamName(ValueError):
+    """The name breaks the rule."""
+
+
+class NoFreeStream(RuntimeError):
+    """Every name that is kept is in use."""
+
+
+class Stream:
+    """Frames go in through a Publication, pictures come out to sinks. Safe to use from any thread."""
+
+    def __init__(self, name: str, controls: Controls, engine_room: EngineRoom, metrics: Metrics):
+        self.name = name
+        self.mailbox: Mailbox[Frame] = Mailbox()
+        self.waiting_since_s = 0.0
+        self.quality = 0  # rungs below what was asked, set by the engine room
+        self.fault: str | None = None  # why its last frame failed, set by the engine room
+        self.controls = controls
+        self.publication: Publication | None = None
+        self.last_picture: Picture | None = None
+        self.last_used_s = time.monotonic()
+        self._statistics = Statistics()
+        self._sinks: tuple[Sink, ...] = ()
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._lock = threading.Lock()
+        self._engine_room, self._metrics = engine_room, metrics
+
+    # -- publisher ---------------------------------------------------------------------------------------------------
+
+    def publish(self, publisher: Publisher) -> tuple[Publication, Publication | None]:
+        """Start publishing, with counters at zero. The newest publisher wins, so a reloaded page is back at once.
+
+        Returns its publication and the one it replaced, if any, whose publisher the caller closes.
+        """
+        with self._lock:
+            replaced, self.publication = self.publication, Publication(self, publisher)
+            self._statistics = self.publication.statistics
+            self.last_used_s = time.monotonic()
+        if (stale := self.mailbox.clear()) is not None:
+            self.drop(stale)
+        return self.publication, replaced
+
+    def put(self, frame: Frame, publication: Publication) -> bool:
+        """What Publication.put does."""
+        with self._lock:
+            if publication is not self.publication:
+                return False
+            if self.mailbox.peek() is None:
+                self.waiting_since_s = frame.arrived_s
+            frame.statistics.count_in(frame.arrived_s)
+            replaced = self.mailbox.put(frame)
+        self._metrics.count(self.name, "in")
+        if replaced is not None:
+            self.drop(replaced)
+        self._engine_room.wake()
+        return True
+
+    def end(self, publication: Publication) -> None:
+        """What Publication.end does."""
+        with self._lock:
+            if publication is self.publication:
+                self.publication = None
+            self.last_used_s = time.monotonic()
+
+    # -- engine room -------------------------------------------------------------------------------------------------
+
+    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float) -> None:
+        """Hand a finished picture to all viewers."""
+        now_s = time.monotonic()
+        picture = Picture(rgb, frame.arrived_s, frame.captured_s, now_s)
+        with self._lock:
+            is_current = frame.statistics is self._statistics
+            if is_current:
+                self.last_picture = picture
+                frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
+            sinks = self._sinks
+        if not is_current:  # its publisher was replaced while the engine worked: nobody wants this picture any more
+            self.drop(frame)
+            return
+        for sink in sinks:
+            try:
+                sink(picture)
+            except Exception:
+                log.exception("A viewer of stream %s failed and is let go.", self.name)
+                self._unwatch(sink)
+        self._metrics.count(self.name, "out")
+        self._metrics.observe(now_s - frame.arrived_s, engine_s)
+
+    def drop(self, frame: Frame) -> None:
+        frame.statistics.count_dropped()
+        self._metrics.count(self.name, "dropped")
+
+    # -- viewers -----------------------------------------------------------------------------------------------------
+
+    def watch(self, sink: Sink) -> Callable[[], None]:
+        """Call `sink` with every picture, from the engine thread, so it must be quick (a Mailbox's or Outbox's `put`);
+        the last picture, if there is one, comes at once. Returns what ends it."""
+        with self._lock:
+            self._sinks = (*self._sinks, sink)
+            picture = self.last_picture
+        if picture is not None:
+            sink(picture)
+        return lambda: self._unwatch(sink)
+
+    def _unwatch(self, sink: Sink) -> None:
+        with self._lock:
+            self._sinks = tuple(other for other in self._sinks if other is not sink)
+            self.last_used_s = time.monotonic()
+
+    @property
+    def viewers(self) -> int:
+        return len(self._sinks)
+
+    # -- controls ----------------------------------------------------------------------------------------------------
+
+    def set_controls(self, controls: Controls) -> None:
+        """Last value wins, from the next frame on."""
+        self.controls = controls
+        self.last_used_s = time.monotonic()
+        for listener in self._listeners:
+            listener()
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after every change of the controls; returns the unsubscriber. Meanwhile the stream stays."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+        return lambda: self._unsubscribe(listener)
+
+    def _unsubscribe(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            self._listeners = tuple(other for other in self._listeners if other is not listener)
+            self.last_used_s = time.monotonic()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, the stream is not evicted."""
+        leave = self.subscribe(lambda: None)
+        try:
+            yield
+        finally:
+            leave()
+
+    # -- what it tells -----------------------------------------------------------------------------------------------
+
+    @property
+    def in_use(self) -> bool:
+        return self.publication is not None or bool(self._sinks)
+
+    @property
+    def evictable(self) -> bool:
+        return not self.in_use and not self._listeners
+
+    def snapshot(self) -> dict[str, Any]:
+        """Who publishes, viewers, statistics: the answer of GET /api/streams/{stream}."""
+        picture, publication = self.last_picture, self.publication
+        height, width = picture.rgb.shape[:2] if picture is not None else (0, 0)
+        return {
+            "stream": self.name,
+            "publishing": publication is not None,
+            "publisher": publication.publisher.kind if publication is not None else None,
+            **self._statistics.snapshot(time.monotonic()),
+            "width": width,
+            "height": height,
+            "steps": max(1, self.controls.steps - self.quality),
+            "viewers": self.viewers,
+            "quality": self.quality,
+            "detail": self.fault or "",
+        }
+
+
+class Streams:
+    """Every stream by its name. Names nobody uses are forgotten, longest unused first, when there are too many."""
+
+    def __init__(self, engine_room: EngineRoom, defaults: Controls | None = None, *, max_names: int = MAX_NAMES):
+        self.defaults = Controls() if defaults is None else defaults
+        self.metrics = Metrics()
+        self._engine_room, self._max_names = engine_room, max_names
+        self._streams: dict[str, Stream] = {}
+        self._lock = threading.Lock()
+        self.metrics.gauge(
+            streams=lambda: sum(stream.publication is not None for stream in self.all()),
+            viewers=lambda: sum(stream.viewers for stream in self.all()),
+        )
+
+    def find(self, name: str) -> Stream | None:
+        """The stream of that name if one is kept. Raises BadStreamName."""
+        _check_name(name)
+        return self._streams.get(name)
+
+    def get(self, name: str) -> Stream:
+        """The stream of that name, made if need be. Raises BadStreamName, NoFreeStream."""
+        _check_name(name)
+        with self._lock:
+            if name not in self._streams:
+                self._make_room()
+                self._streams[name] = stream = Stream(name, self.defaults, self._engine_room, self.metrics)
+                self._engine_room.attach(stream)
+            return self._streams[name]
+
+    def all(self) -> list[Stream]:
+        return list(self._streams.values())
+
+    def _make_room(self) -> None:
+        idle = sorted((s for s in self._streams.values() if s.evictable), key=lambda stream: stream.last_used_s)
+        for stream in idle[: max(0, len(idle) - MAX_IDLE_PICTURES)]:
+            stream.last_picture = None
+        if len(self._streams) < self._max_names:
+            return
+        if not idle:
+            raise NoFreeStream(f"All {self._max_names} streams are in use; try again later.")
+        evicted = self._streams.pop(idle[0].name)
+        self._engine_room.detach(evicted)
+        self.metrics.forget(evicted.name)
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise BadStreamName("A stream's name is 1 to 64 characters of a-z, 0-9 and '-'.")

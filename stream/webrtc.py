@@ -1,0 +1,218 @@
+"""WebRTC on aiortc: WHIP sessions bring a publisher's frames in, WHEP sessions take pictures out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Coroutine, Sequence
+
+import aioice.ice
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.exceptions import OperationError
+from aiortc.sdp import candidate_from_sdp
+
+from . import sdp
+from .publication import Publication
+from .streams import Stream
+from .tracks import PictureTrack, drain, drain_video
+
+log = logging.getLogger(__name__)
+
+MAX_ENDED = 64
+CONNECT_S = 20.0  # a session whose peer has not connected by then is closed
+
+_host_addresses = aioice.ice.get_host_addresses
+
+
+def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+    """aioice offers no loopback address, so a laptop without any network would have nothing to connect by."""
+    return _host_addresses(use_ipv4, use_ipv6) or ["127.0.0.1"]
+
+
+aioice.ice.get_host_addresses = _addresses_or_loopback
+
+
+class NoCommonCodec(Exception):
+    """The offer has no codec we can decode or encode."""
+
+
+class TooManySessions(RuntimeError):
+    """The limit of simultaneous sessions is reached."""
+
+
+class Session:
+    """One WHIP or WHEP resource and its peer connection. `kind` is "whip" or "whep"."""
+
+    def __init__(self, kind: str, stream: Stream):
+        self.kind, self.stream = kind, stream
+        self.id = secrets.token_urlsafe(18)
+        self.etag = f'"{secrets.token_hex(8)}"'
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.publication: Publication | None = None
+        self.offer_ufrag: str | None = None
+        self.candidates = 0
+        self.tracks: list[MediaStreamTrack] = []
+        self.tasks: set[asyncio.Task] = set()
+        self.closed = False
+
+    def spawn(self, work: Coroutine) -> asyncio.Task:
+        """Run beside the session; cancelled with it."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+class Sessions:
+    """Opens, finds and closes the sessions of a server; all on the event loop."""
+
+    def __init__(self, max_sessions: int):
+        self._max_sessions = max_sessions
+        self._sessions: dict[str, Session] = {}
+        # (kind, stream, id) of those that ended by themselves: their DELETE may still be on its way.
+        self._ended: deque[tuple[str, str, str]] = deque(maxlen=MAX_ENDED)
+        self._opening = 0
+        self._closing: set[asyncio.Task] = set()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def find(self, kind: str, name: str, session_id: str) -> Session | None:
+        session = self._sessions.get(session_id)
+        return session if session and (session.kind, session.stream.name) == (kind, name) else None
+
+    async def delete(self, kind: str, name: str, session_id: str) -> bool:
+        """End a session for good; False when there is none. One that ended by itself can be deleted once: clients
+        that close their peer first would be told that something is wrong."""
+        session = self.find(kind, name, session_id)
+        if session is not None:
+            await self.close(session)
+        if (kind, name, session_id) not in self._ended:
+            return False
+        self._ended.remove((kind, name, session_id))
+        return True
+
+    async def publish(self, stream: Stream, offer: str) -> tuple[Session, str]:
+        """Answer a WHIP offer. Whoever published this stream before is closed: the newest publisher wins.
+
+        Returns the session and the SDP answer. Raises BadSdp, NoCommonCodec, TooManySessions.
+        """
+        checked = sdp.checked_offer(offer, sdp.SENDING, "send")
+        takes_over = stream.publication is not None
+        session = Session("whip", stream)
+        session.peer.on("track", session.tracks.append)
+        answer = await self._answer(session, checked, spare=takes_over)
+        session.publication, replaced = stream.publish(session)
+        video = [track for track in session.tracks if track.kind == "video"]
+        self._until_done(session, drain_video(video[0], session.publication, first_within_s=CONNECT_S))
+        for track in session.tracks:
+            if track is not video[0]:
+                session.spawn(drain(track))
+        if replaced is not None and isinstance(replaced.publisher, Session):
+            self.close_soon(replaced.publisher)
+        return session, answer
+
+    async def view(self, stream: Stream, offer: str) -> tuple[Session, str]:
+        """Answer a WHEP offer; the picture starts when there is one. Raises as `publish` does."""
+        checked = sdp.checked_offer(offer, sdp.RECEIVING, "receive")
+        session = Session("whep", stream)
+        track = PictureTrack(stream)
+        session.tracks.append(track)
+        session.peer.addTransceiver(track, direction="sendonly")
+        return session, await self._answer(session, checked)
+
+    def add_candidates(self, session: Session, candidates: Sequence[tuple[str, str]]) -> None:
+        """Trickle ICE: (mid, candidate), taken up in the background. Raises BadSdp."""
+        session.candidates += len(candidates)
+        if session.candidates > sdp.MAX_CANDIDATES:
+            raise sdp.BadSdp(f"More than {sdp.MAX_CANDIDATES} candidates are not taken.")
+        for mid, value in candidates:
+            session.spawn(self._add_candidate(session, mid, value))
+
+    async def close(self, session: Session) -> None:
+        """End a session; harmless when it has ended."""
+        if session.closed:
+            return
+        session.closed = True
+        if self._sessions.pop(session.id, None) is not None:
+            self._ended.append((session.kind, session.stream.name, session.id))
+        if session.publication is not None:
+            session.publication.end()
+        for track in session.tracks:
+            track.stop()
+        for task in list(session.tasks):
+            task.cancel()
+        try:
+            await session.peer.close()
+        except Exception:
+            # A peer that aiortc could set up only halfway cannot be taken down in order either; it has no sockets.
+            log.warning("A session of stream %s did not close in order.", session.stream.name, exc_info=True)
+        log.info("%s session of stream %s ended.", session.kind.upper(), session.stream.name)
+
+    def close_soon(self, session: Session) -> None:
+        task = asyncio.create_task(self.close(session))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close_all(self) -> None:
+        await asyncio.gather(*(self.close(session) for session in list(self._sessions.values())))
+        await asyncio.gather(*self._closing)
+
+    async def _answer(self, session: Session, offer: sdp.Offer, spare: bool = False) -> str:
+        """Negotiate and register the session; `spare` lets one through that is about to replace another."""
+        if len(self._sessions) + self._opening >= self._max_sessions + spare:
+            self.close_soon(session)
+            raise TooManySessions(f"All {self._max_sessions} sessions are in use; try again in a few seconds.")
+        self._opening += 1
+        try:
+            session.offer_ufrag = offer.ufrag
+            answer = await self._negotiate(session.peer, offer.text)
+            self.add_candidates(session, offer.candidates)
+        except BaseException:
+            self.close_soon(session)
+            raise
+        finally:
+            self._opening -= 1
+        self._sessions[session.id] = session
+        session.peer.on("connectionstatechange", lambda: self._follow(session))
+        session.spawn(self._expect_connection(session))
+        log.info("%s session of stream %s opened.", session.kind.upper(), session.stream.name)
+        return answer
+
+    async def _negotiate(self, peer: RTCPeerConnection, offer: str) -> str:
+        try:
+            await peer.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
+            await peer.setLocalDescription(await peer.createAnswer())
+        except OperationError as error:
+            raise NoCommonCodec(
+                "No codec in common: offer video as VP8 or H264 (Constrained Baseline) and audio, if any, as Opus."
+            ) from error
+        except Exception as error:
+            # aiortc's parser answers malformed text with whatever it stumbles over: asserts, KeyErrors, StopIteration.
+            log.debug("aiortc cannot read an offer.", exc_info=True)
+            raise sdp.BadSdp("The SDP offer cannot be read: one of its attributes is malformed.") from error
+        return peer.localDescription.sdp
+
+    async def _add_candidate(self, session: Session, mid: str, value: str) -> None:
+        candidate = candidate_from_sdp(value)
+        candidate.sdpMid = mid or session.peer.getTransceivers()[0].mid
+        try:
+            await session.peer.addIceCandidate(candidate)
+        except ValueError as error:
+            log.info("A candidate of stream %s is of no use: %s", session.stream.name, error)
+
+    def _follow(self, session: Session) -> None:
+        if session.peer.connectionState in ("failed", "closed"):
+            self.close_soon(session)
+
+    async def _expect_connection(self, session: Session) -> None:
+        await asyncio.sleep(CONNECT_S)
+        if session.peer.connectionState != "connected":
+            log.info("The peer of a session of stream %s never connected.", session.stream.name)
+            self.close_soon(session)
+
+    def _until_done(self, session: Session, work: Coroutine) -> None:
+        """The session ends when this work does."""
+        session.spawn(work).add_done_callback(lambda task: self.close_soon(session))
