@@ -1,4 +1,4 @@
-"""One call for the model's output at a timestep, the same for every model: CFG, guidance embedding and extras inside."""
+"""One call for the model's output at a timestep, the same for every model: CFG, guidance embedding, extras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's files are: a reference (hub id, folder, file) -> a local path, checked early and fetched when allowed."""
+"""Where a model's files are: reference (hub id, folder, file) -> local path, checked early, fetched when allowed."""
 
 from __future__ import annotations
 

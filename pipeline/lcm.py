@@ -86,7 +86,7 @@ def denoised(x: Tensor, model_output: Tensor, row: Tensor) -> Tensor:
 
 
 def draw_noise(seed: int, count: int, shape: tuple[int, int, int]) -> list[Tensor]:
-    """`count` draws of float32 [1, C, h, w], in diffusers' order and on the CPU: the first enters, the rest re-noise."""
+    """`count` draws of float32 [1, C, h, w] as diffusers makes them, on the CPU: first to enter, then to re-noise."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return [torch.randn((1, *shape), generator=generator) for _ in range(count)]
 

@@ -1,0 +1,29 @@
+# make run    sets up .venv and starts the server       make run ARGS="--model sd15 --port 9000"
+# make test   the same set-up, then the whole suite     make test ARGS="tests/pipeline -x"
+# pip reads its own environment variables and configuration, so PIP_INDEX_URL, PIP_FIND_LINKS and the like apply.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: run test lint setup
+
+run: setup
+	@$(BIN)/python main.py $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "LCMirror needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

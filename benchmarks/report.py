@@ -1,0 +1,59 @@
+"""What every benchmark prints and writes: who measured, a table, and JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "diffusers", "transformers", "aiortc", "av", "opencv-python-headless")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """The device and the versions that a figure belongs to."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
+    cores = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    return {
+        "date": date.today().isoformat(),
+        "device": name + cores,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _cpu_name() -> str:
+    import torch
+
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that at least `percent` of the values do not exceed."""
+    ranked = sorted(values)
+    return ranked[max(0, -(-len(ranked) * percent // 100).__int__() - 1)]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of equal keys as a markdown table."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
+    """Print the table; write machine, settings and rows to `file` where one is named."""
+    print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")
+        print(f"written to {file}")
