@@ -122,8 +122,10 @@ class EngineRoom:
         self._thread.start()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Finish the batch in hand and stop. A load or a compilation in progress is not waited for, nor told of any more:
-        it ends with the process."""
+        """Finish the batch in hand and stop.
+
+        A load or a compilation in progress is not waited for, nor told of any more: it ends with the process.
+        """
         self._status.dismiss()
         self._closing.set()
         self._work.set()

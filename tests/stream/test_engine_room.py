@@ -304,7 +304,8 @@ def test_closing_does_not_wait_for_a_load_and_nobody_is_told_of_it_any_more():
     room.subscribe(lambda: told.append(room.status()["detail"]))
     room.start()
     assert loading.wait(PATIENCE_S)
-    room.close(timeout_s=60)  # would hang the test if it waited: the load goes on only below
+    room.close(timeout_s=60)
+    assert room.status()["state"] == "loading", "closing waited for the load, which goes on only below"
     go_on.set()
     assert room.wait_settled(PATIENCE_S)
     assert told == []
