@@ -5,7 +5,7 @@ import { Panel } from "./controls.js";
 import { listen } from "./events.js";
 import { buildHud } from "./hud.js";
 import { bindKeys } from "./keys.js";
-import { asProblem, describe, Problem, sentence } from "./messages.js";
+import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
 import { closeFile, listCameras, openCamera, openFile, openScreen } from "./sources.js";
@@ -38,7 +38,7 @@ const settings = new Settings(stream, {
     if (values.bypass !== state.bypass) update({ bypass: Boolean(values.bypass) });
   },
   refused(field, problem) {
-    const text = sentence(problem.detail || "The server refused this value");
+    const text = plainRefusal(field, problem.detail || "The server refused this value");
     if (!field || !panel.refuse(field, text)) note(text);
   },
   trouble(problem) {

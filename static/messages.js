@@ -66,3 +66,9 @@ export function sentence(text) {
   const trimmed = text.trim();
   return /[.!?]$/.test(trimmed) ? trimmed : `${trimmed}.`;
 }
+
+/** Beside a field its name need not be said again, and "Input" is what a validator calls it. */
+export function plainRefusal(field, detail) {
+  const bare = field && detail.startsWith(`${field}: `) ? detail.slice(field.length + 2) : detail;
+  return sentence(bare.replace(/^Input should be /, "This must be "));
+}

@@ -1,6 +1,6 @@
 // Which styles does the page offer, and how does one get into the prompt and out again?
 
-/** label on the chip, words in the prompt */
+/** label on the chip, words in the prompt: words that the bundled model knows (training/styles.py) and others do too */
 export const STYLES = [
   ["Watercolor", "watercolor painting"],
   ["Oil", "oil painting"],
@@ -12,10 +12,10 @@ export const STYLES = [
   ["Comic", "comic book"],
   ["Mosaic", "mosaic"],
   ["Van Gogh", "van gogh painting"],
-  ["Impressionist", "impressionist painting"],
-  ["Cubist", "cubist painting"],
-  ["Stained glass", "stained glass"],
-  ["Woodcut", "woodcut print"],
+  ["Expressionist", "expressionist painting"],
+  ["Woodcut", "woodcut"],
+  ["Chalk", "chalk drawing"],
+  ["Poster", "vintage poster"],
 ];
 
 const parts = (prompt) => prompt.split(",").map((part) => part.trim()).filter(Boolean);

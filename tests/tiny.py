@@ -35,6 +35,13 @@ UNET = {
     "attention_head_dim": 2,
     "norm_num_groups": 4,
 }
+SMALLEST = {
+    **UNET,
+    "block_out_channels": (4, 8),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "ff.net.2"]
 
 
@@ -51,7 +58,13 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def checkpoint(
-    folder: Path, *, guidance_embedding: bool = False, prediction: str = "epsilon", kl: bool = False, seed: int = 0
+    folder: Path,
+    *,
+    guidance_embedding: bool = False,
+    prediction: str = "epsilon",
+    kl: bool = False,
+    unet: dict = UNET,
+    seed: int = 0,
 ) -> Path:
     """An SD1.5-shaped pipeline in diffusers' folder layout. guidance_embedding makes it a full LCM."""
     torch.manual_seed(seed)
@@ -72,13 +85,13 @@ def checkpoint(
             num_decoder_blocks=(1, 1, 1, 1), latent_channels=4,
         )
     )  # fmt: skip
-    unet = UNet2DConditionModel(**UNET, time_cond_proj_dim=256 if guidance_embedding else None)
-    _give_contrast(vae, unet)
+    network = UNet2DConditionModel(**unet, time_cond_proj_dim=256 if guidance_embedding else None)
+    _give_contrast(vae, network)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer(folder / "tokenizer"),
-        unet=unet,
+        unet=network,
         scheduler=LCMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
             set_alpha_to_one=False, steps_offset=1, clip_sample=False,

@@ -1,0 +1,216 @@
+"""Models as they lie on disk, and one clear sentence where they cannot be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from pipeline import Controls, LoadError, Lora, ModelSpec, load
+from pipeline.devices import pick_device, pick_dtype
+from pipeline.fetching import check, is_few_step, needed_files, on_disk
+from tests import single_file, tiny
+
+SIZE = {"width": 64, "height": 64, "dtype": "float32"}
+FRAME = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+CONTROLS = Controls(prompt="a cat", guidance=1.5)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("loading") / "base")
+
+
+@pytest.fixture(scope="module")
+def picture(base) -> np.ndarray:
+    return load(ModelSpec(str(base), **SIZE), "cpu")(FRAME, CONTROLS)
+
+
+def test_the_parts_may_come_from_elsewhere(base, picture, tmp_path):
+    """unet= and vae= as their own folders, with and without a subfolder, give the base's own picture."""
+    shutil.copytree(base / "vae", tmp_path / "taesd")
+    (tmp_path / "lcm").mkdir()
+    shutil.copytree(base / "unet", tmp_path / "lcm" / "unet")
+    other = tiny.checkpoint(tmp_path / "other", seed=5)
+    shutil.copytree(base / "text_encoder", other / "text_encoder", dirs_exist_ok=True)
+    assert not np.array_equal(load(ModelSpec(str(other), **SIZE), "cpu")(FRAME, CONTROLS), picture)
+    spec = ModelSpec(str(other), unet=str(tmp_path / "lcm"), vae=str(tmp_path / "taesd"), **SIZE)
+    assert np.array_equal(load(spec, "cpu")(FRAME, CONTROLS), picture)
+
+
+def test_fp16_variant_files(base, picture, tmp_path):
+    folder = tmp_path / "variant"
+    shutil.copytree(base, folder)
+    for weights in [*folder.glob("*/*.safetensors")]:
+        tensors = {name: tensor.half() for name, tensor in load_file(weights).items()}
+        save_file(tensors, weights.with_name(weights.stem + ".fp16.safetensors"), metadata={"format": "pt"})
+        weights.unlink()
+    ours = load(ModelSpec(str(folder), **SIZE), "cpu")(FRAME, CONTROLS)
+    assert np.abs(ours.astype(int) - picture).mean() < 2
+
+
+def test_one_safetensors_file(tmp_path):
+    """The layout of A1111 and Civitai, its configs in a folder of the same name beside it."""
+    folder = tiny.checkpoint(tmp_path / "single", kl=True)
+    expected = load(ModelSpec(str(folder), **SIZE), "cpu")(FRAME, CONTROLS)
+    single_file.write(folder, tmp_path / "single.safetensors")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    ours = load(ModelSpec(str(tmp_path / "single.safetensors"), **SIZE), "cpu")(FRAME, CONTROLS)
+    assert np.array_equal(ours, expected)
+
+
+def test_a_hub_id_comes_from_the_local_cache(base, picture, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--someone--something"
+    shutil.copytree(base, repo / "snapshots" / "abc")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    spec = ModelSpec("someone/something", **SIZE)
+    assert on_disk(spec)
+    assert np.array_equal(load(spec, "cpu")(FRAME, CONTROLS), picture)
+    assert not on_disk(ModelSpec("someone/else"))
+    with pytest.raises(LoadError, match="someone/else"):
+        load(ModelSpec("someone/else"), "cpu", download=False)
+    with pytest.raises(LoadError, match="hub cannot be reached"):
+        load(ModelSpec("someone/else"), "cpu")
+
+
+def test_only_what_loading_reads_is_downloaded():
+    pipeline = [
+        "model_index.json", "README.md", "DreamShaper.safetensors", "feature_extractor/preprocessor_config.json",
+        "safety_checker/model.safetensors", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
+        "tokenizer/vocab.json", "text_encoder/config.json", "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.safetensors", "text_encoder/pytorch_model.bin", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    assert set(needed_files(pipeline)) == {
+        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json",
+        "text_encoder/config.json", "text_encoder/model.fp16.safetensors", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+    taesd = ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors",
+             "taesd_decoder.safetensors", "taesd_encoder.safetensors"]  # fmt: skip
+    assert set(needed_files(taesd)) == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert needed_files(["README.md", "pytorch_lora_weights.safetensors"]) == ["pytorch_lora_weights.safetensors"]
+
+
+def test_few_step_models_are_told_from_others(base, tmp_path):
+    assert is_few_step(ModelSpec(str(base)))  # saved with an LCM scheduler
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
+    assert not is_few_step(ModelSpec(str(other)))
+    full = tiny.checkpoint(tmp_path / "full", guidance_embedding=True)
+    shutil.copy(other / "model_index.json", full / "model_index.json")
+    assert is_few_step(ModelSpec(str(full)))
+
+
+class TestLoras:
+    @pytest.fixture(scope="class")
+    def two(self, base, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("loras")
+        return [
+            Lora(str(tiny.lora(folder, base, name=f"{name}.safetensors", seed=seed)), 0.7)
+            for name, seed in (("ink", 3), ("gold", 4))
+        ]
+
+    def test_weights_are_live_and_exact(self, base, picture, two):
+        stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")
+        assert stylizer.loras == ("ink", "gold")
+        assert "lora" in stylizer.features
+        both = stylizer(FRAME, CONTROLS)
+        off = stylizer(FRAME, CONTROLS.merged({"lora_weights": {"ink": 0.0, "gold": 0.0}}))
+        assert np.array_equal(off, picture)
+        assert np.array_equal(stylizer(FRAME, CONTROLS), both)
+        assert np.abs(both.astype(int) - off).max() > 20
+
+    def test_equal_to_diffusers_adapters(self, base, two):
+        pipe = StableDiffusionPipeline.from_pretrained(base)
+        for lora in two:
+            pipe.load_lora_weights(lora.path, adapter_name=lora.name)
+        pipe.set_adapters(["ink", "gold"], [0.4, 1.1])
+        pipe.fuse_lora(adapter_names=["ink", "gold"])
+        stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")
+        stylizer(FRAME, CONTROLS.merged({"lora_weights": {"ink": 0.4, "gold": 1.1}}))
+        theirs = {name.replace(".base_layer", ""): p for name, p in pipe.unet.named_parameters()}
+        for name, ours in stylizer.components.unet.named_parameters():
+            torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-5)
+
+    def test_an_unknown_name_is_refused(self, base, two):
+        stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")
+        with pytest.raises(ValueError, match=r"'silver'.*ink, gold"):
+            stylizer.check(Controls(lora_weights={"silver": 1.0}))
+
+    def test_a_lora_of_another_model_is_refused(self, base, tmp_path):
+        wide = tiny.checkpoint(tmp_path / "wide", unet={**tiny.UNET, "block_out_channels": (8, 8, 8, 16)})
+        lora = Lora(str(tiny.lora(tmp_path, wide)))
+        with pytest.raises(LoadError, match="pytorch_lora_weights"):
+            load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu")
+
+
+class TestRefusals:
+    def test_a_controlnet_of_another_width(self, base, tmp_path):
+        net = ControlNetModel.from_pretrained(tiny.controlnet(tmp_path / "net"))
+        wide = ControlNetModel.from_config({**net.config, "cross_attention_dim": 32})
+        wide.save_pretrained(tmp_path / "wide")
+        with pytest.raises(LoadError, match=r"wide.*32.*16"):
+            load(ModelSpec(str(base), controlnet=str(tmp_path / "wide"), **SIZE), "cpu")
+
+    def test_a_vae_of_other_channels(self, base, tmp_path):
+        config = json.loads((base / "unet" / "config.json").read_text())
+        inpaint = tiny.checkpoint(tmp_path / "inpaint", unet={**tiny.UNET, "in_channels": 9})
+        assert config["in_channels"] == 4
+        with pytest.raises(LoadError, match="9 channels"):
+            load(ModelSpec(str(inpaint), **SIZE), "cpu")
+
+    def test_sdxl_is_named_and_not_served_yet(self, base, tmp_path):
+        shutil.copytree(base, tmp_path / "xl")
+        index = json.loads((base / "model_index.json").read_text())
+        index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
+        (tmp_path / "xl" / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(LoadError, match="StableDiffusionXLPipeline"):
+            load(ModelSpec(str(tmp_path / "xl"), **SIZE), "cpu")
+
+    def test_weights_cut_off_in_the_middle(self, base, tmp_path):
+        shutil.copytree(base, tmp_path / "cut")
+        weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(LoadError, match="broken or cut off"):
+            check(ModelSpec(str(tmp_path / "cut")))
+
+    def test_a_folder_without_a_model(self, tmp_path):
+        with pytest.raises(LoadError, match=r"model_index\.json"):
+            check(ModelSpec(str(tmp_path)))
+
+    def test_a_missing_part_is_said_not_thrown(self, base, tmp_path):
+        shutil.copytree(base, tmp_path / "part")
+        shutil.rmtree(tmp_path / "part" / "text_encoder")
+        with pytest.raises(LoadError, match="part"):
+            load(ModelSpec(str(tmp_path / "part"), **SIZE), "cpu")
+
+    def test_a_device_that_is_not_here(self):
+        with pytest.raises(LoadError, match="tpu"):
+            pick_device("tpu")
+        if not torch.cuda.is_available():
+            with pytest.raises(LoadError, match="cuda"):
+                pick_device("cuda")
+
+
+def test_the_dtype_follows_the_hardware(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert pick_dtype("auto", gpu) is torch.float16
+    assert pick_dtype("float32", gpu) is torch.float32
+    for capable, expected in (({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: capable)
+        assert pick_dtype("auto", cpu) is expected

@@ -1,0 +1,123 @@
+"""What a caller of the Stylizer relies on: shapes, kinds, fixed noise, batches that mix nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import Controls, ModelSpec, load
+from tests import tiny
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def stylizer(tmp_path_factory):
+    base = tiny.checkpoint(tmp_path_factory.mktemp("stylizer"))
+    return load(ModelSpec(str(base), width=96, height=64, dtype="float32"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return rng.integers(0, 256, (3, 120, 160, 3), np.uint8)
+
+
+def test_any_size_in_the_models_size_out_and_the_same_kind(stylizer, frames):
+    out = stylizer(frames, Controls())
+    assert isinstance(out, np.ndarray)
+    assert out.shape == (3, 64, 96, 3)
+    assert out.dtype == np.uint8
+    tensor = stylizer(torch.from_numpy(frames), Controls())
+    assert isinstance(tensor, torch.Tensor)
+    assert np.array_equal(tensor.numpy(), out)
+
+
+@pytest.mark.parametrize("controls", [Controls(bypass=True), Controls(strength=0.0)])
+def test_bypass_and_strength_zero_give_the_source_resized(stylizer, controls):
+    y, x = np.mgrid[:64, :96]
+    frame = np.stack([x * 2, y * 3, x + y], axis=-1).astype(np.uint8)[None]
+    assert np.array_equal(stylizer(frame, controls), frame)
+    assert stylizer(frame.repeat(2, 1).repeat(2, 2), controls).shape == frame.shape
+
+
+def test_the_seed_fixes_the_noise_and_redraws_it(stylizer, frames):
+    one = stylizer(frames, Controls(seed=1))
+    assert np.array_equal(one, stylizer(frames, Controls(seed=1)))
+    assert not np.array_equal(one, stylizer(frames, Controls(seed=2)))
+
+
+def test_a_batch_gives_each_frame_what_it_gets_alone(stylizer, frames):
+    """Prompts, seeds and strengths of several streams in one batch do not mix."""
+    each = [
+        Controls(prompt="a cat", seed=1, strength=0.4),
+        Controls(prompt="an oil painting", seed=2, strength=0.6),
+        Controls(prompt="", seed=3, strength=0.9),
+    ]
+    together = stylizer(frames, each).astype(int)
+    for frame, controls, ours in zip(frames, each, together, strict=True):
+        assert np.abs(stylizer(frame[None], controls)[0] - ours).max() <= 1
+    assert np.abs(stylizer(frames, each[::-1]) - together).max() > 10
+
+
+def test_a_batch_of_unequal_shapes_is_refused(stylizer, frames):
+    with pytest.raises(ValueError, match="shape keys"):
+        stylizer(frames, [Controls(steps=1), Controls(steps=2), Controls(steps=1)])
+    with pytest.raises(ValueError, match="3 frames came with 2"):
+        stylizer(frames, [Controls(), Controls()])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((64, 96, 3), np.uint8),
+        np.zeros((1, 64, 96, 4), np.uint8),
+        np.zeros((1, 64, 96, 3), np.float32),
+        np.zeros((1, 0, 96, 3), np.uint8),
+    ],
+)
+def test_frames_of_another_kind_are_refused(stylizer, frames):
+    with pytest.raises(ValueError, match="uint8"):
+        stylizer(frames, Controls())
+
+
+def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
+    plain = stylizer(frames, Controls(prompt="a cat"))
+    assert np.array_equal(plain, stylizer(frames, Controls(prompt="a cat", negative_prompt="grey")))
+    guided = stylizer(frames, Controls(prompt="a cat", guidance=2.0))
+    assert not np.array_equal(guided, stylizer(frames, Controls(prompt="a cat", guidance=2.0, negative_prompt="grey")))
+
+
+def test_a_prompt_is_encoded_once(stylizer, frames, monkeypatch):
+    calls = []
+    encode = stylizer.prompts.text_encoder.forward
+    monkeypatch.setattr(stylizer.prompts.text_encoder, "forward", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    for strength in (0.3, 0.5, 0.7):
+        for _ in range(3):
+            stylizer(frames, Controls(prompt="a prompt nobody asked for yet", strength=strength))
+    assert len(calls) == 1
+
+
+def test_a_frame_reads_nothing_back_from_the_device(stylizer, frames):
+    """No `.item()` and no other copy of a scalar to the host: on a GPU each would wait for all work before it."""
+    controls = Controls(prompt="a cat", guidance=1.5)
+    stylizer(frames, controls)
+    with torch.profiler.profile() as profile:
+        stylizer(frames, controls)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::convolution" in names
+    assert not names & {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero"}
+
+
+def test_features_follow_the_model(stylizer, tmp_path):
+    assert stylizer.features == {"guidance", "cfg"}
+    full = load(ModelSpec(str(tiny.checkpoint(tmp_path / "f", guidance_embedding=True)), width=64, height=64), "cpu")
+    assert full.features == {"guidance"}
+    net = str(tiny.controlnet(tmp_path / "net"))
+    edges = load(
+        ModelSpec(str(tiny.checkpoint(tmp_path / "b")), controlnet=net, width=64, height=64, dtype="float32"), "cpu"
+    )
+    assert edges.features == {"guidance", "cfg", "control", "canny"}
+    frame = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
+    plain, held = (edges(frame, Controls(control_scale=scale)) for scale in (0.0, 2.0))
+    assert not np.array_equal(plain, held)
