@@ -1,4 +1,4 @@
-"""A checkpoint of Stable Diffusion 1.5's exact shape with TAESD's autoencoder and random float16 weights, for timing."""
+"""A checkpoint of SD1.5's exact shape with TAESD's autoencoder and random float16 weights, for timing."""
 
 from __future__ import annotations
 

@@ -116,15 +116,16 @@ def test_few_step_models_are_told_from_others(base, tmp_path):
     assert is_few_step(ModelSpec(str(full)))
 
 
-class TestLoras:
-    @pytest.fixture(scope="class")
-    def two(self, base, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("loras")
-        return [
-            Lora(str(tiny.lora(folder, base, name=f"{name}.safetensors", seed=seed)), 0.7)
-            for name, seed in (("ink", 3), ("gold", 4))
-        ]
+@pytest.fixture(scope="module")
+def two(base, tmp_path_factory) -> list[Lora]:
+    folder = tmp_path_factory.mktemp("loras")
+    return [
+        Lora(str(tiny.lora(folder, base, name=f"{name}.safetensors", seed=seed)), 0.7)
+        for name, seed in (("ink", 3), ("gold", 4))
+    ]
 
+
+class TestLoras:
     def test_weights_are_live_and_exact(self, base, picture, two):
         stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")
         assert stylizer.loras == ("ink", "gold")

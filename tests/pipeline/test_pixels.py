@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import color, control
-from tests.static.conftest import CLIP
+from tests.chromium import CLIP
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from .conftest import running_server
+from tests.chromium import running_server
 
 PATIENCE_MS = 60_000  # a watchdog, not a measurement: CI machines are slow
 

@@ -1,0 +1,139 @@
+"""A live session as a user has it: the real server, real Chromium, a real clip as its camera, all on this machine.
+
+    python -m benchmarks.live [--seconds 60] [--json FILE] [--screenshot FILE] [-- serve options]
+
+Measures the time from pressing start to the first stylized frame, the rate and the latency after 10 s and at the end,
+the time in which the picture follows a change of the prompt, and what becomes of memory and counters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from benchmarks import report
+from tests.chromium import CHROMIUM, CLIP, launch_options, running_server, write_camera_file
+
+WATCHDOG_MS = 120_000
+
+CLICK_TO_FRAME = """() => new Promise(resolve => {
+    const output = document.getElementById('output'), before = performance.now();
+    output.requestVideoFrameCallback(() => resolve(performance.now() - before));
+    document.getElementById('start').click();
+})"""
+
+# Grey styles have little colour: the time until the picture's mean saturation crosses the middle between two looks.
+PROMPT_TO_PICTURE = """([prompt, below, limit]) => new Promise(resolve => {
+    const output = document.getElementById('output'), input = document.getElementById('prompt');
+    const canvas = document.createElement('canvas'); canvas.width = canvas.height = 32;
+    const context = canvas.getContext('2d', {willReadFrequently: true});
+    const colour = () => {
+        context.drawImage(output, 0, 0, 32, 32);
+        const data = context.getImageData(0, 0, 32, 32).data;
+        let sum = 0;
+        for (let i = 0; i < data.length; i += 4)
+            sum += Math.max(data[i], data[i+1], data[i+2]) - Math.min(data[i], data[i+1], data[i+2]);
+        return sum / 1024;
+    };
+    if (prompt === null) return resolve(colour());
+    const before = performance.now();
+    input.value = prompt;
+    input.dispatchEvent(new Event('input', {bubbles: true}));
+    const look = () => (colour() < limit) === below ? resolve(performance.now() - before)
+                                                     : output.requestVideoFrameCallback(look);
+    look();
+})"""
+
+
+def statistics(url: str, stream: str) -> dict:
+    with urllib.request.urlopen(f"{url}/api/streams/{stream}", timeout=10) as response:
+        return json.load(response)
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process; Linux only."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(f"process {pid} tells no resident memory")
+
+
+def follow_prompt_ms(page: Page) -> float:
+    """From typing a prompt to the first frame that shows it, the typist's pause and the network included."""
+    colours = {}
+    for prompt in ("pop art", "pencil sketch"):
+        page.locator("#prompt").fill(prompt)
+        page.wait_for_timeout(4000)
+        colours[prompt] = page.evaluate(PROMPT_TO_PICTURE, [None, False, 0])
+    middle = sum(colours.values()) / 2
+    times_ms = []
+    for _ in range(3):
+        times_ms.append(page.evaluate(PROMPT_TO_PICTURE, ["pop art", False, middle]))
+        page.wait_for_timeout(2000)
+        times_ms.append(page.evaluate(PROMPT_TO_PICTURE, ["pencil sketch", True, middle]))
+        page.wait_for_timeout(2000)
+    return max(times_ms)
+
+
+def run(seconds: float, screenshot: Path | None, serve_options: list[str]) -> tuple[list[dict], dict]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(*serve_options) as server,
+        sync_playwright() as playwright,
+    ):
+        camera = write_camera_file(Path(folder) / "camera.y4m", CLIP, 640, 480)
+        browser = playwright.chromium.launch(**launch_options(camera))
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(WATCHDOG_MS)
+        page.goto(f"{server.url}/?stream=benchmark")
+        page.wait_for_function("() => !document.getElementById('start').disabled")
+        first_ms = page.evaluate(CLICK_TO_FRAME)
+        rows, started_s = [], time.monotonic()
+        for moment_s in (10.0, seconds):
+            page.wait_for_timeout(max(0.0, 1000 * (started_s + moment_s - time.monotonic())))
+            stats = statistics(server.url, "benchmark")
+            rows.append(
+                {
+                    "after s": round(moment_s),
+                    "fps in": stats["fps_in"],
+                    "fps out": stats["fps_out"],
+                    "latency p50 ms": stats["latency_ms"]["p50"],
+                    "latency p95 ms": stats["latency_ms"]["p95"],
+                    "engine p50 ms": stats["engine_ms"]["p50"],
+                    "in": stats["frames_in"],
+                    "out": stats["frames_out"],
+                    "dropped": stats["frames_dropped"],
+                    "server MB": resident_mb(server.process.pid),
+                }
+            )
+        about = {"first frame ms": round(first_ms), "prompt followed within ms": round(follow_prompt_ms(page))}
+        if screenshot is not None:
+            page.screenshot(path=screenshot)
+        browser.close()
+    return rows, about
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--screenshot", type=Path)
+    parser.add_argument("serve", nargs="*", help="options for `main.py serve`, after --")
+    options = parser.parse_args()
+    if CHROMIUM is None:
+        parser.error("there is no Chromium on this machine: install it first")
+    rows, extra = run(options.seconds, options.screenshot, options.serve)
+    about = {**report.machine("cpu"), **extra, "serve options": options.serve}
+    report.publish("A live session in Chromium on the same machine", about, rows, options.json)
+    for name, value in extra.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
