@@ -26,9 +26,9 @@ def load(
     """Load a model and return its Stylizer, ready to be called.
 
     device: auto, cpu, cuda, cuda:N or mps. compile: True and False decide; None leaves it to what was measured to pay
-    (pipeline.devices.compiling_pays). Compiles before it returns; the server instead compiles beside the running engine.
-    download: whether hub ids that are not on disk may be fetched. report(detail, progress in 0..1 or None) is told what
-    happens. Raises LoadError, one sentence, when the model cannot be had.
+    (pipeline.devices.compiling_pays). It compiles before it returns, where the server compiles beside the running
+    engine. download: whether hub ids that are not on disk may be fetched. report(detail, progress in 0..1 or None) is
+    told what happens. Raises LoadError, one sentence, when the model cannot be had.
     """
     from . import compiling, devices, loading  # torch and diffusers take seconds to import: only when a model is wanted
     from .stylizer import Stylizer

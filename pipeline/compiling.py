@@ -69,7 +69,7 @@ def cache_key(stylizer: Stylizer) -> str:
         device.type,
         str(stylizer.dtype),
         (stylizer.spec.width, stylizer.spec.height),
-        [dict(module.config) for module in modules],
+        [{name: value for name, value in module.config.items() if name != "_name_or_path"} for module in modules],
         sources,
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -59,11 +59,7 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     report("Loading weights", None)
     transformers.utils.logging.disable_progress_bar()  # `report` tells progress
     try:
-        pipe = _load_base(spec, paths["base"], dtype)
-        if spec.unet:
-            pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
-        if spec.vae:
-            pipe.vae = _from_folder(_vae_class(paths["vae"]), paths["vae"], "vae", dtype)
+        pipe = _load_pipeline(spec, paths, dtype)
         controlnet = _from_folder(ControlNetModel, paths["controlnet"], "", dtype) if spec.controlnet else None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LoadError(f"{spec.base} cannot be loaded: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
@@ -120,21 +116,29 @@ def lora_file(path: Path) -> Path:
     return files[0]
 
 
-def _load_base(spec: ModelSpec, path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    if path.is_file():
-        return _from_single_file(path, dtype)
-    index = json.loads((path / "model_index.json").read_text())
+def _load_pipeline(spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The base with the parts that replace its own: a container, whose __call__ is never used."""
+    base = paths["base"]
+    if base.is_file():
+        pipe = _from_single_file(base, dtype)
+        if spec.unet:
+            pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
+        if spec.vae:
+            pipe.vae = _from_folder(_vae_class(paths["vae"]), paths["vae"], "vae", dtype)
+        return pipe
+    index = json.loads((base / "model_index.json").read_text())
     if "text_encoder_2" in index:
         raise LoadError(f"{spec.base} is a {index.get('_class_name')} model: only SD1.5-shaped models are served yet.")
-    folders = {
-        "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
-        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **_options(path, dtype)),
-        "unet": _from_folder(UNet2DConditionModel, path, "unet", dtype),
-        "vae": _from_folder(_vae_class(path), path, "vae", dtype),
-        "scheduler": LCMScheduler.from_config(LCMScheduler.load_config(path, subfolder="scheduler")),
-    }
+    vae = paths.get("vae", base)
     return StableDiffusionPipeline(
-        **folders, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        tokenizer=CLIPTokenizer.from_pretrained(base, subfolder="tokenizer", local_files_only=True),
+        text_encoder=_from_folder(CLIPTextModel, base, "text_encoder", dtype),
+        unet=_from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
+        vae=_from_folder(_vae_class(vae), vae, "vae", dtype),
+        scheduler=LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -150,18 +154,16 @@ def _from_single_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline
 
 
 def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
-    """A diffusers module from `path/subfolder` where that exists, else from `path` itself."""
+    """A module from `path/subfolder` where that exists, else from `path`; the fp16 variant where there is no other."""
     folder = path / subfolder if subfolder and (path / subfolder).is_dir() else path
-    return kind.from_pretrained(folder, **_options(folder, dtype), local_files_only=True)
-
-
-def _options(folder: Path, dtype: torch.dtype) -> dict[str, object]:
-    variant = "fp16" if any(folder.rglob("*.fp16.safetensors")) and not _has_plain(folder) else None
-    return {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}
-
-
-def _has_plain(folder: Path) -> bool:
-    return any(not file.name.endswith(".fp16.safetensors") for file in folder.rglob("*.safetensors"))
+    variants = {".fp16." in file.name for file in folder.glob("*.safetensors")}
+    return kind.from_pretrained(
+        folder,
+        variant="fp16" if variants == {True} else None,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+    )
 
 
 def _vae_class(path: Path) -> type:

@@ -28,20 +28,20 @@ class Preset:
 TABLE = MappingProxyType(
     {
         "mini": Preset(
-            "Bundled miniature, for any laptop: no download, no GPU",
-            "2 CPU cores",
+            "Bundled miniature: no download, no GPU",
+            "two CPU cores",
             ModelSpec(str(MINI), width=256, height=256),
             {"prompt": "watercolor painting", "strength": 0.5, "steps": 1},
         ),
         "sd15": Preset(
             "DreamShaper 7 with LCM-LoRA and TAESD, image to image",
-            "CUDA GPU with 4 GB; downloads about 2.3 GB",
+            "a CUDA GPU, a download of some GB",
             ModelSpec("Lykon/dreamshaper-7", vae="madebyollin/taesd", loras=(LCM_LORA_SD15,)),
             {"prompt": "oil painting, masterpiece", "strength": 0.5, "steps": 2, "guidance": 1.0},
         ),
         "sd15-canny": Preset(
             "The same, held to the camera's edges by ControlNet canny",
-            "CUDA GPU with 6 GB; downloads about 3 GB",
+            "a CUDA GPU, a download of some GB",
             ModelSpec(
                 "Lykon/dreamshaper-7",
                 vae="madebyollin/taesd",
@@ -60,7 +60,7 @@ TABLE = MappingProxyType(
         ),
         "lcm-dreamshaper": Preset(
             "Full LCM checkpoint of DreamShaper 7, guidance by embedding",
-            "CUDA GPU with 6 GB; downloads about 4.3 GB",
+            "a CUDA GPU, a download of some GB",
             ModelSpec("SimianLuo/LCM_Dreamshaper_v7"),
             {"prompt": "oil painting, masterpiece", "strength": 0.5, "steps": 4, "guidance": 7.5},
         ),

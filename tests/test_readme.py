@@ -1,4 +1,4 @@
-"""The README's tables are generated: `python -m tests.test_readme` writes them, this test sees that they are current."""
+"""The README's tables are generated: `python -m tests.test_readme` writes them, the test sees that they are current."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def _range(field: dict) -> str:
 
 
 def _default(field: dict) -> str:
-    value = field.get("default", {})
-    return {"": "empty", False: "off"}.get(value, f"{value}") if not isinstance(value, dict) else "as loaded"
+    value = field.get("default")
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return {None: "as loaded", "": "empty"}.get(value, str(value))
 
 
 def results() -> str:
