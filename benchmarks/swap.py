@@ -9,6 +9,7 @@ are the frame times before, during and after, and the longest gap between two fr
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 import threading
@@ -61,7 +62,7 @@ def main() -> None:
 
     rows = []
     for (phase, start_s), (_, end_s) in zip(marks, [*marks[1:], ("", done_s[-1])], strict=True):
-        inside = [b - a for a, b in zip(done_s, done_s[1:], strict=False) if start_s <= b and a <= end_s]
+        inside = [b - a for a, b in itertools.pairwise(done_s) if start_s <= b and a <= end_s]
         rows.append(
             {
                 "phase": phase,

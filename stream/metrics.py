@@ -11,7 +11,7 @@ KINDS = ("in", "out", "dropped")
 
 
 class Metrics:
-    """The counters of interfaces.md. Any thread may count."""
+    """The counters that /metrics serves. Any thread may count."""
 
     def __init__(self):
         self.registry = CollectorRegistry()

@@ -47,7 +47,7 @@ def make_app(
     max_sessions: int = MAX_SESSIONS,
     static: Path = STATIC,
 ) -> web.Application:
-    """Every route of interfaces.md. The caller starts and closes `engine_room`; sessions end with the application.
+    """Every route the README lists. The caller starts and closes `engine_room`; sessions end with the application.
 
     defaults: what the schema names as default values, those of `streams` if None. host: the address it will listen on.
     """

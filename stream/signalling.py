@@ -68,7 +68,7 @@ class Endpoint:
         fragment = sdp.parse_fragment(await _text(request))
         if fragment.ufrag is not None and fragment.ufrag != session.offer_ufrag:
             raise web.HTTPUnprocessableEntity(text="ICE restarts are not supported; open a new session.")
-        # Some clients send no If-Match, and one an ETag in its place (facts.md): only a wrong one is refused.
+        # Some clients send no If-Match, and one an ETag in its place: only a wrong one is refused.
         if request.headers.get("If-Match", session.etag) not in (session.etag, "*"):
             raise web.HTTPPreconditionFailed(text="If-Match names another ICE session.")
         request.app[SESSIONS].add_candidates(session, fragment.candidates)

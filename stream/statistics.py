@@ -55,7 +55,7 @@ class Statistics:
             self.frames_dropped += 1
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
-        """The names of interfaces.md that a publication knows by itself."""
+        """What the API calls statistics, as far as a publication knows it by itself."""
         with self._lock:
             self._forget_before(now_s - WINDOW_S)
             counters = {
