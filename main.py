@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or (arguments[0] not in COMMANDS and arguments[0].startswith("-") and arguments[0] != "--help"):
+    if not arguments or (
+        arguments[0] not in COMMANDS and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")
+    ):
         arguments.insert(0, "serve")
     try:
         options = _parser().parse_args(arguments)
@@ -101,17 +103,15 @@ def _control_options(parser: Parser) -> None:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
+    if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port (0 to 65535)")
-    return port
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -128,11 +128,17 @@ def _named_weight(text: str) -> tuple[str, str]:
     return name, weight
 
 
-def controls_from(options: argparse.Namespace, defaults: Controls) -> Controls:
-    """The flags that were given, on top of the model's defaults."""
+def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Controls) -> Controls:
+    """The flags that were given, on top of the model's defaults. Raises UsageError."""
     given = {name: getattr(options, name) for name in Controls.model_fields if getattr(options, name) is not None}
     if "lora_weights" in given:
         given["lora_weights"] = dict(given["lora_weights"])
+        loaded = [lora.name for lora in spec.loras]
+        for name in given["lora_weights"]:
+            if name not in loaded:
+                raise UsageError(
+                    f"--lora-weights: no LoRA is named {name!r} (there is: {', '.join(loaded) or 'none'})."
+                )
     try:
         return defaults.merged(given)
     except ValidationError as error:
@@ -154,13 +160,15 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         if options.lora is None and not fetching.is_few_step(spec):
             print(f"{name} is not few-step by itself: adding {LCM_LORA_SD15.path} (name others with --lora).")
             spec = replace(spec, loras=(LCM_LORA_SD15,))
+    changes = {}
     if options.lora is not None:
-        spec = replace(spec, loras=tuple(_lora(text) for text in options.lora))
+        changes["loras"] = tuple(_lora(text) for text in options.lora)
+    if options.size is not None:
+        changes["width"], changes["height"] = options.size
     try:
-        if options.size is not None:
-            spec = replace(spec, width=options.size[0], height=options.size[1])
+        spec = replace(spec, **changes)
     except ValueError as error:
-        raise UsageError(f"--size: {error}") from error
+        raise UsageError(str(error)) from error
     fetching.check(spec)
     return name, spec, defaults
 
@@ -193,7 +201,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.token is None and options.host not in LOOPBACK_HOSTS:
         raise UsageError(f"--host {options.host} is reachable from other machines: give a --token SECRET too.")
     name, spec, defaults = model_from(options)
-    controls = controls_from(options, defaults)
+    controls = controls_from(options, spec, defaults)
     from pipeline.devices import compiling_pays, pick_device
     from stream.serving import serve
 
@@ -253,7 +261,7 @@ def _models(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     name, spec, defaults = model_from(options)
-    controls = controls_from(options, defaults)
+    controls = controls_from(options, spec, defaults)
     from benchmarks import engine
 
     return engine.run(name, spec, controls, options.device, options.compile, options.frames, options.json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from .errors import LoadError
@@ -27,8 +28,9 @@ def load(
 
     device: auto, cpu, cuda, cuda:N or mps. compile: True and False decide; None leaves it to what was measured to pay
     (pipeline.devices.compiling_pays). It compiles before it returns, where the server compiles beside the running
-    engine. download: whether hub ids that are not on disk may be fetched. report(detail, progress in 0..1 or None) is
-    told what happens. Raises LoadError, one sentence, when the model cannot be had.
+    engine; where only None asked for it, a failure is a warning. download: whether hub ids that are not on disk may be
+    fetched. report(detail, progress in 0..1 or None) is told what happens. Raises LoadError, one sentence, when the
+    model cannot be had.
     """
     from . import compiling, devices, loading  # torch and diffusers take seconds to import: only when a model is wanted
     from .stylizer import Stylizer
@@ -36,5 +38,10 @@ def load(
     target = devices.pick_device(device)
     stylizer = Stylizer(spec, loading.load_components(spec, target, download=download, report=report))
     if devices.compiling_pays(target) if compile is None else compile:
-        compiling.compile_beside(stylizer, report)
+        try:
+            compiling.compile_beside(stylizer, report)
+        except LoadError as error:
+            if compile:
+                raise
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
     return stylizer

@@ -8,91 +8,123 @@ not doubled, a LoRA's weights written in place take effect at once, and every ch
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import LoadError
+from .errors import LoadError, first_line
 from .fetching import Report
-from .settings import Controls, Lora, ModelSpec
+from .settings import Controls, ModelSpec
 from .stylizer import Stylizer
 
 PARTS = ("encode", "denoise", "decode")
 MANIFEST = "manifest.json"
-_LAUNCH = threading.Lock()
+# What the generated code is made from, besides diffusers' own modules.
+EXPORTED_SOURCES = ("control.py", "denoiser.py", "stylizer.py", "compiling.py")
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
     """Compiled packages are kept between starts; LCMIRROR_CACHE moves them."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lcmirror"
-    return Path(os.environ.get("LCMIRROR_CACHE", default)) / "compiled"
+    return Path(os.environ.get("LCMIRROR_CACHE", default)).resolve() / "compiled"
 
 
 def compile_beside(stylizer: Stylizer, report: Report) -> None:
     """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
 
-    Call from any thread but the one that runs frames. Raises LoadError when the child fails; the stylizer then goes on
+    Call from any thread but the one that runs frames. Raises LoadError when it fails; the stylizer then goes on
     uncompiled.
     """
     folder = cache_folder() / cache_key(stylizer)
-    if not (folder / MANIFEST).is_file():
-        report("Compiling", None)
-        with _LAUNCH:
-            _run_child(stylizer, folder)
+    found = (folder / MANIFEST).is_file()
+    if not found:
+        _build_in_child(stylizer, folder, report)
     report("Loading compiled code", None)
-    adopt(stylizer, folder)
+    try:
+        adopt(stylizer, folder)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not found:
+            raise LoadError(f"Compiled code does not load, frames go on uncompiled: {first_line(error)}.") from error
+        log.warning("The compiled code in %s does not load (%s): compiling it again.", folder, first_line(error))
+        _build_in_child(stylizer, folder, report)
+        adopt(stylizer, folder)
 
 
 def cache_key(stylizer: Stylizer) -> str:
-    """Everything the generated code depends on: shapes and configs, not weights."""
+    """Everything the generated code depends on: shapes, configs and versions, not weights."""
     parts = stylizer.components
     modules = (parts.unet, parts.vae, *([parts.controlnet] if parts.controlnet is not None else []))
     device = stylizer.device
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    sources = [(Path(__file__).parent / name).read_text() for name in ("denoiser.py", "stylizer.py", "compiling.py")]
     identity = [
         torch.__version__,
+        diffusers.__version__,
         chip,
-        device.type,
+        str(device),
         str(stylizer.dtype),
         (stylizer.spec.width, stylizer.spec.height),
+        parts.tokenizer.model_max_length,
         [{name: value for name, value in module.config.items() if name != "_name_or_path"} for module in modules],
-        sources,
+        [(Path(__file__).parent / name).read_text() for name in EXPORTED_SOURCES],
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _run_child(stylizer: Stylizer, folder: Path) -> None:
-    order = {"spec": asdict(stylizer.spec), "device": str(stylizer.device), "folder": str(folder)}
+def _build_in_child(stylizer: Stylizer, folder: Path, report: Report) -> None:
+    report("Compiling", None)
+    spec = replace(stylizer.spec, loras=())  # fused LoRAs change no shape
+    order = {"spec": asdict(spec), "device": str(stylizer.device), "folder": str(folder)}
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
         [sys.executable, "-m", "pipeline.compiling"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        cwd=Path(__file__).resolve().parent.parent,
+        env={**os.environ, "PYTHONPATH": path, **_cuda_toolkit(stylizer.device)},
         text=True,
     )
+    atexit.register(child.kill)  # a server that ends takes it along
     try:
         _, errors = child.communicate(json.dumps(order))
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.terminate()
+        atexit.unregister(child.kill)
     if child.returncode != 0:
         last = (errors.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
         raise LoadError(f"Compiling failed, frames go on uncompiled: {last}")
+
+
+def _cuda_toolkit(device: torch.device) -> dict[str, str]:
+    """Where the compiler finds CUDA's headers: an installed toolkit, else those of the wheels that torch came with."""
+    if device.type != "cuda":
+        return {}
+    if shutil.which("g++") is None:
+        raise LoadError("Compiling needs a C++ compiler (g++), frames go on uncompiled.")
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is not None:
+        return {}
+    wheels = Path(torch.__file__).resolve().parent.parent / "nvidia"
+    for header in sorted(wheels.glob("*/include/cuda.h"), reverse=True):
+        return {"CUDA_HOME": str(header.parent.parent)}
+    raise LoadError("Compiling on CUDA needs the CUDA toolkit (set CUDA_HOME), frames go on uncompiled.")
 
 
 class _Recorder:
@@ -178,24 +210,31 @@ def adopt(stylizer: Stylizer, folder: Path) -> None:
     runners: dict[str, dict[tuple, Callable]] = {name: {} for name in PARTS}
     for entry in json.loads((folder / MANIFEST).read_text()):
         name, module = entry["part"], modules[entry["part"]]
-        package = torch._inductor.aoti_load_package(str(folder / f"{entry['file']}.pt2"))
+        package = torch._inductor.aoti_load_package(
+            str(folder / f"{entry['file']}.pt2"),
+            run_single_threaded=True,  # one thread runs frames, and waiting for the run before would be a host sync
+            device_index=-1 if stylizer.device.index is None else stylizer.device.index,
+        )
         lifted = load_file(folder / f"{entry['file']}.safetensors", device=str(stylizer.device))
         known = {**module.state_dict(), **dict(module.named_buffers()), **lifted}
         constants = {fqn: known[fqn] for fqn in package.get_constant_fqns()}
         package.load_constants(constants, check_full_update=True, user_managed=True)
         runner = _Runner(package.loader, constants)
-        example = [
-            None
-            if entry is None
-            else torch.empty_strided(*entry[:2], dtype=getattr(torch, entry[2]), device=stylizer.device).zero_()
-            for entry in entry["inputs"]
-        ]
+        example = tuple(_zeros(layout, stylizer.device) for layout in entry["inputs"])
         runner([arg for arg in example if arg is not None])
-        runners[name][signature(tuple(example))] = runner
+        runners[name][signature(example)] = runner
     if stylizer.device.type == "cuda":
         torch.cuda.synchronize(stylizer.device)
     for name in PARTS:
         setattr(stylizer, name, Compiled(modules[name], runners[name]))
+
+
+def _zeros(layout: tuple | None, device: torch.device) -> Tensor | None:
+    """An input as the manifest describes it: (shape, strides, dtype)."""
+    if layout is None:
+        return None
+    shape, strides, dtype = layout
+    return torch.empty_strided(shape, strides, dtype=getattr(torch, dtype), device=device).zero_()
 
 
 class _Runner:
@@ -212,11 +251,11 @@ class _Runner:
 def _main() -> None:
     from . import loading
 
-    os.nice(10)  # the running engine comes first
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)  # the running engine comes first
     order = json.load(sys.stdin)
-    spec = order["spec"]
-    spec = replace(ModelSpec(**{**spec, "loras": tuple(Lora(**lora) for lora in spec["loras"])}), loras=())
     device = torch.device(order["device"])
+    spec = ModelSpec(**order["spec"])
     components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)
     build(Stylizer(spec, components), Path(order["folder"]))
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from .errors import LoadError
+from .errors import LoadError, first_line
 from .settings import ModelSpec
 
 Report = Callable[[str, float | None], None]
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 PIPELINE_FOLDERS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
 
 
@@ -36,14 +34,35 @@ def check(spec: ModelSpec) -> None:
         if path.is_dir():
             _check_folder(part, path)
         elif path.is_file():
-            check_safetensors(path)
+            (_check_checkpoint if part == "base" else check_safetensors)(path)
         elif path.suffix == ".safetensors" or path.is_absolute() or reference.startswith("."):
             raise LoadError(f"There is no file or folder {reference}.")
-        elif not _HUB_ID.fullmatch(reference):
+        elif not _is_hub_id(reference):
             raise LoadError(
                 f"{reference!r} is neither a preset, a file, a folder nor a hub id (owner/name): "
                 "`python main.py models` lists the presets."
             )
+
+
+def _is_hub_id(reference: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(reference)
+    except HFValidationError:
+        return False
+    return reference.count("/") == 1
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Of a single file: is it a whole SD1.5-shaped model? Its key names tell."""
+    names = check_safetensors(path)
+    if any(name.startswith("conditioner.embedders.") for name in names):
+        raise LoadError(f"{path} is an SDXL checkpoint: only SD1.5-shaped models are served yet.")
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        kind = "a LoRA: name it with --lora" if any("lora" in name for name in names) else "no whole checkpoint"
+        raise LoadError(f"{path} is {kind}.")
 
 
 def check_safetensors(path: Path) -> dict:
@@ -72,7 +91,7 @@ def is_few_step(spec: ModelSpec) -> bool:
     """
     path = Path(spec.base)
     if path.is_file():
-        return any("time_embedding.cond_proj" in name for name in check_safetensors(path))
+        return any("cond_proj" in name for name in check_safetensors(path))
     try:
         folder = locate(spec.base, download=False, report=lambda detail, progress: None)
         index = json.loads((folder / "model_index.json").read_text())
@@ -127,17 +146,25 @@ def locate(reference: str, *, download: bool, report: Report) -> Path:
     path = Path(reference)
     if path.exists():
         return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    cached = _cached(reference)
+    if cached is None and not download:
+        raise LoadError(f"The weights of {reference} are not on disk: `python main.py models pull NAME` fetches them.")
+    return _download(reference, report) if cached is None else cached
+
+
+def _cached(repo: str) -> Path | None:
+    """A hub repository's folder in the local cache if all that loading needs is there."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(reference, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        if not download:
-            raise LoadError(
-                f"The weights of {reference} are not on disk: `python main.py models pull NAME` fetches a preset's."
-            ) from error
-    return _download(reference, report)
+        return Path(snapshot_download(repo, local_files_only=True))
+    except IncompleteSnapshotError as error:  # it misses some of the repository's files: some that matter?
+        folder = Path(error.snapshot_path)
+        needed = needed_files(file.path for file in get_cached_repo_tree(repo))
+        return folder if all((folder / name).is_file() for name in needed) else None
+    except LocalEntryNotFoundError:
+        return None
 
 
 def on_disk(spec: ModelSpec) -> bool:
@@ -155,8 +182,8 @@ def on_disk(spec: ModelSpec) -> bool:
 
 def _download(repo: str, report: Report) -> Path:
     """Fetch what loading needs of one hub repository; progress counts bytes over all its files."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     from tqdm.auto import tqdm
 
     report(f"Asking the hub for {repo}", None)
@@ -164,7 +191,9 @@ def _download(repo: str, report: Report) -> Path:
         info = HfApi().model_info(repo, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         wanted = needed_files(sizes)
-        total, done = sum(sizes[name] for name in wanted) or 1, 0
+        if not any(name.endswith(".safetensors") for name in wanted):
+            raise LoadError(f"{repo} holds no .safetensors weights that LCMirror can read.")
+        total, done = sum(sizes[name] for name in wanted), 0
 
         class Progress(tqdm):
             """The hub client's progress bar, also told to `report`."""
@@ -175,13 +204,18 @@ def _download(repo: str, report: Report) -> Path:
                 return shown
 
         for name in wanted:
-            file = Path(hf_hub_download(repo, name, revision=info.sha, tqdm_class=Progress))
+            hf_hub_download(repo, name, revision=info.sha, tqdm_class=Progress)
             done += sizes[name]
-        return file.parents[len(PurePosixPath(wanted[-1]).parts) - 1]
+        # All is here now: this only notes, where later look-ups without a network read it, which commit it was.
+        return Path(snapshot_download(repo, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise LoadError(f"The hub has no public model {repo}: check the name.") from error
-    except (HTTPError, OSError) as error:
+    except HfHubHTTPError as error:
+        raise LoadError(f"The hub refuses {repo}: {first_line(error)}.") from error
+    except (HTTPError, ConnectionError, LocalEntryNotFoundError) as error:
         raise LoadError(
             f"The hub cannot be reached for {repo} ({type(error).__name__}): go online, "
             "or use `--model mini`, which needs no download."
         ) from error
+    except (OSError, RuntimeError) as error:
+        raise LoadError(f"Downloading {repo} failed: {first_line(error)}.") from error

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from . import fetching, loras
 from .control import ANNOTATORS
 from .devices import pick_dtype
-from .errors import LoadError
+from .errors import LoadError, first_line
 from .fetching import Report
 from .lcm import NoiseSchedule
 from .settings import ModelSpec
@@ -59,10 +59,10 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     report("Loading weights", None)
     transformers.utils.logging.disable_progress_bar()  # `report` tells progress
     try:
-        pipe = _load_pipeline(spec, paths, dtype)
+        pipe = _load_pipeline(spec, paths, dtype, download)
         controlnet = _from_folder(ControlNetModel, paths["controlnet"], "", dtype) if spec.controlnet else None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LoadError(f"{spec.base} cannot be loaded: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+        raise LoadError(f"{spec.base} cannot be loaded: {first_line(error)}.") from error
     _check_fit(spec, pipe, controlnet)
 
     pipe.to(device)
@@ -116,11 +116,13 @@ def lora_file(path: Path) -> Path:
     return files[0]
 
 
-def _load_pipeline(spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype) -> StableDiffusionPipeline:
+def _load_pipeline(
+    spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype, download: bool
+) -> StableDiffusionPipeline:
     """The base with the parts that replace its own: a container, whose __call__ is never used."""
     base = paths["base"]
     if base.is_file():
-        pipe = _from_single_file(base, dtype)
+        pipe = _from_single_file(base, dtype, download)
         if spec.unet:
             pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
         if spec.vae:
@@ -142,13 +144,20 @@ def _load_pipeline(spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype) 
     )
 
 
-def _from_single_file(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> StableDiffusionPipeline:
     """A checkpoint of one file. Its configs come from a folder of its name beside it, or the hub's copy of SD1.5's."""
     beside = path.with_suffix("")
-    config = {"config": str(beside), "local_files_only": True} if (beside / "model_index.json").is_file() else {}
+    has_configs = (beside / "model_index.json").is_file()
     pipe = StableDiffusionPipeline.from_single_file(
-        str(path), torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, **config
+        str(path),
+        torch_dtype=dtype,
+        safety_checker=None,
+        requires_safety_checker=False,
+        local_files_only=has_configs or not download,
+        **({"config": str(beside)} if has_configs else {}),
     )
+    if fetching.is_few_step(ModelSpec(str(path))) and pipe.unet.config.time_cond_proj_dim is None:
+        raise LoadError(f"{path} is a full LCM, which loads only from a diffusers folder or hub id.")
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     return pipe
 

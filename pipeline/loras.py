@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .errors import LoadError
+from .errors import LoadError, first_line
 from .settings import Lora
 
 
@@ -35,18 +35,22 @@ class _Patch:
 class LoraSet:
     """All LoRAs of a model and the weights they now act with."""
 
-    def __init__(self, pristine: dict[nn.Parameter, Tensor], patches: dict[nn.Parameter, list[_Patch]], names):
-        self._pristine = pristine
+    def __init__(self, patches: dict[nn.Parameter, list[_Patch]], names: tuple[str, ...], touch_prompts: bool):
+        self.names = names
+        self.touch_prompts = touch_prompts  # whether any of them changes the text encoder
         self._patches = patches
-        self.names: tuple[str, ...] = tuple(names)
-        self._applied: dict[str, float] | None = None
+        self._pristine = {parameter: parameter.detach().clone() for parameter in patches}
+        self._applied: dict[str, float] = {}
 
     @torch.no_grad()
     def apply(self, weights: dict[str, float]) -> bool:
         """Write W0 + sum of the LoRAs at `weights` (name -> weight); False when they stood so already."""
         if weights == self._applied:
             return False
+        changed = {name for name in weights if weights[name] != self._applied.get(name)}
         for parameter, patches in self._patches.items():
+            if changed.isdisjoint(patch.lora for patch in patches):
+                continue
             total = self._pristine[parameter].float()
             for patch in patches:
                 total = total + patch.delta(weights[patch.lora], parameter)
@@ -62,10 +66,11 @@ def extract(pipe: StableDiffusionPipeline, loras: tuple[Lora, ...], files: dict[
     """
     patches: dict[nn.Parameter, list[_Patch]] = {}
     for lora in loras:
+        expected = _count_layers(files[lora.name])
         try:
             pipe.load_lora_weights(files[lora.name], adapter_name=_adapter_name(lora.name))
         except (ValueError, RuntimeError, KeyError) as error:
-            raise LoadError(f"LoRA {lora.path} does not fit this model: {_first_line(error)}.") from error
+            raise LoadError(f"LoRA {lora.path} does not fit this model: {first_line(error)}.") from error
         found = 0
         for module in (*pipe.unet.modules(), *pipe.text_encoder.modules()):
             if not isinstance(module, LoraLayer) or _adapter_name(lora.name) not in module.lora_A:
@@ -76,14 +81,13 @@ def extract(pipe: StableDiffusionPipeline, loras: tuple[Lora, ...], files: dict[
             )
             patches.setdefault(module.base_layer.weight, []).append(patch)
             found += 1
-        expected = _count_layers(files[lora.name])
         if found != expected:
             raise LoadError(
                 f"LoRA {lora.path} fits {found} of its {expected} layers here: it was made for another kind of model."
             )
         pipe.unload_lora_weights()
-    pristine = {parameter: parameter.detach().clone() for parameter in patches}
-    return LoraSet(pristine, patches, [lora.name for lora in loras])
+    touch_prompts = any(parameter in patches for parameter in pipe.text_encoder.parameters())
+    return LoraSet(patches, tuple(lora.name for lora in loras), touch_prompts)
 
 
 def _adapter_name(name: str) -> str:
@@ -91,9 +95,10 @@ def _adapter_name(name: str) -> str:
 
 
 def _count_layers(file: str) -> int:
+    """How many layers a LoRA file holds, in any of the key styles of peft, kohya and diffusers."""
     with safe_open(file, framework="pt") as tensors:
-        return sum(".lora_A." in key or "lora_down." in key or ".lora.down." in key for key in tensors.keys())  # noqa: SIM118
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+        keys = list(tensors.keys())
+    if any("dora_scale" in key for key in keys):
+        raise LoadError(f"LoRA {file} is a DoRA, which is not served.")
+    downs = (".lora_A.", "lora_down.", "lora.down.", "lora_linear_layer.down.")
+    return sum(any(down in key for down in downs) for key in keys)

@@ -47,6 +47,9 @@ class ModelSpec:
         for side, pixels in (("width", self.width), ("height", self.height)):
             if pixels % 8 or not 64 <= pixels <= 4096:
                 raise ValueError(f"{side} {pixels} must be a multiple of 8 from 64 to 4096.")
+        names = [lora.name for lora in self.loras]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Two LoRAs have the same name (of {', '.join(names)}): give them names of their own.")
 
 
 def _ui(step: float | None = None, unit: str = "", needs: str | None = None, widget: str | None = None):

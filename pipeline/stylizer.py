@@ -192,7 +192,8 @@ class Stylizer:
         return torch.stack(images).to(self.dtype, memory_format=torch.channels_last)
 
     def _apply_loras(self, controls: Controls) -> None:
-        if self.components.loras.apply(self._lora_weights(controls)):
+        loras = self.components.loras
+        if loras.apply(self._lora_weights(controls)) and loras.touch_prompts:
             self.prompts.forget()
             self._recipe.cache_clear()
 
@@ -226,7 +227,8 @@ class Stylizer:
             return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
 
         return Recipe(
-            timesteps=tuple(torch.tensor(run, device=device).split(1)),
+            # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
+            timesteps=tuple(torch.tensor([t], device=device) for t in run),
             rows=tuple(lcm.table(schedule, run).to(device).split(1)),
             noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self.latent_shape)),
             embeds=tuple(self.prompts(text) for text in texts),
