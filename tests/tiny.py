@@ -139,12 +139,18 @@ def controlnet(folder: Path, *, gain: float = 1.0, seed: int = 1) -> Path:
     return folder
 
 
-def lora(folder: Path, base: Path, *, name: str = "pytorch_lora_weights.safetensors", seed: int = 2) -> Path:
-    """A LoRA for `base` with weights large enough to show, as diffusers' own saver writes it."""
+def lora(
+    folder: Path, base: Path, *, name: str = "pytorch_lora_weights.safetensors", text: bool = False, seed: int = 2
+) -> Path:
+    """A LoRA for `base`, of the UNet or of the text encoder, strong enough to show, by diffusers' own saver."""
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS, init_lora_weights=False))
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=get_peft_model_state_dict(unet), weight_name=name
-    )
+    if text:
+        module = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
+        targets, part = ["q_proj", "v_proj", "fc1"], "text_encoder_lora_layers"
+    else:
+        module = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+        targets, part = LORA_TARGETS, "unet_lora_layers"
+    module.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+    layers = {part: get_peft_model_state_dict(module)}
+    StableDiffusionPipeline.save_lora_weights(folder, **layers, weight_name=name)
     return folder / name

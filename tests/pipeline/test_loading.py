@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import Controls, LoadError, Lora, ModelSpec, load
 from pipeline.devices import pick_device, pick_dtype
-from pipeline.fetching import check, is_few_step, needed_files, on_disk
+from pipeline.fetching import check, is_few_step, on_disk
 from tests import single_file, tiny
 
 SIZE = {"width": 64, "height": 64, "dtype": "float32"}
@@ -84,26 +84,6 @@ def test_a_hub_id_comes_from_the_local_cache(base, picture, tmp_path, monkeypatc
         load(ModelSpec("someone/else"), "cpu")
 
 
-def test_only_what_loading_reads_is_downloaded():
-    pipeline = [
-        "model_index.json", "README.md", "DreamShaper.safetensors", "feature_extractor/preprocessor_config.json",
-        "safety_checker/model.safetensors", "scheduler/scheduler_config.json", "tokenizer/merges.txt",
-        "tokenizer/vocab.json", "text_encoder/config.json", "text_encoder/model.fp16.safetensors",
-        "text_encoder/model.safetensors", "text_encoder/pytorch_model.bin", "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors",
-        "vae/config.json", "vae/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.safetensors",
-    ]  # fmt: skip
-    assert set(needed_files(pipeline)) == {
-        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json",
-        "text_encoder/config.json", "text_encoder/model.fp16.safetensors", "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
-    }  # fmt: skip
-    taesd = ["config.json", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors",
-             "taesd_decoder.safetensors", "taesd_encoder.safetensors"]  # fmt: skip
-    assert set(needed_files(taesd)) == {"config.json", "diffusion_pytorch_model.safetensors"}
-    assert needed_files(["README.md", "pytorch_lora_weights.safetensors"]) == ["pytorch_lora_weights.safetensors"]
-
-
 def test_few_step_models_are_told_from_others(base, tmp_path):
     assert is_few_step(ModelSpec(str(base)))  # saved with an LCM scheduler
     other = tmp_path / "other"
@@ -147,6 +127,26 @@ class TestLoras:
         theirs = {name.replace(".base_layer", ""): p for name, p in pipe.unet.named_parameters()}
         for name, ours in stylizer.components.unet.named_parameters():
             torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-5)
+
+    def test_a_lora_of_the_text_encoder_changes_what_prompts_mean(self, base, picture, tmp_path):
+        lora = Lora(str(tiny.lora(tmp_path, base, text=True)))
+        stylizer = load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu")
+        with_it = stylizer(FRAME, CONTROLS)
+        off = stylizer(FRAME, CONTROLS.merged({"lora_weights": {lora.name: 0.0}}))
+        assert np.array_equal(off, picture)
+        assert np.abs(with_it.astype(int) - off).max() > 10
+        assert np.array_equal(stylizer(FRAME, CONTROLS), with_it)
+
+    def test_two_of_one_name_are_refused(self, base, two):
+        with pytest.raises(ValueError, match="same name"):
+            ModelSpec(str(base), loras=(two[0], Lora(two[1].path, name="ink")))
+
+    def test_a_dora_is_refused(self, base, two, tmp_path):
+        tensors = load_file(two[0].path)
+        tensors["unet.mid_block.attentions.0.proj_in.dora_scale"] = torch.ones(4)
+        save_file(tensors, tmp_path / "dora.safetensors")
+        with pytest.raises(LoadError, match="DoRA"):
+            load(ModelSpec(str(base), loras=(Lora(str(tmp_path / "dora.safetensors")),), **SIZE), "cpu")
 
     def test_an_unknown_name_is_refused(self, base, two):
         stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,21 +29,33 @@ def chromium(camera_file) -> Browser:
         if os.environ.get("LCMIRROR_REQUIRE_BROWSER"):
             pytest.fail("LCMIRROR_REQUIRE_BROWSER is set and there is no Chromium: install the package chromium.")
         pytest.skip("no Chromium on this machine: install it to run the browser tests")
+    options = launch_options(camera_file)
+    options["args"].append("--js-flags=--expose-gc")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(**launch_options(camera_file))
+        browser = playwright.chromium.launch(**options)
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def page(chromium) -> Page:
-    """A fresh tab without memory. The test fails if the page logs an error."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.errors = errors
-    yield page
-    context.close()
-    assert errors == []
+def new_tab(chromium) -> Callable[[], Page]:
+    """Opens fresh tabs without memory. The test fails if one of them logs an error; `tab.errors` holds them."""
+    tabs: list[Page] = []
+
+    def open_tab() -> Page:
+        tab = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
+        tab.errors = []
+        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+        tab.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
+        tabs.append(tab)
+        return tab
+
+    yield open_tab
+    for tab in tabs:
+        tab.context.close()
+    assert [tab.errors for tab in tabs] == [[] for _ in tabs]
+
+
+@pytest.fixture
+def page(new_tab) -> Page:
+    return new_tab()

@@ -49,7 +49,7 @@ async def start_server():
     async def start(stylizer: FakeStylizer | None = None, *, load=None, wait=True, room_options=None, **options):
         stylizer = stylizer or FakeStylizer()
         room = EngineRoom(load or (lambda report: stylizer), model="fake", **(room_options or {}))
-        streams = Streams(room, max_names=options.pop("max_names", 256))
+        streams = Streams(room, options.pop("stream_defaults", None), max_names=options.pop("max_names", 256))
         app = make_app(room, streams, **options)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
         await runner.setup()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import aiohttp
 import pytest
 
-from stream.access import Access, host_name
+from stream.access import Access, host_name, security_headers
 
 from .peers import Publisher, Viewer, until
 
@@ -118,6 +120,26 @@ def test_the_bound_address_is_known_without_a_token_others_are_not():
     assert host_name("[::1") is None
 
 
+def test_a_host_header_writes_nothing_else_into_the_policy():
+    policy = security_headers("studio.lan; script-src *")["Content-Security-Policy"]
+    assert "connect-src 'self';" in policy
+    assert "studio.lan" not in policy
+    assert "ws://[::1]:8080 " in security_headers("[::1]:8080")["Content-Security-Policy"]
+
+
+async def test_who_gave_the_token_in_the_address_finds_it_in_the_location(start_server):
+    server = await start_server(token="s3c+ret &/ü")
+    token = quote("s3c+ret &/ü", safe="")
+    async with aiohttp.ClientSession() as http:
+        publisher = Publisher(http, f"{server.url}/whip/one?token={token}")
+        async with publisher:
+            assert publisher.location.endswith(f"?token={token}")
+        # Leaving the session sent the DELETE to the Location.
+        async with http.delete(server.url + publisher.location.partition("?")[0]) as response:
+            assert response.status == 401
+    assert len(server.sessions) == 0
+
+
 async def test_pages_come_with_headers_that_keep_them_safe(server):
     for path, cache in (("/", "no-store"), ("/view/one", "no-store"), ("/static/index.html", "no-cache")):
         async with server.http.get(server.url + path) as response:
@@ -126,7 +148,8 @@ async def test_pages_come_with_headers_that_keep_them_safe(server):
             policy = response.headers["Content-Security-Policy"]
             assert "default-src 'self'" in policy
             assert "script-src 'self'" in policy
-            assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+            assert "'unsafe-inline'" not in policy
+            assert f"connect-src 'self' ws://{server.url[7:]} wss://{server.url[7:]};" in policy
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Referrer-Policy"] == "no-referrer"
             assert response.headers["Cache-Control"] == cache

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import aiohttp
 import pytest
 
 from pipeline.settings import Controls
+from stream import api
 from stream.server import make_app
 from stream.streams import Streams
 
+from .fakes import FakeStylizer
 from .peers import Publisher, Viewer, until
 
 CONTROLS = "/api/streams/one/controls"
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 
 
 async def test_status_presets_schema_and_health(start_server):
@@ -72,9 +81,45 @@ async def test_a_control_that_cannot_be_is_named_and_nothing_changes(server, cha
 
 async def test_what_the_loaded_model_cannot_do_is_refused(server):
     status, body = await server.patch(CONTROLS, lora_weights={"oil": 0.5})
-    assert status == 422
+    assert (status, body["field"]) == (422, "lora_weights")
     assert "oil" in body["error"]
     assert (await server.patch(CONTROLS, lora_weights={"ink": 0.5}))[0] == 200
+
+
+async def test_a_lora_asked_for_before_the_model_was_known_does_not_stand_in_the_way(start_server):
+    loaded, stylizer = threading.Event(), FakeStylizer()
+    defaults = Controls(lora_weights={"ink": 0.5, "gone": 1.0})
+    server = await start_server(
+        load=lambda report: loaded.wait(20) and stylizer, wait=False, stream_defaults=defaults, defaults=defaults
+    )
+    assert (await server.patch(CONTROLS, lora_weights={"ink": 0.25, "oil": 0.5}))[0] == 200
+    loaded.set()
+    await until(lambda: server.room.status()["state"] == "ready")
+    assert (await server.get(CONTROLS))[1]["lora_weights"] == {"ink": 0.25}
+    assert (await server.patch(CONTROLS, steps=3))[0] == 200
+    status, body = await server.patch("/api/streams/other/controls", steps=3)
+    assert (status, body["lora_weights"]) == (200, {"ink": 0.5})
+    schema = (await server.get("/api/schema"))[1]
+    assert schema["properties"]["lora_weights"]["default"] == {"ink": 0.5}
+
+
+async def test_event_requests_that_are_refused_push_no_stream_out(start_server, monkeypatch):
+    server = await start_server(max_names=1)
+    await server.patch(CONTROLS, steps=3)
+    async with server.http.get(f"{server.url}/api/streams/two/events") as response:  # as an <img> on any page asks
+        assert (response.status, response.headers["Upgrade"]) == (426, "websocket")
+        assert "WebSocket" in (await response.json())["error"]
+    monkeypatch.setattr(api, "MAX_SOCKETS", 1)
+    async with (
+        server.http.ws_connect(f"{server.url}/api/streams/one/events"),
+        server.http.get(f"{server.url}/api/streams/one/events", headers=UPGRADE) as response,
+    ):
+        assert response.status == 503
+        assert int(response.headers["Retry-After"]) > 0
+    await until(lambda: server.streams.get("one").evictable)
+    assert (await server.get(CONTROLS))[1]["steps"] == 3
+    async with server.http.ws_connect(f"{server.url}/api/streams/one/events"):
+        pass  # the place is free again
 
 
 @pytest.mark.parametrize(
@@ -99,6 +144,8 @@ async def test_unknown_paths_and_methods_are_told_in_json(server):
     assert (await server.get("/static/%2e%2e/stream/server.py"))[0] == 404
     assert (await server.get("/static/%2fetc/passwd"))[0] == 404
     assert (await server.get("/static/a%00b"))[0] == 404
+    assert (await server.get(f"/static/{'a' * 300}"))[0] == 404
+    assert (await server.get(f"/static/{'a/' * 3000}"))[0] == 404
     async with server.http.delete(f"{server.url}/api/status") as response:
         assert response.status == 405
         assert "error" in await response.json()
@@ -180,7 +227,7 @@ async def test_prometheus_finds_its_series_and_an_evicted_stream_takes_its_own_a
         assert "lcmirror_viewers 1.0" in text
     await until(lambda: server.streams.get("one").evictable)
     text = await scrape()
-    for kind in ("in", "out"):
+    for kind in ("in", "out", "dropped"):
         assert f'lcmirror_frames_total{{kind="{kind}",stream="one"}}' in text
     assert "lcmirror_latency_seconds_bucket" in text
     assert "lcmirror_engine_seconds_count" in text

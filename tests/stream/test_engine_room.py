@@ -38,6 +38,13 @@ class House:
         stream.watch(shown.put)
         return stream, stream.publish(Source())[0], shown
 
+    def occupy(self):
+        """Hold the engine up with a frame of another stream: what is put now lies in the slots until the gate opens."""
+        stream, publication, _ = self.open("occupant")
+        self.stylizer.gate.clear()
+        publication.put(solid(1, 1, 1))
+        wait_for(lambda: stream.mailbox.peek() is None)
+
     def settle(self, stream):
         """Wait until nothing of the stream is in flight."""
         wait_for(lambda: in_flight(stream) == 0)
@@ -171,7 +178,7 @@ def test_a_fault_in_one_stream_harms_no_other_and_is_told_and_logged_once(house,
     bad.set_controls(Controls(prompt="fail"))
     with caplog.at_level(logging.ERROR):
         for level in (10, 20, 30):
-            one.stylizer.gate.clear()  # so that both lie in their slots at the same time
+            one.occupy()
             bad_publication.put(solid(0, 0, 0))
             good_publication.put(solid(level, 0, 0))
             one.stylizer.gate.set()
@@ -181,6 +188,7 @@ def test_a_fault_in_one_stream_harms_no_other_and_is_told_and_logged_once(house,
     assert bad.snapshot()["frames_dropped"] == 3
     assert good.snapshot()["detail"] == ""
     assert len([record for record in caplog.records if "bad" in record.getMessage()]) == 1
+    assert max(len(call) for call in one.stylizer.calls) == max_batch
     bad.set_controls(Controls())
     bad_publication.put(solid(0, 0, 0))
     assert one.settle(bad)["detail"] == ""
@@ -216,11 +224,9 @@ def test_an_engine_that_cannot_judge_some_controls_serves_the_others(house):
 
 def test_streams_of_equal_shape_share_a_batch_and_others_do_not(house):
     one = house(FakeStylizer(max_batch=4))
-    streams = {name: one.open(name) for name in ("a", "b", "c", "d")}
+    streams = {name: one.open(name) for name in ("a", "b", "c")}
     streams["c"][0].set_controls(Controls(steps=4))
-    one.stylizer.gate.clear()
-    streams["d"][1].put(solid(1, 1, 1))  # keeps the engine busy while the others queue up
-    wait_for(lambda: streams["d"][0].mailbox.peek() is None)
+    one.occupy()
     for level, name in enumerate("abc", start=1):
         streams[name][1].put(solid(level * 50, 0, 0))
     one.stylizer.gate.set()
@@ -232,7 +238,7 @@ def test_streams_of_equal_shape_share_a_batch_and_others_do_not(house):
 def test_streams_with_sources_of_different_sizes_are_served_by_a_batching_engine(house):
     one = house(FakeStylizer(max_batch=4))
     small, large = one.open("small"), one.open("large")
-    one.stylizer.gate.clear()
+    one.occupy()
     small[1].put(solid(50, 0, 0, size=32))
     large[1].put(solid(100, 0, 0, size=96))
     one.stylizer.gate.set()
@@ -240,18 +246,44 @@ def test_streams_with_sources_of_different_sizes_are_served_by_a_batching_engine
     assert large[2].take(PATIENCE_S).rgb[0, 0, 2] == 100
 
 
+def test_a_frame_whose_size_changes_between_the_plan_and_the_taking_harms_nobody(house):
+    class Interrupted(FakeStylizer):
+        """While the plan is made, a frame of another size comes in for the stream with seed 1."""
+
+        arrive = None
+
+        def shape_key(self, controls):
+            if controls.seed == 1 and self.arrive is not None:
+                arrive, self.arrive = self.arrive, None
+                arrive()
+            return super().shape_key(controls)
+
+    one = house(Interrupted(max_batch=2))
+    changing, steady = one.open("changing"), one.open("steady")
+    changing[0].set_controls(Controls(seed=1))
+    one.occupy()
+    changing[1].put(solid(50, 0, 0, size=32))
+    steady[1].put(solid(100, 0, 0, size=32))
+    one.stylizer.arrive = lambda: changing[1].put(solid(150, 0, 0, size=96))
+    one.stylizer.gate.set()
+    assert changing[2].take(PATIENCE_S).rgb[0, 0, 2] == 150
+    assert steady[2].take(PATIENCE_S).rgb[0, 0, 2] == 100
+    assert (changing[0].fault, steady[0].fault, one.stylizer.arrive) == (None, None, None)
+    assert one.settle(changing[0])["frames_dropped"] == 1
+
+
 def test_steps_are_taken_off_when_the_engine_exceeds_the_budget(house):
     class Slow(FakeStylizer):
         def __call__(self, frames, controls):
-            time.sleep(0.02 * controls[0].steps)
+            time.sleep(0.1 * controls[0].steps)
             return super().__call__(frames, controls)
 
-    one = house(Slow(), budget_s=0.1)
+    one = house(Slow(), budget_s=0.5)
     stream, publication, shown = one.open("a")
     stream.set_controls(Controls(steps=8))
-    for _ in range(8):
+    for _ in range(5):
         publication.put(solid(0, 0, 0))
-        shown.take(PATIENCE_S)
+        assert shown.take(PATIENCE_S) is not None
     stats = stream.snapshot()
     assert stats["quality"] > 0
     assert stats["steps"] == 8 - stats["quality"]

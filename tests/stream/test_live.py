@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import pairwise
 
 import aioice.ice
 import numpy as np
 import pytest
+from aiortc.codecs.vpx import Vp8Decoder
 
 from stream import tracks, webrtc
 
@@ -29,6 +31,29 @@ async def test_what_is_published_is_seen_stylized(server, published, watched):
     assert (stats["publishing"], stats["publisher"], stats["viewers"]) == (True, "whip", 1)
     assert 0 <= stats["frames_in"] - stats["frames_out"] - stats["frames_dropped"] <= 3
     await until(lambda: not server.sessions)
+
+
+async def test_a_publisher_that_outruns_the_decoder_adds_no_latency_and_its_surplus_is_counted(
+    server, monkeypatch, caplog
+):
+    decode = Vp8Decoder.decode
+
+    def slowly(self, encoded):
+        time.sleep(0.1)
+        return decode(self, encoded)
+
+    monkeypatch.setattr(Vp8Decoder, "decode", slowly)
+    async with Publisher(server.http, f"{server.url}/whip/one", RED, fps=40, audio=True) as publisher:
+        await until(lambda: publisher.track.sent > 140)  # 3.5 s, of which a second or so is decoded
+        stats = await server.stats("one")
+        ending_s = time.monotonic()
+    # Left to itself the queue would hold 2.5 s of video by now, and closing would decode it all.
+    assert time.monotonic() - ending_s < 2
+    assert stats["latency_ms"]["p95"] < 1500
+    assert stats["frames_dropped"] > 40
+    assert stats["frames_out"] >= 5
+    assert 0 <= stats["frames_in"] - stats["frames_out"] - stats["frames_dropped"] <= 3
+    assert len([record for record in caplog.records if "faster than" in record.getMessage()]) == 1
 
 
 async def test_an_offer_with_sound_is_answered_and_its_video_shown(server):

@@ -97,6 +97,31 @@ async def test_bad_offers_get_one_clear_sentence(server, kind, case):
     assert len(server.sessions) == 0
 
 
+@pytest.mark.parametrize("change", ["not said", "of the session"])
+async def test_a_direction_may_be_left_out_or_said_for_the_whole_session(server, change):
+    publisher = Publisher(server.http, f"{server.url}/whip/one", audio=True)
+    offer = without("a=sendonly")(await publisher.offer()) + "\r\n"
+    if change == "of the session":
+        offer = offer.replace("m=", "a=sendonly\r\nm=", 1)
+    async with server.http.post(publisher.url, data=offer, headers=SDP) as response:
+        answer = await response.text()
+        assert response.status == 201, answer
+    assert answer.count("a=recvonly") == 2
+    await publisher.peer.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+    await until(lambda: server.streams.get("one").last_picture is not None)
+    await publisher.peer.close()
+
+
+async def test_offers_that_are_refused_push_no_stream_out(start_server):
+    server = await start_server(max_names=1)
+    await server.patch("/api/streams/one/controls", steps=3)
+    for kind in ("whip", "whep"):
+        for body, headers in (("v=0", SDP), ("", SDP), (await offer_of("inactive"), SDP), (b"\xff", SDP), ("v=0", {})):
+            async with server.http.post(f"{server.url}/{kind}/two", data=body, headers=headers) as response:
+                assert response.status in (400, 415)
+    assert (await server.get("/api/streams/one/controls"))[1]["steps"] == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "direction"), [("whip", "recvonly"), ("whip", "inactive"), ("whep", "sendonly"), ("whep", "inactive")]
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,13 +143,39 @@ def test_capture_times_follow_the_senders_clock_and_survive_its_jumps(streams):
     assert captured_s == [100.0, 100.033, 100.066, 100.2, 100.233]
 
 
-@given(st.lists(st.sampled_from(["put", "serve", "fail", "take over", "end"]), max_size=60))
+def test_a_new_viewer_is_not_left_with_an_older_picture_than_the_engine_shows_meanwhile(streams):
+    stream, begun, got = streams.get("a"), threading.Event(), []
+    publication, _ = stream.publish(Source())
+    publication.put(solid(1, 1, 1))
+    serve(stream)
+
+    def sink(picture):
+        if not begun.is_set():
+            begun.set()
+            time.sleep(0.1)  # time enough for the engine's thread to overtake, if it could
+        got.append(picture.rgb[0, 0, 0])
+
+    def engine():
+        begun.wait(10)
+        publication.put(solid(2, 2, 2))
+        serve(stream)
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    stream.watch(sink)
+    thread.join(10)
+    assert got == [1, 2]
+
+
+@given(st.lists(st.sampled_from(["put", "skip", "serve", "fail", "take over", "end"]), max_size=60))
 def test_in_is_out_plus_dropped_plus_what_is_in_flight(steps):
     stream = Streams(EngineRoom(lambda report: FakeStylizer())).get("a")
     publication, _ = stream.publish(Source())
     for step in steps:
         if step == "put":
             publication.put(solid(0, 0, 0, size=2))
+        elif step == "skip":
+            publication.skip()
         elif step == "take over":
             publication, _ = stream.publish(Source())
         elif step == "end":

@@ -1,0 +1,133 @@
+"""The queue in front of the decoder, on a clock that exists only here."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from aiortc import RTCPeerConnection
+from aiortc.codecs import depayload, get_capabilities, get_encoder
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from av import VideoFrame
+
+from stream import decoding
+from stream.decoding import KEYFRAME_WITHIN_S, MAX_WAIT_S, EncodedQueue, bound_queue, is_keyframe
+from stream.tracks import TIME_BASE
+
+VP8, OPUS = SimpleNamespace(name="VP8"), SimpleNamespace(name="opus")
+KEY, DELTA = b"\x10\x00", b"\x11\x00"
+
+
+class Clock:
+    now_s = 100.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(decoding, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    return clock
+
+
+class Counted(EncodedQueue):
+    def __init__(self):
+        self.skipped = self.asked = 0
+        super().__init__(self.ask, self.skip)
+
+    def ask(self):
+        self.asked += 1
+
+    def skip(self):
+        self.skipped += 1
+
+    def come(self, timestamp, data=DELTA, codec=VP8):
+        self.put((codec, SimpleNamespace(data=data, timestamp=timestamp)))
+
+    def waiting(self):
+        return [item and item[1].timestamp for _, item in self.queue]
+
+
+def test_while_the_decoder_keeps_up_everything_passes_in_order(clock):
+    encoded = Counted()
+    for timestamp in range(50):  # a burst: many at once are no backlog
+        encoded.come(timestamp)
+    assert [encoded.get()[1].timestamp for _ in range(50)] == list(range(50))
+    assert (encoded.skipped, encoded.asked) == (0, 0)
+
+
+def test_behind_a_backlog_only_a_keyframe_is_let_in_again(clock):
+    encoded = Counted()
+    encoded.come(1, KEY)
+    encoded.come(2)
+    clock.now_s += MAX_WAIT_S + 0.01
+    encoded.come(3)
+    encoded.come(4)
+    assert (encoded.waiting(), encoded.skipped, encoded.asked) == ([], 4, 2)
+    encoded.come(5, KEY)
+    encoded.come(6)
+    assert (encoded.waiting(), encoded.skipped) == ([5, 6], 4)
+
+
+def test_a_sender_that_sends_no_keyframe_is_shown_all_the_same_after_a_while(clock):
+    encoded = Counted()
+    encoded.come(1, KEY)
+    clock.now_s += MAX_WAIT_S + 0.01
+    encoded.come(2)
+    clock.now_s += KEYFRAME_WITHIN_S
+    encoded.come(3)
+    assert encoded.waiting() == [3]
+
+
+def test_sound_needs_no_keyframe(clock):
+    encoded = Counted()
+    encoded.come(1, codec=OPUS)
+    clock.now_s += MAX_WAIT_S + 0.01
+    encoded.come(2, codec=OPUS)
+    assert (encoded.waiting(), encoded.asked) == ([2], 0)
+
+
+def test_the_end_goes_before_all_that_wait(clock):
+    encoded = Counted()
+    encoded.come(1, KEY)
+    clock.now_s += 10 * MAX_WAIT_S
+    encoded.put(None)
+    assert encoded.get() is None
+    assert encoded.empty()
+
+
+def test_arrival_times_are_found_by_timestamp_whatever_was_not_decoded(clock):
+    encoded = Counted()
+    for timestamp in (10, 20, 30, 40):
+        encoded.come(timestamp)
+        clock.now_s += 1
+        encoded.get()
+    assert encoded.arrived_s(None) is None
+    assert encoded.arrived_s(20) == 101.0
+    assert encoded.arrived_s(25) is None
+    assert encoded.arrived_s(40) == 103.0
+    assert encoded.arrived_s(50) is None
+
+
+@pytest.mark.parametrize("name", ["VP8", "H264"])
+def test_keyframes_of_real_encoders_are_recognised(name):
+    capability = next(c for c in get_capabilities("video").codecs if c.name == name)
+    codec = RTCRtpCodecParameters(capability.mimeType, capability.clockRate, payloadType=100)
+    encoder, seen = get_encoder(codec), []
+    for number, forced in enumerate([False, False, False, True, False]):
+        frame = VideoFrame.from_ndarray(np.full((64, 64, 3), number * 40, np.uint8), format="rgb24")
+        frame.pts, frame.time_base = number * 3000, TIME_BASE
+        payloads, _ = encoder.encode(frame, force_keyframe=forced)
+        seen.append(is_keyframe(name, b"".join(depayload(codec, payload) for payload in payloads)))
+    assert seen == [True, False, False, True, False]
+
+
+async def test_a_queue_that_comes_too_late_is_told():
+    peer = RTCPeerConnection()
+    receiver = peer.addTransceiver("video").receiver
+    bound_queue(receiver)
+    receiver._RTCRtpReceiver__decoder_thread = object()
+    with pytest.raises(RuntimeError):
+        bound_queue(receiver)
+    receiver._RTCRtpReceiver__decoder_thread = None
+    await peer.close()
