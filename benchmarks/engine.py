@@ -103,7 +103,13 @@ def diffusers_engine(stylizer: Stylizer, controls: Controls) -> Callable[[np.nda
     It keeps the last int(n * strength) of n timesteps: n is chosen so that as many UNet steps run as ours.
     """
     parts = stylizer.components
-    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+    config = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "clip_sample": False,
+        "steps_offset": 1,
+    }
     scheduler = LCMScheduler(**config, set_alpha_to_one=False, prediction_type=parts.schedule.prediction)
     pipe = StableDiffusionImg2ImgPipeline(
         vae=parts.vae,

@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
             tokenizer=_tokenizer(folder / "tokenizer"),
             unet=UNet2DConditionModel(**UNET),
             scheduler=LCMScheduler(
-                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+                beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
             ),
             safety_checker=None,
             feature_extractor=None,

@@ -31,7 +31,7 @@ TABLE = MappingProxyType(
             "Bundled miniature: no download, no GPU",
             "two CPU cores",
             ModelSpec(str(MINI), width=256, height=256),
-            {"prompt": "watercolor painting", "strength": 0.5, "steps": 1},
+            {"prompt": "pop art", "strength": 0.5, "steps": 1},
         ),
         "sd15": Preset(
             "DreamShaper 7 with LCM-LoRA and TAESD, image to image",
