@@ -22,6 +22,8 @@ DEFAULTS = web.AppKey("defaults", Controls)
 SOCKETS = web.AppKey("sockets", set)
 
 STATS_EVERY_S = 0.25
+MAX_SOCKETS = 64
+GOODBYE_S = 1.0  # how long a listener may take to answer that its socket closes
 
 
 class BadControl(ValueError):
@@ -30,6 +32,10 @@ class BadControl(ValueError):
     def __init__(self, reason: str, field: str | None = None):
         super().__init__(reason)
         self.field = field
+
+
+class TooManyListeners(RuntimeError):
+    """The limit of event sockets is reached."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -67,7 +73,7 @@ async def presets(request: web.Request) -> web.Response:
 async def schema(request: web.Request) -> web.Response:
     """The schema of Controls, its defaults being those the server was started with."""
     described = Controls.model_json_schema()
-    for name, value in request.app[DEFAULTS].model_dump().items():
+    for name, value in request.app[ENGINE_ROOM].fitted(request.app[DEFAULTS]).model_dump().items():
         described["properties"][name]["default"] = value
     return web.json_response(described)
 
@@ -99,27 +105,36 @@ async def change_controls(request: web.Request) -> web.Response:
     except ValidationError as error:
         raise explained(error) from error
     except ValueError as error:
-        raise BadControl(str(error)) from error
+        name = str(error).partition(":")[0]  # of "steps: this model's schedule holds 4."
+        raise BadControl(str(error), name if name in Controls.model_fields else None) from error
     request.app[STREAMS].get(request.match_info["stream"]).set_controls(changed)
     return web.json_response(changed.model_dump())
 
 
 async def events(request: web.Request) -> web.WebSocketResponse:
     """Statistics at 4 Hz; controls and status at the start and when they change, whoever changed them."""
-    watched = request.app[STREAMS].get(request.match_info["stream"])
-    room = request.app[ENGINE_ROOM]
-    socket = web.WebSocketResponse(heartbeat=20, max_msg_size=4096)
+    name, room, sockets = request.match_info["stream"], request.app[ENGINE_ROOM], request.app[SOCKETS]
+    request.app[STREAMS].find(name)  # refuses a bad name
+    socket = web.WebSocketResponse(heartbeat=20, max_msg_size=4096, timeout=GOODBYE_S)
+    if not socket.can_prepare(request):
+        raise web.HTTPUpgradeRequired(
+            headers={"Upgrade": "websocket"}, text="Events come over a WebSocket: ask for the upgrade to one."
+        )
+    if len(sockets) >= MAX_SOCKETS:
+        raise TooManyListeners(f"All {MAX_SOCKETS} event sockets are in use; try again in a few seconds.")
+    # Only now: a new name may push another out, and a request that is refused anyway must not.
+    watched = request.app[STREAMS].get(name)
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
 
     def on_change() -> None:
         loop.call_soon_threadsafe(changed.set)
 
-    # Subscribed before the handshake's await: from here on the stream cannot be evicted.
+    # Before the handshake's await: from here on the socket counts and the stream cannot be evicted.
+    sockets.add(socket)
     leave = (watched.subscribe(on_change), room.subscribe(on_change))
     try:
         await socket.prepare(request)
-        request.app[SOCKETS].add(socket)
         teller = asyncio.create_task(_tell(socket, watched, room, changed))
         try:
             async for _ in socket:
@@ -129,7 +144,7 @@ async def events(request: web.Request) -> web.WebSocketResponse:
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await teller
     finally:
-        request.app[SOCKETS].discard(socket)
+        sockets.discard(socket)
         for unsubscribe in leave:
             unsubscribe()
     return socket
@@ -155,8 +170,9 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
 
 
 async def close_sockets(app: web.Application) -> None:
+    open_sockets = [socket for socket in app[SOCKETS] if socket.prepared]
     await asyncio.gather(
-        *(socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server stops.") for socket in set(app[SOCKETS]))
+        *(socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server stops.") for socket in open_sockets)
     )
 
 

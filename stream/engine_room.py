@@ -150,6 +150,13 @@ class EngineRoom:
         if self._stylizer is not None:
             self._stylizer.check(controls)
 
+    def fitted(self, controls: Controls) -> Controls:
+        """The controls without the LoRAs that the loaded model does not have; as they are until it is loaded."""
+        if self._stylizer is None:
+            return controls
+        known = {name: weight for name, weight in controls.lora_weights.items() if name in self._stylizer.loras}
+        return controls if known == controls.lora_weights else controls.model_copy(update={"lora_weights": known})
+
     def attach(self, feed: Feed) -> None:
         with self._lock:
             self._served = {**self._served, feed: _Served()}
@@ -206,10 +213,10 @@ class EngineRoom:
             # A newer frame may have come in since: only the one that was judged is thrown away.
             if (late := feed.mailbox.clear(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
                 feed.drop(late)
-        # A frame that replaced the planned one in this instant is newer, so better, even if it leaves the batch for it.
+        # A frame that replaced the planned one in this instant is newer, so better, even if its size is another.
         batch = [replace(jobs[feed], frame=frame) for feed in plan.batch if (frame := feed.mailbox.take()) is not None]
-        for same_size in _by_size(batch):
-            self._stylize(stylizer, same_size)
+        if batch:
+            self._stylize(stylizer, batch)
         return bool(waiting)
 
     def _next_job(self, stylizer: Stylizer, feed: Feed, state: _Served, now_s: float) -> _Job | None:
@@ -236,7 +243,7 @@ class EngineRoom:
             frames = np.stack([job.frame.rgb() for job in batch])
             pictures = list(zip(batch, stylizer(frames, [job.controls for job in batch]), strict=True))
         except Exception as error:
-            if len(batch) > 1:  # find out whose fault it is: the others get their pictures
+            if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
                 for job in batch:
                     self._stylize(stylizer, [job])
             else:
@@ -275,11 +282,3 @@ class EngineRoom:
             )
         else:
             self._status.change(compiled="yes", detail="Ready.", progress=None)
-
-
-def _by_size(batch: Sequence[_Job]) -> list[list[_Job]]:
-    """The jobs in groups whose frames can be stacked."""
-    groups: dict[tuple[int, int], list[_Job]] = {}
-    for job in batch:
-        groups.setdefault(job.frame.size, []).append(job)
-    return list(groups.values())

@@ -28,7 +28,10 @@ class Metrics:
             registry=self.registry,
         )
         self._engine = Histogram(
-            "lcmirror_engine_seconds", "Engine time of a batch.", buckets=BUCKETS_S, registry=self.registry
+            "lcmirror_engine_seconds",
+            "Engine time of the batch that a frame was part of, counted for every frame that went out.",
+            buckets=BUCKETS_S,
+            registry=self.registry,
         )
         self._streams = Gauge("lcmirror_streams", "Streams that have a publisher.", registry=self.registry)
         self._viewers = Gauge("lcmirror_viewers", "Viewers of all streams.", registry=self.registry)
@@ -37,6 +40,11 @@ class Metrics:
         """Read both gauges at every scrape."""
         self._streams.set_function(streams)
         self._viewers.set_function(viewers)
+
+    def expect(self, stream: str) -> None:
+        """Make the stream's series, at zero: rates are of no use on a series that appears with its first event."""
+        for kind in KINDS:
+            self._frames.labels(stream, kind)
 
     def count(self, stream: str, kind: str) -> None:
         self._frames.labels(stream, kind).inc()

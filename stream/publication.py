@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,8 @@ from .statistics import Statistics
 
 if TYPE_CHECKING:
     from .streams import Stream
+
+log = logging.getLogger(__name__)
 
 REANCHOR_S = 2.0  # a sender's clock that differs by more from ours has jumped
 
@@ -30,6 +33,7 @@ class Publication:
         self.stream, self.publisher = stream, publisher
         self.statistics = Statistics()
         self._media_origin_s: float | None = None
+        self._has_skipped = False
 
     def put(
         self, pixels: VideoFrame | np.ndarray, media_s: float | None = None, arrived_s: float | None = None
@@ -42,6 +46,15 @@ class Publication:
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
         captured_s = self._captured_s(media_s, arrived_s)
         return self.stream.put(Frame(pixels, arrived_s, captured_s, self.statistics), self)
+
+    def skip(self) -> None:
+        """Count a frame that came in and was thrown away undecoded: it is dropped like any other."""
+        if not self._has_skipped:
+            self._has_skipped = True
+            log.warning(
+                "Frames of stream %s come in faster than they can be decoded; the surplus is dropped.", self.stream.name
+            )
+        self.stream.skip(self)
 
     def end(self) -> None:
         """The publisher is gone; viewers keep the last picture."""

@@ -54,7 +54,7 @@ class MediaSection:
 
     @property
     def direction(self) -> str:
-        return next((line[2:] for line in self.lines if line[2:] in DIRECTIONS), "sendrecv")
+        return _direction(self.lines) or "sendrecv"
 
 
 def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
@@ -71,6 +71,7 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     if lines[0] != "v=0" or not all(_LINE.fullmatch(line) for line in lines):
         raise BadSdp("The body is not an SDP offer: each line must read letter=value, the first v=0.")
+    lines = _with_directions(lines)
     session, media = _sections(lines)
     if not 1 <= len(media) <= MAX_MEDIA:
         raise BadSdp(f"The SDP offer must have 1 to {MAX_MEDIA} media sections, not {len(media)}.")
@@ -123,6 +124,21 @@ def _sections(lines: list[str]) -> tuple[list[str], list[MediaSection]]:
             raise BadSdp(f"The SDP line {lines[start][:60]!r} cannot be read.")
         media.append(MediaSection(match[1], int(match[2]), tuple(lines[start + 1 : end])))
     return lines[: starts[0]] if starts else lines, media
+
+
+def _with_directions(lines: list[str]) -> list[str]:
+    """Every section with a direction of its own: aiortc knows neither the session's nor the default (RFC 8866, 6.7)."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("m=")]
+    directed = lines[: starts[0]] if starts else list(lines)
+    inherited = _direction(directed) or "sendrecv"
+    for start, end in pairwise([*starts, len(lines)]):
+        section = lines[start:end]
+        directed += section if _direction(section) else [*section, f"a={inherited}"]
+    return directed
+
+
+def _direction(lines: Sequence[str]) -> str | None:
+    return next((line[2:] for line in lines if line.startswith("a=") and line[2:] in DIRECTIONS), None)
 
 
 def _candidates(media: Sequence[MediaSection]) -> tuple[tuple[str, str], ...]:

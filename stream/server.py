@@ -32,6 +32,7 @@ STATUS_OF = {
     NoCommonCodec: 406,
     NoFreeStream: 503,
     TooManySessions: 503,
+    api.TooManyListeners: 503,
 }
 
 
@@ -88,7 +89,7 @@ def _guard(access: Access):
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            kept = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+            kept = {name: error.headers[name] for name in ("Allow", "Upgrade") if name in error.headers}
             if error.status == 405 and request.method == "OPTIONS":  # every route may be asked what it allows
                 return web.Response(status=204, headers=kept)
             return _error(error.status, _sentence(error, request), kept)
@@ -137,9 +138,10 @@ def _pages(static: Path) -> list[web.AbstractRouteDef]:
 
 def _inside(folder: Path, name: str) -> Path:
     """The file of that name; 404 for what does not exist or lies elsewhere."""
-    if "\x00" in name:
-        raise web.HTTPNotFound
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise web.HTTPNotFound
-    return path
+    try:
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    except (OSError, ValueError):  # no file can have that name: it is too long, or holds a NUL
+        pass
+    raise web.HTTPNotFound

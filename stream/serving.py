@@ -49,6 +49,7 @@ def serve(
 
 
 async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, token: str | None) -> int:
+    end = _end_of_signals()  # before the first line is printed: who reads it may end us at once
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
@@ -59,38 +60,45 @@ async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, t
             print(f"Cannot listen on {host}:{port}: {reason}. Choose another --port.", file=sys.stderr)
             return EXIT_BAD_INPUT
         shown_host = f"[{host}]" if ":" in host else host
-        query = "" if token is None else "/?token=..."
-        print(f"LCMirror listening on http://{shown_host}:{runner.addresses[0][1]}{query}", flush=True)
-        return await _until_told(room)
+        print(f"LCMirror listening on http://{shown_host}:{runner.addresses[0][1]}", flush=True)
+        if token is not None:
+            print("Every request needs the token: add /?token=SECRET to the address.", flush=True)
+        return await _until_told(room, end)
     finally:
         await runner.cleanup()
         await asyncio.to_thread(room.close)
 
 
-async def _until_told(room: EngineRoom) -> int:
-    """Run the engine until a signal comes or its model turns out not to load."""
+def _end_of_signals() -> asyncio.Future[int]:
+    """The exit code, once a signal asks for it."""
     loop = asyncio.get_running_loop()
     end: asyncio.Future[int] = loop.create_future()
+    for number, code in ((signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_DONE)):
+        with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run instead
+            loop.add_signal_handler(number, _finish, end, code)
+    return end
 
-    def finish(code: int) -> None:
-        if not end.done():
-            end.set_result(code)
 
+def _finish(end: asyncio.Future[int], code: int) -> None:
+    if not end.done():
+        end.set_result(code)
+
+
+async def _until_told(room: EngineRoom, end: asyncio.Future[int]) -> int:
+    """Run the engine until `end` has a code or its model turns out not to load."""
+    loop = asyncio.get_running_loop()
     announced = False
 
     def on_status() -> None:
         nonlocal announced
         status = room.status()
         if status["state"] == "failed":
-            finish(EXIT_BAD_INPUT)
+            _finish(end, EXIT_BAD_INPUT)
         elif status["state"] == "ready" and not announced:
             announced = True
             print(f"ready: {status['model']} on {status['device']}, {status['size']}", flush=True)
 
     room.subscribe(lambda: loop.call_soon_threadsafe(on_status))
-    for number, code in ((signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_DONE)):
-        with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run instead
-            loop.add_signal_handler(number, finish, code)
     room.start()
     code = await end
     if room.failure is not None:

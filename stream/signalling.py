@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from aiohttp import web
 
 from . import sdp
@@ -39,14 +41,21 @@ class Endpoint:
         self._kind = kind
 
     async def open(self, request: web.Request) -> web.Response:
-        stream = request.app[STREAMS].get(request.match_info["stream"])
+        sessions, streams, name = request.app[SESSIONS], request.app[STREAMS], request.match_info["stream"]
+        streams.find(name)  # refuses a bad name
         _expect_type(request, SDP)
-        sessions = request.app[SESSIONS]
-        answer_offer = sessions.publish if self._kind == "whip" else sessions.view
+        publishes = self._kind == "whip"
+        directions, verb = (sdp.SENDING, "send") if publishes else (sdp.RECEIVING, "receive")
+        offer = sdp.checked_offer(await _text(request), directions, verb)
+        # Only now: a new name may push another out, and a request that is refused anyway must not.
+        stream = streams.get(name)
         with stream.kept():
-            session, answer = await answer_offer(stream, await _text(request))
-        # Without scheme and host, so that it is right behind a proxy too.
-        location = f"/{self._kind}/{stream.name}/{session.id}"
+            session, answer = await (sessions.publish if publishes else sessions.view)(stream, offer)
+        # Without scheme and host, so that it is right behind a proxy too. Who gave the token in the address knows no
+        # other way, and will ask for the Location as it stands.
+        token = request.query.get("token")
+        query = "" if token is None else f"?token={quote(token, safe='')}"
+        location = f"/{self._kind}/{name}/{session.id}{query}"
         return web.Response(
             status=201, text=answer, content_type=SDP, headers={"Location": location, "ETag": session.etag}
         )

@@ -68,6 +68,7 @@ class Stream:
             replaced, self.publication = self.publication, Publication(self, publisher)
             self._statistics = self.publication.statistics
             self.last_used_s = time.monotonic()
+        self._metrics.expect(self.name)
         if (stale := self.mailbox.clear()) is not None:
             self.drop(stale)
         return self.publication, replaced
@@ -87,6 +88,16 @@ class Stream:
         self._engine_room.wake()
         return True
 
+    def skip(self, publication: Publication) -> None:
+        """What Publication.skip does."""
+        with self._lock:
+            if publication is not self.publication:
+                return
+            publication.statistics.count_in(time.monotonic())
+            publication.statistics.count_dropped()
+        self._metrics.count(self.name, "in")
+        self._metrics.count(self.name, "dropped")
+
     def end(self, publication: Publication) -> None:
         """What Publication.end does."""
         with self._lock:
@@ -105,18 +116,20 @@ class Stream:
             if is_current:
                 self.last_picture = picture
                 frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
-            sinks = self._sinks
+                self._sinks = tuple(sink for sink in self._sinks if self._takes(sink, picture))
         if not is_current:  # its publisher was replaced while the engine worked: nobody wants this picture any more
             self.drop(frame)
             return
-        for sink in sinks:
-            try:
-                sink(picture)
-            except Exception:
-                log.exception("A viewer of stream %s failed and is let go.", self.name)
-                self._unwatch(sink)
         self._metrics.count(self.name, "out")
         self._metrics.observe(now_s - frame.arrived_s, engine_s)
+
+    def _takes(self, sink: Sink, picture: Picture) -> bool:
+        try:
+            sink(picture)
+        except Exception:
+            log.exception("A viewer of stream %s failed and is let go.", self.name)
+            return False
+        return True
 
     def drop(self, frame: Frame) -> None:
         frame.statistics.count_dropped()
@@ -125,13 +138,16 @@ class Stream:
     # -- viewers -----------------------------------------------------------------------------------------------------
 
     def watch(self, sink: Sink) -> Callable[[], None]:
-        """Call `sink` with every picture, from the engine thread, so it must be quick (a Mailbox's or Outbox's `put`);
-        the last picture, if there is one, comes at once. Returns what ends it."""
+        """Call `sink` with every picture, from the engine thread; the last one, if there is one, comes at once. Returns
+        what ends it.
+
+        Pictures are handed over with the stream locked, so that none is overtaken by an older one: a sink must not
+        block and not call the stream (a Mailbox's or Outbox's `put`).
+        """
         with self._lock:
+            if self.last_picture is not None:
+                sink(self.last_picture)
             self._sinks = (*self._sinks, sink)
-            picture = self.last_picture
-        if picture is not None:
-            sink(picture)
         return lambda: self._unwatch(sink)
 
     def _unwatch(self, sink: Sink) -> None:
@@ -146,9 +162,20 @@ class Stream:
     # -- controls ----------------------------------------------------------------------------------------------------
 
     def set_controls(self, controls: Controls) -> None:
-        """Last value wins, from the next frame on."""
-        self.controls = controls
-        self.last_used_s = time.monotonic()
+        """Last value wins, from the next frame on. LoRAs that the loaded model does not have are left out."""
+        with self._lock:
+            self.controls = self._engine_room.fitted(controls)
+            self.last_used_s = time.monotonic()
+        self._tell()
+
+    def fit_controls(self) -> None:
+        """The model is known now: leave out of the controls what it does not have."""
+        with self._lock:
+            before, self.controls = self.controls, self._engine_room.fitted(self.controls)
+        if self.controls is not before:
+            self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -209,6 +236,7 @@ class Streams:
         self._engine_room, self._max_names = engine_room, max_names
         self._streams: dict[str, Stream] = {}
         self._lock = threading.Lock()
+        engine_room.subscribe(self._on_status)
         self.metrics.gauge(
             streams=lambda: sum(stream.publication is not None for stream in self.all()),
             viewers=lambda: sum(stream.viewers for stream in self.all()),
@@ -231,6 +259,17 @@ class Streams:
 
     def all(self) -> list[Stream]:
         return list(self._streams.values())
+
+    def _on_status(self) -> None:
+        """Controls may be older than the model: what it cannot do must not make every later change and frame fail."""
+        if self._engine_room.status()["state"] != "ready":
+            return
+        with self._lock:
+            asked, self.defaults = self.defaults, self._engine_room.fitted(self.defaults)
+        if unknown := sorted(asked.lora_weights.keys() - self.defaults.lora_weights):
+            log.warning("The model has no LoRA named %s: its weight is left out.", unknown[0])
+        for stream in self.all():
+            stream.fit_controls()
 
     def _make_room(self) -> None:
         idle = sorted((s for s in self._streams.values() if s.evictable), key=lambda stream: stream.last_used_s)

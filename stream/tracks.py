@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from fractions import Fraction
 
 from aiortc import MediaStreamTrack
@@ -88,15 +89,23 @@ class PictureTrack(MediaStreamTrack):
         self._captured_s = captured_s
 
 
-async def drain_video(track: MediaStreamTrack, publication: Publication, first_within_s: float) -> None:
-    """Empty the decoder's queue as fast as it fills, so that latency cannot grow; returns when the sender is gone."""
+async def drain_video(
+    track: MediaStreamTrack,
+    publication: Publication,
+    arrived_s: Callable[[int | None], float | None],
+    first_within_s: float,
+) -> None:
+    """Take decoded frames as fast as they come, so that latency cannot grow; returns when the sender is gone.
+
+    arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known.
+    """
     patience_s = first_within_s
     try:
         while True:
             frame = await asyncio.wait_for(track.recv(), patience_s)
             patience_s = SILENCE_S
             media_s = float(frame.pts * frame.time_base) if frame.pts is not None else None
-            publication.put(frame, media_s)
+            publication.put(frame, media_s, arrived_s(frame.pts))
     except (MediaStreamError, TimeoutError):
         return
 

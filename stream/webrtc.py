@@ -14,6 +14,7 @@ from aiortc.exceptions import OperationError
 from aiortc.sdp import candidate_from_sdp
 
 from . import sdp
+from .decoding import bound_queue
 from .publication import Publication
 from .streams import Stream
 from .tracks import PictureTrack, drain, drain_video
@@ -94,34 +95,37 @@ class Sessions:
         self._ended.remove((kind, name, session_id))
         return True
 
-    async def publish(self, stream: Stream, offer: str) -> tuple[Session, str]:
+    async def publish(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
         """Answer a WHIP offer. Whoever published this stream before is closed: the newest publisher wins.
 
         Returns the session and the SDP answer. Raises BadSdp, NoCommonCodec, TooManySessions.
         """
-        checked = sdp.checked_offer(offer, sdp.SENDING, "send")
         takes_over = stream.publication is not None
         session = Session("whip", stream)
         session.peer.on("track", session.tracks.append)
-        answer = await self._answer(session, checked, spare=takes_over)
+        answer = await self._answer(session, offer, spare=takes_over)
         session.publication, replaced = stream.publish(session)
-        video = [track for track in session.tracks if track.kind == "video"]
-        self._until_done(session, drain_video(video[0], session.publication, first_within_s=CONNECT_S))
-        for track in session.tracks:
-            if track is not video[0]:
-                session.spawn(drain(track))
+        shown = next(track for track in session.tracks if track.kind == "video")
+        for receiver in session.peer.getReceivers():
+            if receiver.track is None:  # the offer has a section of this kind that sends nothing
+                continue
+            encoded = bound_queue(receiver)
+            if receiver.track is shown:
+                encoded.on_skip = session.publication.skip
+                self._until_done(session, drain_video(shown, session.publication, encoded.arrived_s, CONNECT_S))
+            else:
+                session.spawn(drain(receiver.track))
         if replaced is not None and isinstance(replaced.publisher, Session):
             self.close_soon(replaced.publisher)
         return session, answer
 
-    async def view(self, stream: Stream, offer: str) -> tuple[Session, str]:
+    async def view(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
         """Answer a WHEP offer; the picture starts when there is one. Raises as `publish` does."""
-        checked = sdp.checked_offer(offer, sdp.RECEIVING, "receive")
         session = Session("whep", stream)
         track = PictureTrack(stream)
         session.tracks.append(track)
         session.peer.addTransceiver(track, direction="sendonly")
-        return session, await self._answer(session, checked)
+        return session, await self._answer(session, offer)
 
     def add_candidates(self, session: Session, candidates: Sequence[tuple[str, str]]) -> None:
         """Trickle ICE: (mid, candidate), taken up in the background. Raises BadSdp."""

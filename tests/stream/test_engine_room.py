@@ -237,13 +237,15 @@ def test_streams_of_equal_shape_share_a_batch_and_others_do_not(house):
 
 def test_streams_with_sources_of_different_sizes_are_served_by_a_batching_engine(house):
     one = house(FakeStylizer(max_batch=4))
-    small, large = one.open("small"), one.open("large")
+    small, large, small_too = one.open("small"), one.open("large"), one.open("small-too")
     one.occupy()
     small[1].put(solid(50, 0, 0, size=32))
     large[1].put(solid(100, 0, 0, size=96))
+    small_too[1].put(solid(150, 0, 0, size=32))
     one.stylizer.gate.set()
-    assert small[2].take(PATIENCE_S).rgb[0, 0, 2] == 50
-    assert large[2].take(PATIENCE_S).rgb[0, 0, 2] == 100
+    for (_, _, shown), red in ((small, 50), (large, 100), (small_too, 150)):
+        assert shown.take(PATIENCE_S).rgb[0, 0, 2] == red
+    assert sorted(len(call) for call in one.stylizer.calls) == [1, 1, 2]
 
 
 def test_a_frame_whose_size_changes_between_the_plan_and_the_taking_harms_nobody(house):

@@ -1,0 +1,89 @@
+"""One run of the server in a process of its own: what it prints, and how it ends on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from .peers import Publisher, Viewer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOKEN = "s3cret"
+SCRIPT = f"""
+import sys, threading
+from pipeline.settings import Controls
+from stream.serving import serve
+from tests.stream.fakes import FakeStylizer
+
+def load(report):
+    if "loads-for-ever" in sys.argv:
+        threading.Event().wait()
+    return FakeStylizer()
+
+sys.exit(serve(load, None, model="fake", device="cpu", defaults=Controls(), presets=[], host="127.0.0.1", port=0,
+               token={TOKEN!r}))
+"""
+
+
+@pytest.fixture
+async def run():
+    """run(*arguments) -> (process, its address), once it listens."""
+    processes = []
+
+    async def start(*arguments):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", SCRIPT, *arguments),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        processes.append(process)
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        listening = re.fullmatch(r"LCMirror listening on (http://127\.0\.0\.1:\d+)\n", line)
+        assert listening, line
+        return process, listening[1]
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def assert_ends(process, number, code):
+    process.send_signal(number)
+    printed, complained = await asyncio.wait_for(process.communicate(), 15)
+    assert (process.returncode, complained.decode()) == (code, "")
+    assert TOKEN not in printed.decode()
+    return printed.decode()
+
+
+ENDINGS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+@ENDINGS
+async def test_it_ends_at_once_while_the_model_loads(run, number, code):
+    process, _ = await run("loads-for-ever")
+    assert "?token=" in await assert_ends(process, number, code)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+@ENDINGS
+async def test_it_ends_at_once_with_sessions_and_listeners_open(run, number, code):
+    process, url = await run()
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+        publisher = await Publisher(http, f"{url}/whip/one", audio=True).__aenter__()
+        viewer = await Viewer(http, f"{url}/whep/one").__aenter__()
+        socket = await http.ws_connect(f"{url}/api/streams/one/events")  # never reads: answers no goodbye
+        await viewer.next_frame()
+        assert "ready: fake on fake, 64x64\n" in await assert_ends(process, number, code)
+        await publisher.peer.close()
+        await viewer.peer.close()
+        await socket.close()
