@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline import load
+from pipeline import environment, load
 from pipeline.errors import LoadError
 from pipeline.presets import LCM_LORA_SD15, TABLE
 from pipeline.settings import Controls, Lora, ModelSpec
@@ -34,9 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    # The model libraries' notes are for developers; what a user must know, we say ourselves.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    environment.prepare()
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (

@@ -1,6 +1,5 @@
 """What the README's numbers come from; each module is a command."""
 
-import os
+from pipeline import environment
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+environment.prepare()

@@ -1,0 +1,21 @@
+"""What has to be in the environment before torch and the model libraries are imported."""
+
+from __future__ import annotations
+
+import os
+
+DEFAULTS = {
+    # The model libraries' notes are for developers; what a user must know, we say ourselves.
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    # Threads that wait for the others spin by default for milliseconds. Where a codec or a browser wants the same
+    # cores, that multiplied the frame time of the bundled model on two cores (49 ms alone, 180 to 3000 ms beside a
+    # busy process). A thousand spins are as fast alone and took 100 ms there; none at all took 73 ms alone.
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
+def prepare() -> None:
+    """Set what the user has not set."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
