@@ -1,6 +1,7 @@
 // How does the page talk to its server? One fetch, one token, every failure a Problem with a code.
 
 import { Problem } from "./messages.js";
+import { read, write } from "./store.js";
 
 const query = new URLSearchParams(location.search);
 
@@ -13,7 +14,7 @@ export function withToken(url) {
   return full;
 }
 
-const CODES = { 401: "token", 403: "forbidden", 404: "missing", 406: "codec", 409: "taken", 422: "invalid", 429: "busy", 503: "busy" };
+const CODES = { 401: "token", 403: "forbidden", 404: "missing", 406: "codec", 422: "invalid", 429: "busy", 503: "busy" };
 
 async function problemOf(response) {
   let body = {};
@@ -61,10 +62,10 @@ const NAME = /^[a-z0-9-]{1,64}$/;
 export function streamName() {
   const asked = query.get("stream") ?? "";
   if (NAME.test(asked)) return asked;
-  const kept = sessionStorage.getItem("lcmirror.stream") ?? "";
+  const kept = read("sessionStorage", "lcmirror.stream", "");
   if (NAME.test(kept)) return kept;
   const alphabet = "abcdefghijklmnopqrstuvwxyz234567"; // 32 letters: a byte's low 5 bits choose without bias
   const name = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => alphabet[byte & 31]).join("");
-  sessionStorage.setItem("lcmirror.stream", name);
+  write("sessionStorage", "lcmirror.stream", name);
   return name;
 }

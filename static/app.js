@@ -8,8 +8,9 @@ import { bindKeys } from "./keys.js";
 import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
-import { closeFile, listCameras, openCamera, openFile, openScreen } from "./sources.js";
-import { render } from "./stage.js";
+import { listCameras, openCamera, openFile, openScreen } from "./sources.js";
+import { render, stateWord } from "./stage.js";
+import { read, write } from "./store.js";
 import { chipsFor } from "./styles.js";
 
 const $ = (id) => document.getElementById(id);
@@ -18,15 +19,16 @@ const output = $("output");
 const preview = $("input");
 const source = $("source");
 
-const state = { phase: "idle", problem: null, server: null, reachable: null, kind: "camera", file: null, bypass: false, stalled: false, fault: "", note: "" };
+const state = { phase: "idle", problem: null, server: null, reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
+const showHudStats = buildHud($("hud"));
 let live = null;
-let track = null;
 let panel = null;
 let aspectFrom = "";
 
 function update(changes) {
   Object.assign(state, changes);
   render(state);
+  showHudStats(state.stats, stateWord(state));
 }
 
 // ---- settings and panel
@@ -98,22 +100,30 @@ function onStatus(server) {
   update({ server, reachable: true });
 }
 
+const SLOW_FPS = 5; // below it is no longer a moving picture
+const SLOW_MS = 4_000;
+let slowSince = null;
+
+function onStats(stats) {
+  const slow = live && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
+  slowSince = slow ? (slowSince ?? performance.now()) : null;
+  live?.heard(stats);
+  update({ stats, slow: slow && performance.now() - slowSince > SLOW_MS });
+}
+
 const listening = new AbortController();
-const showStats = buildHud($("hud"));
 
 listen(
   stream,
   {
     up: greet,
     down() {
+      update({ stats: null, slow: false });
       if (!live) return greet();
-      state.reachable = false; // the picture may well still flow; the session says when it does not
+      update({ reachable: false }); // the picture may well still flow; the session says when it does not
       settings.keep();
     },
-    stats(stats) {
-      showStats(stats);
-      if ((stats.detail ?? "") !== state.fault) update({ fault: stats.detail ?? "" });
-    },
+    stats: onStats,
     controls: (values) => settings.heard(values),
     status: onStatus,
   },
@@ -123,36 +133,48 @@ greet();
 
 // ---- source
 
+let shown = null; // what plays, {track, stop()}, and what was chosen then: kind, file, value
+let opening = null; // the latest wish for a source; what a dialog brings after it has changed is let go
+
+const OPEN = {
+  camera: (option) => openCamera(option.dataset.device),
+  screen: () => openScreen(),
+  file: (option, file) => openFile(file),
+};
+
+/** Opens what is chosen; null when by then something else was chosen, or Stop pressed. */
 async function openSource() {
-  const { kind } = state;
-  if (kind === "screen") return openScreen();
-  if (kind === "file") return openFile(state.file, preview);
-  const opened = await openCamera(source.selectedOptions[0].dataset.device);
-  listCameras(source);
-  return opened;
+  const mine = (opening = Symbol());
+  const { kind, file } = state;
+  const selected = source.selectedOptions[0];
+  try {
+    const opened = await OPEN[kind](selected, file);
+    if (mine === opening) return { ...opened, kind, file, value: selected.value };
+    opened.stop();
+  } catch (error) {
+    if (mine === opening) throw error;
+  }
+  return null;
 }
 
-/** Shows the new track beside the picture and lets go of the old one. */
+/** Shows the new source beside the picture and lets go of the old one. */
 function adopt(next) {
-  track?.stop();
-  track = next;
-  if (state.kind !== "file") {
-    closeFile(preview);
-    preview.srcObject = new MediaStream([next]);
-    preview.play().catch(() => {}); // a newer source interrupts it: that one plays
-  }
+  shown?.stop();
+  shown = next;
+  preview.srcObject = new MediaStream([next.track]);
+  preview.play().catch(() => {}); // a newer source interrupts it: that one plays
   preview.hidden = false;
   showMirror();
-  const { kind } = state;
-  next.addEventListener("ended", () => {
-    if (track === next && kind !== "file") stop(new Problem(kind === "screen" ? "screen-ended" : "camera-lost"));
+  if (next.kind === "camera") listCameras(source);
+  next.track.addEventListener("ended", () => {
+    if (shown === next && next.kind !== "file") stop(new Problem(next.kind === "screen" ? "screen-ended" : "camera-lost"));
   });
 }
 
 function release() {
-  track?.stop();
-  track = null;
-  closeFile(preview);
+  opening = null;
+  shown?.stop();
+  shown = null;
   preview.srcObject = null;
   preview.hidden = true;
 }
@@ -167,29 +189,31 @@ $("file").addEventListener("change", () => $("file").files[0] && chooseFile($("f
 $("file").addEventListener("cancel", () => state.kind !== "file" && showSource());
 
 function showSource() {
-  if (source.value.split(":")[0] !== state.kind) source.value = state.kind;
+  source.querySelector('[value="file"]').textContent = state.file ? `File: ${state.file.name}` : "Video file…";
+  if (source.value.split(":")[0] !== state.kind) source.value = shown?.kind === state.kind ? shown.value : state.kind;
 }
 
 function chooseFile(file) {
-  source.querySelector('[value="file"]').textContent = `File: ${file.name}`;
   $("file").value = ""; // so that the same file can be chosen again
-  source.value = "file";
-  state.file = file;
-  choose("file", { begin: true });
+  choose("file", { file, begin: true });
 }
 
-async function choose(kind, { begin = false } = {}) {
-  const before = state.kind;
-  update({ kind, problem: null });
+async function choose(kind, { file = state.file, begin = false } = {}) {
+  update({ kind, file, problem: null });
+  showSource();
+  if (state.phase === "asking") return ask();
   if (!live) return begin && start();
   try {
     const next = await openSource();
+    if (!next) return;
     adopt(next);
-    await live.replace(next);
+    await live.replace(next.track);
   } catch (error) {
-    update({ kind: before });
-    showSource();
     note(describe(asProblem(error)).title);
+    if (!shown) return;
+    update({ kind: shown.kind, file: shown.file });
+    source.value = shown.value;
+    showSource();
   }
 }
 
@@ -207,22 +231,28 @@ addEventListener("drop", (event) => {
 
 // ---- start and stop
 
-async function start() {
+function start() {
   if (state.phase !== "idle" || $("start").disabled) return;
   if (state.kind === "file" && !state.file) return $("file").click();
+  ask();
+}
+
+async function ask() {
+  const had = document.activeElement;
   update({ phase: "asking", problem: null, note: "" });
+  if (had === $("start")) $("stop").focus(); // the button it was on is gone
   let opened;
   try {
     opened = await openSource();
   } catch (error) {
     return stop(asProblem(error));
   }
-  if (state.phase !== "asking") return opened.stop(); // stopped while the dialog was open
+  if (!opened) return;
   adopt(opened);
   update({ phase: "connecting" });
   settings.keep();
   settings.flush();
-  live = new Live(stream, opened, output, {
+  live = new Live(stream, opened.track, output, Boolean(state.stats?.width), {
     picture: () => (state.phase !== "live" || state.stalled) && update({ phase: "live", problem: null, stalled: false }),
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
@@ -235,7 +265,7 @@ function stop(problem = null) {
   live?.stop();
   live = null;
   release();
-  update({ phase: "idle", problem, stalled: false });
+  update({ phase: "idle", problem, stalled: false, slow: false });
   if (had === $("stop")) $("start").focus();
 }
 
@@ -253,11 +283,11 @@ $("token-form").addEventListener("submit", (event) => {
 // ---- view
 
 const VIEW = "lcmirror.view";
-const view = { mirror: true, hud: true, ...JSON.parse(localStorage.getItem(VIEW) ?? "{}") };
+const view = { mirror: true, hud: true, ...read("localStorage", VIEW, {}) };
 
 function setView(changes) {
   Object.assign(view, changes);
-  localStorage.setItem(VIEW, JSON.stringify(view));
+  write("localStorage", VIEW, view);
   showMirror();
   showHud();
 }

@@ -11,11 +11,13 @@ export function listen(stream, handlers, signal) {
   const open = () =>
     new Promise((resolve, reject) => {
       const socket = new WebSocket(url);
+      const hangUp = () => socket.close();
       const ended = new Promise((done) => socket.addEventListener("close", done));
+      signal.addEventListener("abort", hangUp, { once: true });
+      ended.then(() => signal.removeEventListener("abort", hangUp));
       socket.addEventListener("open", () => resolve({ ended }));
       socket.addEventListener("message", ({ data }) => dispatch(JSON.parse(data), handlers));
       ended.then(() => reject(new Problem("gone"))); // why is hidden from pages: whoever needs to know asks with a fetch
-      signal.addEventListener("abort", () => socket.close(), { once: true });
     });
   return keepUp(open, { signal, onUp: handlers.up, onDown: handlers.down });
 }

@@ -3,7 +3,7 @@
 const ms = (value) => (value == null ? null : Math.round(value));
 const rate = (value) => (value == null ? null : value.toFixed(1));
 
-// data-stat: [label, unit, value in a stats message, what it means]
+// data-stat: [label, unit, value in a stats message (null: nothing to tell), what it means]
 const STATS = {
   fps_out: ["out", "fps", (s) => rate(s.fps_out), "Painted pictures per second"],
   fps_in: ["in", "fps", (s) => rate(s.fps_in), "Pictures per second that reach the server"],
@@ -12,21 +12,23 @@ const STATS = {
   engine_p50: ["engine", "ms", (s) => ms(s.engine_ms?.p50), "Time the model takes for one frame"],
   dropped: ["dropped", "", (s) => s.frames_dropped, "Frames left out so that you see what is now"],
   size: ["size", "", (s) => (s.width ? `${s.width}×${s.height}` : null), "Pixels of the painted picture"],
-  steps: ["steps", "", (s) => s.steps, "Denoising steps per frame"],
+  steps: ["steps", "", (s) => (s.quality > 0 ? `${s.steps} of ${s.steps + s.quality}` : s.steps), "Denoising steps per frame, of those asked for"],
   quality: ["quality", "", (s) => quality(s.quality), "Lowered by itself when the device cannot keep up"],
   viewers: ["viewers", "", (s) => s.viewers, "Who is watching this stream"],
+  state: ["state", "", (s, state) => state, "What the model and this page are doing"],
 };
 
-/** The server counts the rungs it has gone down. */
-function quality(rungs) {
-  if (rungs == null) return null;
-  return rungs > 0 ? `−${rungs}` : "full";
+function quality(fewer) {
+  if (fewer == null) return null;
+  return fewer > 0 ? `${fewer} ${fewer === 1 ? "step" : "steps"} fewer` : "full";
 }
 
+/** -> show(stats | null, state): without statistics, no number is left standing. */
 export function buildHud(root) {
   const cells = Object.entries(STATS).map(([name, [label, unit, read, meaning]]) => {
     const row = document.createElement("div");
     row.title = meaning;
+    row.setAttribute("aria-description", meaning);
     row.innerHTML = "<dt></dt><dd><span></span> <small></small></dd>";
     row.querySelector("dt").textContent = label;
     row.querySelector("small").textContent = unit;
@@ -36,7 +38,7 @@ export function buildHud(root) {
     root.append(row);
     return { value, read };
   });
-  return (stats) => {
-    for (const { value, read } of cells) value.textContent = read(stats) ?? "–";
+  return (stats, state) => {
+    for (const { value, read } of cells) value.textContent = read(stats ?? {}, state) ?? "–";
   };
 }

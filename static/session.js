@@ -18,20 +18,43 @@ export class Live {
   #publisher = null;
   #player = null;
   #sender = null;
-  #lastFrame = 0;
+  // The server sends its last picture again while no new one comes, so a decoded frame by itself proves nothing. Its
+  // statistics do: they start at 0 with each publisher, and frames_out counts new pictures only.
+  #told = false; // statistics come at all: a proxy may block WebSockets, then decoded frames have to do
+  #fresh; // this publication has come out painted
+  #out = 0;
+  #outAt = 0;
+  #held = false; // nothing new for a while, by the statistics
+  #frameAt = 0; // when a frame was decoded, since both sessions stand
 
-  /** on: {picture(), lost(problem | null), stalled(yes), ended(problem)} */
-  constructor(stream, track, video, on) {
+  /**
+   * repeats: the server has a picture of before, which it will show until ours comes.
+   * on: {picture() again and again while it moves, lost(problem | null), stalled(), ended(problem)}
+   */
+  constructor(stream, track, video, repeats, on) {
     this.#stream = stream;
     this.#track = track;
     this.#video = video;
+    this.#fresh = !repeats;
     this.#on = on;
     const { signal } = this.#stopping;
-    const fell = (problem) => signal.aborted || on.lost(problem);
+    const fell = (problem) => {
+      this.#frameAt = 0;
+      if (!signal.aborted) on.lost(problem);
+    };
+    const unpublished = (problem) => {
+      this.#publisher = null;
+      this.#fresh = !this.#told;
+      fell(problem);
+    };
+    const unplayed = (problem) => {
+      this.#player = null;
+      fell(problem);
+    };
     const giveUp = (problem) => FINAL.has(problem.code);
     const both = [
-      keepUp(() => this.#publish(signal), { signal, giveUp, onDown: (problem) => ((this.#publisher = null), fell(problem)) }),
-      keepUp(() => this.#play(signal), { signal, giveUp, onDown: (problem) => ((this.#player = null), fell(problem)) }),
+      keepUp(() => this.#publish(signal), { signal, giveUp, onDown: unpublished }),
+      keepUp(() => this.#play(signal), { signal, giveUp, onDown: unplayed }),
     ];
     Promise.all(both).catch((problem) => {
       this.stop();
@@ -45,6 +68,7 @@ export class Live {
     if (sender.track !== this.#track) await sender.replaceTrack(this.#track); // the source was switched meanwhile
     this.#publisher = session;
     this.#sender = sender;
+    [this.#out, this.#outAt, this.#held] = [0, performance.now(), false];
     const ended = session.ended.then(async () => {
       await session.left; // with our own publication surely gone, one that is there is another's
       if (!signal.aborted && (await this.#takenOver())) throw new Problem("taken");
@@ -66,24 +90,34 @@ export class Live {
     }
   }
 
+  /** What the server counts, as often as it tells. */
+  heard({ frames_out, latency_ms }) {
+    this.#told = true;
+    if (!this.#publisher) return; // it still counts the publication before
+    const now = performance.now();
+    if (frames_out !== this.#out) [this.#out, this.#outAt] = [frames_out, now];
+    this.#fresh ||= frames_out > 0;
+    this.#held = now - this.#outAt > Math.max(STALLED_MS, 2 * (latency_ms.p95 ?? 0)); // slow is not held up
+  }
+
   #watchFrames(signal) {
-    let seen = -1;
+    let seen = 0;
+    let askedAt = 0;
     const timer = setInterval(() => {
       const frames = this.#video.getVideoPlaybackQuality?.().totalVideoFrames ?? this.#video.currentTime;
       const now = performance.now();
       const up = this.#publisher && this.#player;
       if (frames !== seen && this.#video.videoWidth && this.#player) {
-        // The very first reading may count frames of the session before.
-        if (seen >= 0 && up) {
-          this.#lastFrame = now;
-          this.#on.picture();
-        }
+        if (up) this.#frameAt = now;
         seen = frames;
-      } else if (up && this.#lastFrame && now - this.#lastFrame > STALLED_MS && !document.hidden) {
-        this.#on.stalled();
-        this.#lastFrame = now;
-        this.check();
       }
+      if (!up || !this.#frameAt || !this.#fresh) return;
+      const still = this.#held || (now - this.#frameAt > STALLED_MS && !document.hidden);
+      if (!still) return this.#on.picture();
+      if (now - askedAt < STALLED_MS) return;
+      askedAt = now;
+      this.#on.stalled();
+      this.check();
     }, 100);
     signal.addEventListener("abort", () => clearInterval(timer));
   }

@@ -2,8 +2,12 @@
 
 import { getJson, patchJson } from "./api.js";
 import { asProblem } from "./messages.js";
+import { read, write } from "./store.js";
 
 const TEXT_PAUSE_MS = 150; // a typist's pause: a prompt is worth encoding when a word is there
+const RETRY_MS = 1_000; // after a failure that is not the value's fault, twice as long each time
+const SLOWEST_RETRY_MS = 15_000;
+const FINAL = new Set(["token", "forbidden"]); // trying again changes nothing
 const STORE = "lcmirror.settings";
 
 const equal = (a, b) => JSON.stringify(a) === JSON.stringify(b);
@@ -14,6 +18,7 @@ export class Settings {
   #pending = new Map();
   #inFlight = null;
   #timer = null;
+  #retryMs = RETRY_MS;
   #path;
   #model = "";
   #on;
@@ -76,8 +81,8 @@ export class Settings {
     const sent = this.#inFlight;
     let failed = null;
     try {
-      const answer = await patchJson(this.#path, sent);
-      this.server = answer.controls ?? answer;
+      this.server = await patchJson(this.#path, sent);
+      this.#retryMs = RETRY_MS;
     } catch (error) {
       failed = asProblem(error);
     }
@@ -85,12 +90,19 @@ export class Settings {
     if (!failed) this.#on.changed(this.values);
     else if (failed.code === "invalid") this.#refused(sent, failed);
     else {
-      // Not the value's fault: it goes with the next flush, unless a newer one has taken its place.
+      // Not the value's fault: it goes again, unless a newer one has taken its place.
       for (const [name, value] of Object.entries(sent)) if (!this.#pending.has(name)) this.#pending.set(name, value);
       this.#on.trouble(failed);
+      if (!FINAL.has(failed.code)) this.#retry(failed);
       return;
     }
     await this.flush();
+  }
+
+  #retry({ retryAfter }) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.flush(), retryAfter ? retryAfter * 1000 : this.#retryMs);
+    this.#retryMs = Math.min(this.#retryMs * 2, SLOWEST_RETRY_MS);
   }
 
   /** A refused request changed nothing: the fields that were not at fault go again without the one that was. */
@@ -98,37 +110,28 @@ export class Settings {
     const names = Object.keys(sent);
     const fault = names.find((name) => problem.field?.split(".")[0] === name) ?? (names.length === 1 ? names[0] : null);
     for (const name of names) if (name !== fault && fault && !this.#pending.has(name)) this.#pending.set(name, sent[name]);
+    this.#remember(); // without what was refused
     this.#on.refused(fault, problem);
   }
 
   // Words are the viewer's own and follow them from model to model; numbers belong to the model they were tuned for.
   #remember() {
-    const store = read();
+    const kept = read("localStorage", STORE, {});
+    const words = { ...kept.words };
+    const numbers = { ...kept.models?.[this.#model] };
     for (const [name, value] of Object.entries(this.values)) {
-      const shelf = typeof value === "string" ? (store.words ??= {}) : ((store.models ??= {})[this.#model] ??= {});
+      const shelf = typeof value === "string" ? words : numbers;
       if (equal(value, this.defaults[name])) delete shelf[name];
       else shelf[name] = value;
     }
-    try {
-      localStorage.setItem(STORE, JSON.stringify(store));
-    } catch {
-      // Private windows may refuse storage; the page works without a memory.
-    }
+    write("localStorage", STORE, { words, models: { ...kept.models, [this.#model]: numbers } });
   }
 
   #recall() {
-    const { words = {}, models = {} } = read();
-    for (const [name, value] of Object.entries({ ...words, ...models[this.#model] })) {
+    const { words, models } = read("localStorage", STORE, {});
+    for (const [name, value] of Object.entries({ ...words, ...models?.[this.#model] })) {
       const known = name in this.server && typeof value === typeof this.server[name];
       if (known && name !== "bypass") this.#pending.set(name, value);
     }
-  }
-}
-
-function read() {
-  try {
-    return JSON.parse(localStorage.getItem(STORE)) ?? {};
-  } catch {
-    return {};
   }
 }

@@ -1,4 +1,4 @@
-// Where does the picture come from? A camera, a screen or window, a looping video file.
+// Where does the picture come from? A camera, a screen or window, a looping video file: each a {track, stop()}.
 
 import { Problem } from "./messages.js";
 
@@ -14,12 +14,17 @@ const CAMERA_ERRORS = {
   AbortError: "camera-busy",
 };
 
-/** -> a live video track of the camera with this id (any camera without one). */
+const fromStream = (stream) => {
+  const [track] = stream.getVideoTracks();
+  return { track, stop: () => track.stop() };
+};
+
+/** The camera with this id; any camera without one. */
 export async function openCamera(deviceId) {
   if (!navigator.mediaDevices?.getUserMedia) throw new Problem("insecure");
   const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: "user" };
   try {
-    return (await navigator.mediaDevices.getUserMedia({ video: { ...CAMERA, ...which } })).getVideoTracks()[0];
+    return fromStream(await navigator.mediaDevices.getUserMedia({ video: { ...CAMERA, ...which } }));
   } catch (error) {
     throw new Problem(CAMERA_ERRORS[error.name] ?? "camera-odd");
   }
@@ -29,35 +34,35 @@ export async function openScreen() {
   if (!window.isSecureContext) throw new Problem("insecure");
   if (!navigator.mediaDevices?.getDisplayMedia) throw new Problem("screen-absent");
   try {
-    return (await navigator.mediaDevices.getDisplayMedia({ video: SCREEN })).getVideoTracks()[0];
+    return fromStream(await navigator.mediaDevices.getDisplayMedia({ video: SCREEN }));
   } catch {
     throw new Problem("screen-cancelled");
   }
 }
 
-/** Plays `file` in `video`, over and over, and returns a track of it. */
-export async function openFile(file, video) {
-  closeFile(video);
-  video.srcObject = null;
-  video.src = URL.createObjectURL(file);
-  video.loop = true;
+/** `file`, played over and over out of sight: a file that will not play disturbs nothing that does. */
+export async function openFile(file) {
+  const video = document.createElement("video");
+  Object.assign(video, { src: URL.createObjectURL(file), loop: true, muted: true, playsInline: true });
   try {
     await video.play();
+    if (!video.videoWidth) throw new Problem("file-unplayable"); // sound only
   } catch {
-    closeFile(video);
+    close(video);
     throw new Problem("file-unplayable");
   }
-  if (!video.videoWidth) {
-    closeFile(video);
-    throw new Problem("file-unplayable"); // sound only
-  }
   const capture = video.captureStream ?? video.mozCaptureStream;
-  const stream = capture ? capture.call(video) : drawn(video);
-  return stream.getVideoTracks()[0] ?? drawn(video).getVideoTracks()[0];
+  const track = capture?.call(video).getVideoTracks()[0] ?? drawn(video).getVideoTracks()[0];
+  return {
+    track,
+    stop() {
+      track.stop();
+      close(video);
+    },
+  };
 }
 
-export function closeFile(video) {
-  if (!video.src) return;
+function close(video) {
   URL.revokeObjectURL(video.src);
   video.removeAttribute("src");
   video.load();

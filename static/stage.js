@@ -16,14 +16,16 @@ const WELCOME = {
   file: "Drop a video file here, or choose one. It plays in a loop and comes back as a painting.",
 };
 
-/** state: {phase, problem, server, reachable, kind, file, bypass, note} -> the page. */
+const LONG = 40; // letters that fit the dock's narrow column
+
+/** state: {phase, problem, server, reachable, kind, file, bypass, stalled, stats, slow, note} -> the page. */
 export function render(state) {
   const view = viewOf(state);
   document.body.dataset.phase = state.phase;
   $("card").hidden = state.phase === "live";
   $("card").classList.toggle("is-problem", Boolean(view.problem));
-  $("card-title").textContent = view.title ?? "";
-  $("card-text").textContent = view.text ?? "";
+  put($("card-title"), view.title ?? "");
+  put($("card-text"), view.text ?? "");
   const progress = $("card-progress");
   progress.hidden = view.progress === undefined;
   if (view.progress == null) progress.removeAttribute("value");
@@ -32,16 +34,22 @@ export function render(state) {
   const idle = state.phase === "idle";
   $("start").hidden = !idle || view.startless === true;
   $("start").disabled = !idle || view.startless === true || !state.reachable;
-  $("start").textContent = view.action ?? START[state.kind];
+  put($("start"), view.action ?? START[state.kind]);
   $("stop").hidden = idle;
   $("choose").hidden = state.kind !== "file" || !state.file;
   say(state.note || view.status, view);
-  $("model").textContent = modelLine(state.server, state.reachable);
+  put($("model"), modelLine(state.server, state.reachable));
+}
+
+/** What is unchanged stays: it is not read out again, nor a selection in it lost. */
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
 function say(text, { problem, live }) {
   const status = $("status");
-  if (status.textContent !== text) status.textContent = text; // an unchanged line is not read out again
+  put(status, text);
+  status.classList.toggle("wide", live === true && text.length > LONG); // the picture hides the card that would say it
   status.dataset.tone = problem ? "problem" : live ? "live" : "";
 }
 
@@ -54,7 +62,7 @@ function viewOf(state) {
   // connecting, or lost and coming back
   if (server?.state === "failed") return problemView({ code: "model-failed", detail: server.detail });
   if (problem) return problemView(problem);
-  if (state.fault) return problemView({ code: "fault", detail: state.fault });
+  if (state.stats?.detail) return problemView({ code: "fault", detail: state.stats.detail });
   if (phase === "lost") return { title: "Reconnecting", text: "The connection broke. It comes back by itself.", progress: null, status: "Reconnecting…" };
   if (server?.state === "loading") return loadingView(server);
   return { title: "Connecting", text: "The first picture is on its way.", progress: null, status: "Connecting…" };
@@ -84,11 +92,24 @@ function problemView(problem, more = {}) {
   return { title, text, action, problem, status: `${title}. ${text}`, ...more };
 }
 
-function liveLine({ server, bypass, stalled, fault }) {
-  if (fault) return sentence(fault);
-  if (stalled) return "The picture is held up; waiting for the server…";
+function liveLine({ server, bypass, stalled, stats, slow }) {
+  if (stats?.detail) return sentence(stats.detail);
+  if (stalled) return "The picture is held up; waiting for the next one…";
   if (bypass) return "Live, unpainted (bypass)";
-  return server?.compiled === "compiling" ? "Live, and getting faster: compiling" : "Live";
+  if (server?.compiled === "compiling") return "Live, and getting faster: compiling";
+  const asked = stats ? stats.steps + stats.quality : 0;
+  const fewer = asked > 1 ? "Ask for fewer steps or start" : "Start";
+  const remedy = `this device cannot keep up. ${fewer} with a smaller --size.`;
+  if (stats?.quality > 0) return `Live, at ${stats.steps} of ${asked} steps: ${remedy}`;
+  return slow ? `Live, but slow: ${remedy}` : "Live";
+}
+
+/** One word for programs and the statistics: the server's state until the model runs compiled, then the session's. */
+export function stateWord({ phase, server, reachable, stalled }) {
+  if (!server || reachable === false) return "offline";
+  if (server.state !== "ready") return server.state;
+  if (server.compiled === "compiling") return "compiling";
+  return phase === "live" && stalled ? "stalled" : phase;
 }
 
 function modelLine(server, reachable) {

@@ -25,7 +25,9 @@ export class Session {
 
   static async open(endpoint, pc, signal) {
     const session = new Session(pc);
-    signal?.addEventListener("abort", () => session.close());
+    const hangUp = () => session.close();
+    signal?.addEventListener("abort", hangUp, { once: true });
+    session.ended.then(() => signal?.removeEventListener("abort", hangUp)); // or the page's signal would keep every pc
     try {
       await session.#negotiate(endpoint, signal);
       await session.#connected(signal);
