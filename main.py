@@ -197,6 +197,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     if options.token is None and options.host not in LOOPBACK_HOSTS:
         raise UsageError(f"--host {options.host} is reachable from other machines: give a --token SECRET too.")
+    environment.leave_a_core_free()
     name, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
     from pipeline.devices import compiling_pays, pick_device

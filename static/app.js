@@ -95,9 +95,17 @@ async function meet() {
 }
 
 function onStatus(server) {
+  const resized = server.size !== state.server?.size;
   panel?.fit(server.features, server.loras);
-  if (!output.videoWidth && server.size) shape(...server.size.split("x").map(Number));
   update({ server, reachable: true });
+  if (resized && !output.videoWidth && server.size) shape(paintedSize().width, paintedSize().height);
+  if (resized) live?.retune();
+}
+
+/** What the model paints; its largest usual size until the server tells. */
+function paintedSize() {
+  const [width, height] = (state.server?.size ?? "512x512").split("x").map(Number);
+  return { width, height };
 }
 
 const SLOW_FPS = 5; // below it is no longer a moving picture
@@ -257,6 +265,7 @@ async function ask() {
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
     ended: (problem) => stop(problem),
+    size: paintedSize,
   });
 }
 

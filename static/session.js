@@ -29,7 +29,8 @@ export class Live {
 
   /**
    * repeats: the server has a picture of before, which it will show until ours comes.
-   * on: {picture() again and again while it moves, lost(problem | null), stalled(), ended(problem)}
+   * on: {picture() again and again while it moves, lost(problem | null), stalled(), ended(problem),
+   *      size() -> {width, height} of the painted picture}
    */
   constructor(stream, track, video, repeats, on) {
     this.#stream = stream;
@@ -64,7 +65,7 @@ export class Live {
   }
 
   async #publish(signal) {
-    const { session, sender } = await publish(this.#stream, this.#track, signal);
+    const { session, sender } = await publish(this.#stream, this.#track, this.#on.size(), signal);
     if (sender.track !== this.#track) await sender.replaceTrack(this.#track); // the source was switched meanwhile
     this.#publisher = session;
     this.#sender = sender;
@@ -133,7 +134,12 @@ export class Live {
     this.#track = track;
     if (!this.#sender || !this.#publisher) return;
     await this.#sender.replaceTrack(track);
-    await tune(this.#sender, track);
+    await this.retune();
+  }
+
+  /** Sends no more pixels than the model takes, once it is known what those are. */
+  async retune() {
+    if (this.#sender) await tune(this.#sender, this.#track, this.#on.size());
   }
 
   stop() {

@@ -113,10 +113,10 @@ export class Session {
 }
 
 /** WHIP: sends `track`. -> {session, sender}; sender.replaceTrack switches the source without a new session. */
-export async function publish(stream, track, signal) {
+export async function publish(stream, track, size, signal) {
   const pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
   const { sender } = pc.addTransceiver(track, { direction: "sendonly" });
-  const tuned = tune(sender, track);
+  const tuned = tune(sender, track, size);
   const session = await Session.open(`/whip/${stream}`, pc, signal);
   await tuned;
   return { session, sender };
@@ -141,14 +141,14 @@ export async function play(stream, video, signal) {
 }
 
 /** Smooth before sharp, and no more pixels than the model will look at. */
-export async function tune(sender, track, shortSide = 512) {
+export async function tune(sender, track, size) {
   track.contentHint = "motion";
   const { width, height } = track.getSettings();
   const parameters = sender.getParameters();
   parameters.degradationPreference = "maintain-framerate";
   for (const encoding of parameters.encodings) {
     encoding.maxBitrate = BITRATE;
-    encoding.scaleResolutionDownBy = Math.max(1, Math.min(width ?? 0, height ?? 0) / shortSide);
+    encoding.scaleResolutionDownBy = Math.max(1, Math.min((width ?? 0) / size.width, (height ?? 0) / size.height));
   }
   await sender.setParameters(parameters).catch(() => {}); // a browser that knows fewer of these sends anyway
 }
