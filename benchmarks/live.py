@@ -130,7 +130,8 @@ def main() -> None:
         parser.error("there is no Chromium on this machine: install it first")
     rows, extra = run(options.seconds, options.screenshot, options.serve)
     about = {**report.machine("cpu"), **extra, "serve options": options.serve}
-    report.publish("A live session in Chromium on the same machine", about, rows, options.json)
+    title = " ".join(["A live session in Chromium on the same machine", *options.serve])
+    report.publish(title, about, rows, options.json)
     for name, value in extra.items():
         print(f"{name}: {value}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from datetime import date
@@ -18,7 +19,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _cpu_name()
-    cores = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    cores = "" if device.startswith("cuda") else f", {os.cpu_count()} cores"
     return {
         "date": date.today().isoformat(),
         "device": name + cores,

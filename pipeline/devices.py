@@ -37,5 +37,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def compiling_pays(device: torch.device) -> bool:
-    """Whether compiling is on by default: on CUDA. On CPUs only where --compile asks (benchmarks/results has why)."""
+    """Whether compiling is on by default: on CUDA only.
+
+    On two CPU cores the compiled miniature is a fifth faster (benchmarks/results/engine-mini-cpu.json), but a compiled
+    call holds the interpreter lock until the CPU has computed it, so the network's thread waits and a live frame comes
+    out later, not sooner (live-mini-cpu-compiled.json). On CUDA a call returns as soon as its kernels are queued.
+    """
     return device.type == "cuda"
