@@ -1,4 +1,4 @@
-"""One server and one browser for all tests of the pages."""
+"""One server and one browser for all tests of the pages, gone before others run: the browser driver holds a loop."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.chromium import CHROMIUM, launch_options, running_server, write_camera_file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server():
     with running_server() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def camera_file(tmp_path_factory) -> Path:
     return write_camera_file(tmp_path_factory.mktemp("camera") / "carphone.y4m")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium(camera_file) -> Browser:
     if CHROMIUM is None:
         if os.environ.get("LCMIRROR_REQUIRE_BROWSER"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.chromium import CLIP, running_server
+from tests.ffmpeg import certificate, needs_whip, publish
 
 PATIENCE_MS = 60_000  # a watchdog, not a measurement: CI machines are slow
 
@@ -318,3 +321,19 @@ def test_studio_and_view_survive_a_restart(new_tab):
             tab.context.close()
     for tab in (studio, view):
         tab.errors.clear()  # the browser notes every request to a server that is down
+
+
+@needs_whip
+def test_ffmpeg_publishes_and_the_view_page_plays(server, new_tab, tmp_path):
+    """A real clip by FFmpeg's WHIP client, with sound, seen repainted in Chromium on the page for OBS."""
+    with av.open(str(CLIP)) as clip:
+        frames = [frame.reformat(320, 240, "rgb24").to_ndarray() for frame in clip.decode(video=0)]
+    ask(f"{server.url}/api/streams/ffmpeg/controls", {"prompt": "pencil sketch", "strength": 0.7}, "PATCH")
+    view = new_tab()
+    view.goto(f"{server.url}/view/ffmpeg")
+    with ThreadPoolExecutor() as pool:
+        publishing = pool.submit(publish, f"{server.url}/whip/ffmpeg", certificate(tmp_path), frames * 3)
+        view.wait_for_function("() => document.querySelector('video').videoWidth === 256", timeout=PATIENCE_MS)
+        view.evaluate("() => { document.querySelector('video').id = 'output'; }")
+        assert colourfulness(grab(view)) < GREY < colourfulness(frames[0].astype(float))
+        publishing.result(PATIENCE_MS / 1000)

@@ -1,0 +1,54 @@
+"""FFmpeg's own WHIP client as a publisher of H264 and Opus: a program we did not write."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+FPS = 25
+
+needs_whip = pytest.mark.skipif("whip" not in av.formats_available, reason="this build of FFmpeg has no WHIP muxer")
+
+
+def certificate(folder: Path) -> dict[str, str]:
+    """The P-256 pair that the muxer needs for DTLS, as its options."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(built.sign(key, hashes.SHA256()).public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return {"cert_file": str(folder / "cert.pem"), "key_file": str(folder / "key.pem")}
+
+
+def publish(url: str, options: dict[str, str], pictures: Sequence[np.ndarray]) -> None:
+    """Pictures (uint8 [H, W, 3]) with silence beside them, FPS a second in real time. Not from the server's process."""
+    with av.open(url, "w", format="whip", options=options) as output:
+        video = output.add_stream("libx264", rate=FPS, options={"tune": "zerolatency", "profile": "baseline"})
+        video.height, video.width = pictures[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        video.codec_context.gop_size = FPS
+        audio = output.add_stream("libopus", rate=48_000, layout="stereo")
+        started_s, silence = time.monotonic(), np.zeros((1, 2 * 48_000 // FPS), np.int16)
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            output.mux(video.encode(frame))
+            sound = av.AudioFrame.from_ndarray(silence, format="s16", layout="stereo")
+            sound.sample_rate, sound.pts, sound.time_base = 48_000, number * 48_000 // FPS, Fraction(1, 48_000)
+            output.mux(audio.encode(sound))
+            time.sleep(max(0.0, started_s + (number + 1) / FPS - time.monotonic()))
