@@ -1,4 +1,4 @@
-"""What travels through the house: a Frame on its way to the engine and the Picture that comes of it."""
+"""What travels through the house: a Frame on its way to the engine, the Picture that comes of it, Sound beside them."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ class Picture:
     arrived_s: float
     captured_s: float
     shown_s: float  # when it was handed to the viewers
+
+
+SAMPLE_RATE = 48_000  # of all sound in the house: what Opus decodes to
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A piece of a publisher's sound, shared by all who hear it: nobody writes into `samples`."""
+
+    samples: np.ndarray  # int16 [n, 2]: stereo at SAMPLE_RATE
+    captured_s: float  # of the first sample, on the same clock as Frame.captured_s

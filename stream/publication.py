@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from av import VideoFrame
 
-from .frames import Frame
+from .frames import Frame, Sound
 from .statistics import Statistics
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class Publication:
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
         captured_s = self._captured_s(media_s, arrived_s)
         return self.stream.put(Frame(pixels, arrived_s, captured_s, self.statistics), self)
+
+    def put_sound(self, samples: np.ndarray, captured_s: float) -> bool:
+        """Hand sound to whoever hears the stream; False, and nothing happens, once another publisher has taken over.
+
+        samples: int16 [n, 2], 48 kHz stereo. captured_s: of the first sample, on the clock of the frames' captured_s.
+        """
+        return self.stream.put_sound(Sound(samples, captured_s), self)
 
     def skip(self) -> None:
         """Count a frame that came in and was thrown away undecoded: it is dropped like any other."""

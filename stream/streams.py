@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.settings import Controls
 
 from .engine_room import EngineRoom
-from .frames import Frame, Picture
+from .frames import Frame, Picture, Sound
 from .mailbox import Mailbox
 from .metrics import Metrics
 from .publication import Publication, Publisher
@@ -28,6 +28,7 @@ MAX_NAMES = 256
 MAX_IDLE_PICTURES = 16  # idle streams beyond these lose their last picture: at 512x512 each holds 0.8 MB
 
 Sink = Callable[[Picture], None]
+SoundSink = Callable[[Sound], None]
 
 
 class BadStreamName(ValueError):
@@ -53,6 +54,7 @@ class Stream:
         self.last_used_s = time.monotonic()
         self._statistics = Statistics()
         self._sinks: tuple[Sink, ...] = ()
+        self._sound_sinks: tuple[SoundSink, ...] = ()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()
         self._engine_room, self._metrics = engine_room, metrics
@@ -105,6 +107,14 @@ class Stream:
                 self.publication = None
             self.last_used_s = time.monotonic()
 
+    def put_sound(self, sound: Sound, publication: Publication) -> bool:
+        """What Publication.put_sound does."""
+        with self._lock:
+            if publication is not self.publication:
+                return False
+            self._sound_sinks = tuple(sink for sink in self._sound_sinks if self._takes(sink, sound))
+        return True
+
     # -- engine room -------------------------------------------------------------------------------------------------
 
     def show(self, frame: Frame, rgb: np.ndarray, engine_s: float) -> None:
@@ -123,9 +133,9 @@ class Stream:
         self._metrics.count(self.name, "out")
         self._metrics.observe(now_s - frame.arrived_s, engine_s)
 
-    def _takes(self, sink: Sink, picture: Picture) -> bool:
+    def _takes(self, sink: Callable[[Any], None], item: Picture | Sound) -> bool:
         try:
-            sink(picture)
+            sink(item)
         except Exception:
             log.exception("A viewer of stream %s failed and is let go.", self.name)
             return False
@@ -154,6 +164,17 @@ class Stream:
         with self._lock:
             self._sinks = tuple(other for other in self._sinks if other is not sink)
             self.last_used_s = time.monotonic()
+
+    def listen(self, sink: SoundSink) -> Callable[[], None]:
+        """Call `sink` with the publisher's sound as it comes, from the publisher's thread and under the rules of
+        `watch`. Returns what ends it."""
+        with self._lock:
+            self._sound_sinks = (*self._sound_sinks, sink)
+        return lambda: self._unlisten(sink)
+
+    def _unlisten(self, sink: SoundSink) -> None:
+        with self._lock:
+            self._sound_sinks = tuple(other for other in self._sound_sinks if other is not sink)
 
     @property
     def viewers(self) -> int:
