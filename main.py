@@ -7,7 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,7 +19,7 @@ from pipeline.presets import LCM_LORA_SD15, TABLE
 from pipeline.settings import Controls, Lora, ModelSpec
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
-COMMANDS = ("serve", "models", "bench")
+COMMANDS = ("serve", "render", "camera", "models", "bench")
 
 
 class UsageError(Exception):
@@ -59,10 +61,37 @@ def _parser() -> Parser:
     _model_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (beyond loopback: with --token)")
     serve.add_argument("--port", type=_port, default=8080)
-    serve.add_argument("--max-latency-ms", type=_positive, default=1000, metavar="N", help="drop older frames unseen")
+    _latency_option(serve)
     serve.add_argument("--token", help="secret that every request must carry")
     serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site that may call")
+    serve.add_argument("--recordings", type=Path, default="recordings", metavar="DIR", help="folder for recorded films")
+    serve.add_argument("--virtual-camera", nargs="?", const="auto", metavar="DEVICE", help="show a stream there too")
+    serve.add_argument("--from", dest="from_stream", metavar="STREAM", help="the stream that it shows")
     _control_options(serve)
+
+    render = commands.add_parser("render", prog="render", help="repaint video files, GIFs and pictures, every frame")
+    render.set_defaults(run=_render)
+    render.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="videos, pictures, folders")
+    render.add_argument("output", type=Path, metavar="OUTPUT", help="a file (.mp4, .gif, out/%%05d.png), a folder")
+    _model_options(render, size=_size_or_clip, size_help="output size, multiples of 8, or `clip` for the clip's shape")
+    render.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    render.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    render.add_argument("--start", type=_time, default=Fraction(0), metavar="TIME", help="seconds, or [H:]M:S")
+    render.add_argument("--end", type=_time, metavar="TIME")
+    render.add_argument("--codec", metavar="NAME", help="h264, hevc, vp9, av1, prores, ffv1, or an encoder's own name")
+    render.add_argument("--quality", type=_quality, default=80, metavar="1-100", help="of the encoding; default 80")
+    render.add_argument("--fps", type=_fps, metavar="N", help="of pictures that become a video; default 25")
+    render.add_argument("--side-by-side", action="store_true", help="the source on the left of the picture")
+    render.add_argument("--cuts", action=argparse.BooleanOptionalAction, default=False, help="new noise for each shot")
+    _control_options(render)
+
+    camera = commands.add_parser("camera", prog="camera", help="a local camera repainted as a virtual camera")
+    camera.set_defaults(run=_camera)
+    _model_options(camera)
+    camera.add_argument("--camera", default="0", metavar="NUMBER|FILE", help="which camera, or a video played as one")
+    camera.add_argument("--virtual-camera", default="auto", metavar="DEVICE", help="which one, if there are several")
+    _latency_option(camera)
+    _control_options(camera)
 
     models = commands.add_parser("models", prog="models", help="presets: what they need, what is on disk")
     models.set_defaults(run=_models)
@@ -78,12 +107,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _model_options(parser: Parser) -> None:
+def _model_options(parser: Parser, size=None, size_help: str = "output size, multiples of 8") -> None:
     parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
     parser.add_argument("--lora", action="append", metavar="PATH[:WEIGHT]", help="LoRAs instead of the model's usual")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="output size, multiples of 8")
+    parser.add_argument("--size", type=size or _size, metavar="WxH", help=size_help)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+
+
+def _latency_option(parser: Parser) -> None:
+    parser.add_argument("--max-latency-ms", type=_positive, default=1000, metavar="N", help="drop older frames unseen")
 
 
 def _control_options(parser: Parser) -> None:
@@ -116,6 +149,37 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdigit() and height.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512x512")
     return int(width), int(height)
+
+
+def _size_or_clip(text: str) -> tuple[int, int] | str:
+    return text if text == "clip" else _size(text)
+
+
+def _time(text: str) -> Fraction:
+    """Seconds, M:S or H:M:S, each with decimals."""
+    try:
+        parts = [Fraction(part) for part in text.split(":")]
+    except (ValueError, ZeroDivisionError):
+        parts = []
+    if not 1 <= len(parts) <= 3 or min(parts) < 0 or "/" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 12.5 or 1:02:03")
+    return sum((part * 60**place for place, part in enumerate(reversed(parts))), Fraction(0))
+
+
+def _fps(text: str) -> Fraction:
+    try:
+        fps = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        fps = Fraction(0)
+    if not 0 < fps <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 25 or 30000/1001")
+    return fps
+
+
+def _quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a quality from 1 to 100")
+    return int(text)
 
 
 def _named_weight(text: str) -> tuple[str, str]:
@@ -197,27 +261,53 @@ def _serve(options: argparse.Namespace) -> int:
 
     if options.token is None and options.host not in LOOPBACK_HOSTS:
         raise UsageError(f"--host {options.host} is reachable from other machines: give a --token SECRET too.")
-    environment.leave_a_core_free()
-    name, spec, defaults = model_from(options)
-    controls = controls_from(options, spec, defaults)
-    from pipeline.devices import compiling_pays, pick_device
+    if (options.virtual_camera is None) != (options.from_stream is None):
+        raise UsageError("--virtual-camera and --from STREAM go together: which stream shall the virtual camera show?")
+    from stream.streams import NAME
+
+    if options.from_stream is not None and not NAME.fullmatch(options.from_stream):
+        raise UsageError(f"--from: {options.from_stream!r} is no stream's name (1 to 64 characters of a-z, 0-9, '-').")
+    live = _live(options)
     from stream.serving import serve
 
-    device = pick_device(options.device)
-    compile_wanted = compiling_pays(device) if options.compile is None else options.compile
     return serve(
-        load=lambda report: load(spec, str(device), compile=False, report=report),
-        compile=_compile_beside if compile_wanted else None,
-        model=name,
-        device=str(device),
-        defaults=controls,
+        **live,
+        virtual_camera=options.virtual_camera,
+        from_stream=options.from_stream,
         presets=_preset_rows(),
         host=options.host,
         port=options.port,
         token=options.token,
         allow_origins=options.allow_origin,
-        budget_s=options.max_latency_ms / 1000,
+        recordings=options.recordings,
     )
+
+
+def _camera(options: argparse.Namespace) -> int:
+    live = _live(options)
+    from stream.mirror import mirror
+
+    return mirror(**live, camera=options.camera, virtual_camera=options.virtual_camera)
+
+
+def _live(options: argparse.Namespace) -> dict[str, Any]:
+    """What `serve` and `mirror` share: how the model is loaded and compiled, and what it starts with."""
+    environment.leave_a_core_free()
+    name, spec, defaults = model_from(options)
+    controls = controls_from(options, spec, defaults)
+    from pipeline.devices import compiling_pays, pick_device
+
+    device = pick_device(options.device)
+    compile_wanted = compiling_pays(device) if options.compile is None else options.compile
+    return {
+        "load": lambda report: load(spec, str(device), compile=False, report=report),
+        "compile": _compile_beside if compile_wanted else None,
+        "model": name,
+        "device": str(device),
+        "defaults": controls,
+        "size": (spec.width, spec.height),
+        "budget_s": options.max_latency_ms / 1000,
+    }
 
 
 def _compile_beside(stylizer, report) -> None:
@@ -240,6 +330,49 @@ def _preset_rows() -> list[dict[str, object]]:
         }
         for name, row in TABLE.items()
     ]
+
+
+def _render(options: argparse.Namespace) -> int:
+    clip_shape = options.size == "clip"
+    if clip_shape:
+        options.size = None
+    if options.end is not None and options.end <= options.start:
+        raise UsageError("--end must be later than --start.")
+    from stream import jobs
+    from stream.film.clip import FilmError
+
+    wishes = jobs.Wishes(
+        start_s=options.start,
+        end_s=options.end,
+        codec=options.codec,
+        quality=options.quality,
+        fps=options.fps,
+        side_by_side=options.side_by_side,
+        cuts=options.cuts,
+        clip_shape=clip_shape,
+        overwrite=options.overwrite,
+        resume=options.resume,
+    )
+    try:
+        work = jobs.jobs_for(options.inputs, options.output)
+        for job in work:
+            jobs.check(job, wishes)
+    except FilmError as error:
+        raise UsageError(str(error)) from error
+    _, spec, defaults = model_from(options)
+    controls = controls_from(options, spec, defaults)
+    from pipeline.devices import pick_device
+
+    device = pick_device(options.device)
+    return jobs.run(
+        work,
+        wishes,
+        controls,
+        jobs.Studio(spec, lambda spec: load(spec, str(device), compile=bool(options.compile))),
+        # Compiled code is for single frames.
+        batch=1 if options.compile else jobs.BATCH[device.type],
+        model={"device": device.type, "compiled": bool(options.compile)},
+    )
 
 
 def _models(options: argparse.Namespace) -> int:

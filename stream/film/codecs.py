@@ -1,0 +1,161 @@
+"""Which encoder makes the film? Tables: containers, codecs, and how each encoder is told about quality."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from .clip import FilmError
+
+os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
+
+DEFAULT_QUALITY = 80
+
+# What a file of that name holds unless --codec says otherwise.
+CONTAINERS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One of FFmpeg's encoders. `quality_option` runs from `worst` (quality 1) to `best` (quality 100)."""
+
+    name: str
+    quality_option: str | None = None
+    worst: float = 51
+    best: float = 10
+    pixel_format: str = "yuv420p"
+    tag: str | None = None  # the code that players expect in mp4 and mov, where FFmpeg would choose another
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def options_for(self, quality: int) -> dict[str, str]:
+        if self.quality_option is None:
+            return dict(self.options)
+        value = self.worst + (self.best - self.worst) * (quality - 1) / 99
+        return {**self.options, self.quality_option: str(round(value))}
+
+
+_QUIET_X265 = {"x265-params": "log-level=error"}
+_NVENC = {"rc": "vbr", "preset": "p5"}
+
+# By codec, hardware first; the first that this machine can open is taken.
+CODECS: dict[str, tuple[Encoder, ...]] = {
+    "h264": (
+        Encoder("h264_nvenc", "cq", options=_NVENC),
+        Encoder("h264_videotoolbox", "q:v", 20, 90),
+        Encoder("h264_qsv", "global_quality", pixel_format="nv12"),
+        Encoder("h264_amf", "qp_i", options={"rc": "cqp"}),
+        Encoder("libx264", "crf", options={"preset": "medium"}),
+    ),
+    "hevc": (
+        Encoder("hevc_nvenc", "cq", tag="hvc1", options=_NVENC),
+        Encoder("hevc_videotoolbox", "q:v", 20, 90, tag="hvc1"),
+        Encoder("hevc_qsv", "global_quality", pixel_format="nv12", tag="hvc1"),
+        Encoder("hevc_amf", "qp_i", tag="hvc1", options={"rc": "cqp"}),
+        Encoder("libx265", "crf", 51, 12, tag="hvc1", options={"preset": "medium", **_QUIET_X265}),
+    ),
+    "vp9": (Encoder("libvpx-vp9", "crf", 63, 15, options={"b": "0", "row-mt": "1", "cpu-used": "4"}),),
+    "av1": (
+        Encoder("av1_nvenc", "cq", 63, 15, options=_NVENC),
+        Encoder("libsvtav1", "crf", 63, 15, options={"preset": "8"}),
+    ),
+    "prores": (Encoder("prores_ks", "qscale", 20, 1, "yuv422p10le", options={"profile": "3"}),),
+    "ffv1": (Encoder("ffv1", pixel_format="bgr0"),),
+}
+LOSSLESS = Encoder("ffv1", pixel_format="bgr0", options={"level": "3", "slices": "4"})
+
+
+def choose(codec: str, suffix: str) -> Encoder:
+    """The encoder for a codec ("h264") or one by its own name ("libx264"), in a container. Raises FilmError."""
+    table = {encoder.name: (encoder,) for encoders in CODECS.values() for encoder in encoders}
+    candidates = CODECS.get(codec) or table.get(codec)
+    if candidates is None:
+        raise FilmError(f"--codec: there is no {codec!r} here; choose from {', '.join(CODECS)} or {', '.join(table)}.")
+    for encoder in candidates:
+        if not opens(encoder.name):
+            continue
+        if not _fits(encoder.name, suffix):
+            raise FilmError(f"--codec: {codec} does not go into a {suffix} file; .mkv takes every codec.")
+        return encoder
+    raise FilmError(f"--codec: this machine cannot encode with {' or '.join(encoder.name for encoder in candidates)}.")
+
+
+@cache
+def opens(name: str) -> bool:
+    """Can this machine encode with it? Hardware encoders are listed whether or not there is such hardware."""
+    encoder = next(encoder for encoders in CODECS.values() for encoder in encoders if encoder.name == name)
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.PANIC)  # FFmpeg would complain of the hardware that is not there
+    try:
+        context = av.CodecContext.create(name, "w")
+        set_up(context, encoder, (256, 256), Fraction(1, 25), Fraction(25), DEFAULT_QUALITY)
+        frame = to_frame(np.zeros((256, 256, 3), np.uint8), encoder)
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        return bool([*context.encode(frame), *context.encode(None)])
+    except (av.error.FFmpegError, ValueError, RuntimeError):
+        return False
+    finally:
+        av.logging.set_level(level)
+
+
+def _fits(name: str, suffix: str) -> bool:
+    with av.open(_Nowhere(), "w", format=format_of(suffix)) as output:
+        return av.codec.Codec(name, "w").canonical_name in output.supported_codecs
+
+
+def format_of(suffix: str) -> str:
+    """FFmpeg's name of the container."""
+    return {".m4v": "mp4", ".mkv": "matroska"}.get(suffix, suffix[1:])
+
+
+class _Nowhere:
+    """A file that forgets."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0
+
+    def tell(self) -> int:
+        return 0
+
+
+def set_up(
+    context: av.VideoCodecContext,
+    encoder: Encoder,
+    size: tuple[int, int],
+    time_base: Fraction,
+    rate: Fraction,
+    quality: int,
+) -> None:
+    """Make a codec context ready for `to_frame`'s frames. size: (width, height)."""
+    context.width, context.height = size
+    context.pix_fmt = encoder.pixel_format
+    context.time_base, context.framerate = time_base, rate
+    context.options = encoder.options_for(quality)
+    context.flags |= Flags.global_header  # mp4 and its like want the codec's headers once, not in every keyframe
+    if not encoder.pixel_format.startswith("bgr"):
+        context.color_range = ColorRange.MPEG
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+
+
+def to_frame(rgb: np.ndarray, encoder: Encoder) -> av.VideoFrame:
+    """uint8 [H, W, 3] -> what the encoder takes: BT.709, limited range."""
+    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+    if encoder.pixel_format.startswith("bgr"):
+        return frame.reformat(format=encoder.pixel_format)
+    return frame.reformat(
+        format=encoder.pixel_format,
+        dst_colorspace=Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+    )

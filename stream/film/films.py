@@ -1,0 +1,304 @@
+"""How do pictures become a file? A video, a GIF or a sequence of pictures; all of them resume after a kill."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+from PIL import Image
+
+from . import codecs, sound
+from .clip import PICTURES, FilmError, PictureClip, VideoClip, is_pattern
+from .packets import PacketFile, read_packets
+from .work import Work
+
+RAW_BYTES = 64 * 1024 * 1024  # so much of a segment may lie raw on the disk
+MP4_LIKE = (".mp4", ".m4v", ".mov")
+SEGMENT_MIN, SEGMENT_MAX = 24, 240  # pictures; each segment starts with a keyframe
+
+
+@dataclass(frozen=True)
+class Order:
+    """What film is to be made of a clip. size: (width, height) of its pictures."""
+
+    clip: VideoClip | PictureClip
+    path: Path
+    size: tuple[int, int]
+    start_s: Fraction = Fraction(0)
+    end_s: Fraction | None = None
+    codec: str | None = None
+    quality: int = codecs.DEFAULT_QUALITY
+
+
+class Film(Protocol):
+    """Where pictures go. `done` of them are there from an earlier run; the caller puts those again, from `raw`, that
+    are not `sealed`, and those that follow."""
+
+    work: Work
+    description: str
+
+    def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
+        """The next picture, uint8 [height, width, 3]; times in the clip's time_base."""
+
+    def finish(self, complete: bool) -> None:
+        """Make the file of all that was put. An incomplete one can still be resumed."""
+
+
+def order_film(order: Order) -> Film:
+    """The kind of film that the file's name asks for. Raises FilmError."""
+    suffix = order.path.suffix.lower()
+    if order.codec is not None and suffix not in codecs.CONTAINERS:
+        raise FilmError(f"--codec is for videos: {order.path} is none.")
+    if suffix == ".gif":
+        return GifFilm(order)
+    if suffix in PICTURES:
+        return PictureFilm(order)
+    if suffix in codecs.CONTAINERS:
+        return VideoFilm(order)
+    known = ", ".join([*codecs.CONTAINERS, ".gif", ".png", ".jpg"])
+    raise FilmError(f"{order.path} is of no kind that can be written; end its name in {known}.")
+
+
+class _Segments:
+    """Pictures encoded into segments of the work folder."""
+
+    def __init__(self, order: Order, work: Work, encoder: codecs.Encoder):
+        self._order, self._work, self._encoder = order, work, encoder
+        self._length = int(np.clip(RAW_BYTES // (order.size[0] * order.size[1] * 3), SEGMENT_MIN, SEGMENT_MAX))
+        self._output: PacketFile | None = None
+        self._durations: dict[int, int] = {}
+        self._count = 0
+
+    def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
+        if self._output is None:
+            self._open()
+        frame = codecs.to_frame(picture, self._encoder)
+        frame.pts, frame.time_base = pts, self._order.clip.time_base
+        self._durations[pts] = duration
+        self._write(self._context.encode(frame))
+        self._count += 1
+        if self._count == self._length:
+            self.close()
+
+    def close(self) -> None:
+        """Complete the segment in work, if there is one."""
+        if self._output is None:
+            return
+        self._write(self._context.encode(None))
+        self._output.close()
+        self._work.seal(self._count, self._work.part())
+        self._output, self._count = None, 0
+        self._durations.clear()
+
+    def _open(self) -> None:
+        self._set_up()
+        self._output = PacketFile(self._work.part())
+
+    def _set_up(self) -> None:
+        order = self._order
+        self._context = av.CodecContext.create(self._encoder.name, "w")
+        codecs.set_up(self._context, self._encoder, order.size, order.clip.time_base, order.clip.rate, order.quality)
+
+    def _write(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            # Encoders lose the durations, and with the last one the film's.
+            self._output.write(packet, self._durations.pop(packet.pts))
+
+    def decoded(self) -> Iterator[av.VideoFrame]:
+        """The pictures of all segments, of a codec without inter-frame prediction."""
+        self._set_up()
+        decoder = av.CodecContext.create(self._encoder.name, "r")
+        self._context.open()
+        decoder.extradata, decoder.pix_fmt = self._context.extradata, self._encoder.pixel_format
+        decoder.width, decoder.height = self._order.size
+        for packet in _packets(self._work, self._order.clip.time_base):
+            yield from decoder.decode(packet)
+        yield from decoder.decode(None)
+
+    def abandon(self) -> None:
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+
+def _packets(work: Work, time_base: Fraction) -> Iterator[av.Packet]:
+    """All segments' packets; decoding times strictly increase."""
+    last = None
+    for _, _, file in work.segments():
+        for packet in read_packets(file, time_base):
+            # Each segment's encoder begins its decoding times anew, a few frames ahead of its first picture.
+            if last is not None and packet.dts <= last:
+                packet.dts = last + 1
+            last = packet.dts
+            yield packet
+
+
+class VideoFilm:
+    """Video with the clip's own sound."""
+
+    def __init__(self, order: Order):
+        suffix = order.path.suffix.lower()
+        self.encoder = codecs.choose(order.codec or codecs.CONTAINERS[suffix], suffix)
+        if self.encoder.pixel_format.startswith(("yuv420", "nv12")) and (order.size[0] % 2 or order.size[1] % 2):
+            raise FilmError(f"{self.encoder.name} takes even sizes only, not {order.size[0]}x{order.size[1]}.")
+        self.description = self.encoder.name
+        self.work = Work(order.path, (order.size[1], order.size[0], 3))
+        self._order = order
+        self._segments = _Segments(order, self.work, self.encoder)
+        self.put = self._segments.put
+
+    def finish(self, complete: bool) -> None:
+        self._segments.close()
+        order = self._order
+        done = self.work.part()
+        options = {"movflags": "+faststart"} if order.path.suffix.lower() in MP4_LIKE else {}
+        # A film of a part of the clip has that part of its sound.
+        end_s = order.end_s if complete else order.start_s + self._ends_s()
+        with av.open(str(done), "w", format=codecs.format_of(order.path.suffix.lower()), options=options) as output:
+            video = output.add_stream(self.encoder.name, rate=order.clip.rate)
+            codecs.set_up(
+                video.codec_context, self.encoder, order.size, order.clip.time_base, order.clip.rate, order.quality
+            )
+            if self.encoder.tag and order.path.suffix.lower() in MP4_LIKE:
+                video.codec_context.codec_tag = self.encoder.tag
+            ways = [self._video(video)]
+            if order.clip.has_sound:
+                ways.append(sound.copied(order.clip, output, order.start_s, end_s))
+            for packet in heapq.merge(*ways, key=lambda packet: packet.dts * packet.time_base):
+                output.mux(packet)
+        os.replace(done, order.path)
+
+    def _video(self, stream) -> Iterator[av.Packet]:
+        for packet in _packets(self.work, self._order.clip.time_base):
+            packet.stream = stream
+            yield packet
+
+    def _ends_s(self) -> Fraction:
+        last = self.work.segments()[-1][2]
+        time_base = self._order.clip.time_base
+        return max(packet.pts + packet.duration for packet in read_packets(last, time_base)) * time_base
+
+    def abandon(self) -> None:
+        self._segments.abandon()
+
+
+class GifFilm:
+    """An animated GIF with one palette for all of it, made when all pictures are known."""
+
+    def __init__(self, order: Order):
+        self.description = "gif"
+        self.work = Work(order.path, (order.size[1], order.size[0], 3))
+        self._order = order
+        self._segments = _Segments(order, self.work, codecs.LOSSLESS)
+        self.put, self.abandon = self._segments.put, self._segments.abandon
+
+    def finish(self, complete: bool) -> None:
+        self._segments.close()
+        palette = self._palette()
+        done = self.work.part()
+        with av.open(str(done), "w", format="gif", options={"loop": "0"}) as output:
+            stream = output.add_stream("gif", rate=self._order.clip.rate)
+            stream.width, stream.height = self._order.size
+            stream.pix_fmt = "pal8"
+            stream.codec_context.time_base = Fraction(1, 100)
+            for frame in self._mapped(palette):
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        os.replace(done, self._order.path)
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        last = -1
+        for frame in self._segments.decoded():
+            last = max(last + 1, round(frame.pts * self._order.clip.time_base * 100))
+            frame.pts, frame.time_base = last, Fraction(1, 100)
+            yield frame
+
+    def _palette(self) -> av.VideoFrame:
+        graph, source = self._graph()
+        generate, sink = graph.add("palettegen", "stats_mode=full"), graph.add("buffersink")
+        source.link_to(generate)
+        generate.link_to(sink)
+        graph.configure()
+        for frame in self._frames():
+            source.push(frame)
+        source.push(None)
+        return sink.pull()
+
+    def _mapped(self, palette: av.VideoFrame) -> Iterator[av.VideoFrame]:
+        graph, source = self._graph()
+        colours = graph.add_buffer(
+            width=palette.width, height=palette.height, format=palette.format.name, time_base=Fraction(1, 100)
+        )
+        use, sink = graph.add("paletteuse", "dither=sierra2_4a"), graph.add("buffersink")
+        source.link_to(use, 0, 0)
+        colours.link_to(use, 0, 1)
+        use.link_to(sink)
+        graph.configure()
+        palette.pts, palette.time_base = 0, Fraction(1, 100)
+        colours.push(palette)
+        colours.push(None)
+        for frame in self._frames():
+            source.push(frame)
+            yield from _pulled(sink)
+        source.push(None)
+        yield from _pulled(sink)
+
+    def _graph(self) -> tuple[av.filter.Graph, Any]:
+        graph = av.filter.Graph()
+        width, height = self._order.size
+        pixels = codecs.LOSSLESS.pixel_format
+        return graph, graph.add_buffer(width=width, height=height, format=pixels, time_base=Fraction(1, 100))
+
+
+def _pulled(sink) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            yield sink.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
+
+
+class PictureFilm:
+    """One file for each picture, or one picture; every file appears whole under its name."""
+
+    def __init__(self, order: Order):
+        self._is_sequence = is_pattern(order.path)
+        if not self._is_sequence and not order.clip.is_single:
+            raise FilmError(f"{order.path} holds one picture only; for many, put a number in its name: out/%05d.png.")
+        if self._is_sequence and "%" not in order.path.name:
+            raise FilmError(f"{order.path} needs a number in its name, not a star: out/%05d.png.")
+        self.description = order.path.suffix[1:].lower()
+        self.work = Work(order.path, (order.size[1], order.size[0], 3))
+        self._order = order
+        self._count = 0
+
+    def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
+        self._count += 1
+        number = self.work.sealed + self._count
+        file = self._order.path
+        if self._is_sequence:
+            file = file.with_name(file.name % number)
+        part = self.work.part()
+        quality = {"quality": self._order.quality} if file.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+        Image.fromarray(picture).save(part, Image.registered_extensions()[file.suffix.lower()], **quality)
+        os.replace(part, file)
+        if self._count == SEGMENT_MIN:
+            self._seal()
+
+    def finish(self, complete: bool) -> None:
+        if self._count:
+            self._seal()
+
+    def abandon(self) -> None:
+        pass
+
+    def _seal(self) -> None:
+        self.work.seal(self._count)
+        self._count = 0

@@ -1,0 +1,305 @@
+"""Which clips become which films? All that can be checked is checked first; then one after another, with progress."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from tqdm import tqdm
+
+from pipeline.settings import Controls, ModelSpec
+
+from .film import codecs
+from .film.clip import (
+    PICTURES,
+    VIDEOS,
+    FilmError,
+    PictureClip,
+    VideoClip,
+    fitting,
+    is_pattern,
+    open_clip,
+    picture_files,
+)
+from .film.films import Film, Order, order_film
+from .render import Paint, Take, render
+
+EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
+
+# Frames painted at once, by device: from here on more gained little. Measured on CPUs: benchmarks/results.
+BATCH = {"cpu": 4, "cuda": 4, "mps": 2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip and the film to make of it."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How films are to be made, as the command line says it."""
+
+    start_s: Fraction = Fraction(0)
+    end_s: Fraction | None = None
+    codec: str | None = None
+    quality: int = codecs.DEFAULT_QUALITY
+    fps: Fraction | None = None  # of pictures; videos have their own times
+    side_by_side: bool = False
+    cuts: bool = False
+    clip_shape: bool = False  # the clip's own shape, in as many pixels as the model's size has
+    overwrite: bool = False
+    resume: bool = False
+
+
+def jobs_for(sources: Sequence[Path], target: Path) -> list[Job]:
+    """One source makes one film, or goes into a folder; several, or a folder of videos, go into a folder. Raises
+    FilmError."""
+    clips: list[Path] = []
+    for source in sources:
+        clips += _videos_in(source) if source.is_dir() and not picture_files(source) else [source]
+    into_folder = target.is_dir() or len(sources) > 1 or clips != list(sources)
+    if not into_folder:
+        return [Job(clips[0], target)]
+    if target.suffix and not target.is_dir():
+        raise FilmError(f"{target} is one file, and there are {len(clips)} clips: name a folder.")
+    jobs = [Job(clip, target / _film_name(clip)) for clip in clips]
+    if twice := {job.target for job in jobs if sum(other.target == job.target for other in jobs) > 1}:
+        raise FilmError(f"Two clips would both become {min(twice)}; render them one by one.")
+    return jobs
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    videos = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEOS)
+    if not videos:
+        raise FilmError(f"There is neither a video nor a picture in {folder}.")
+    return videos
+
+
+def _film_name(clip: Path) -> str:
+    suffix = clip.suffix.lower()
+    keeps = suffix in codecs.CONTAINERS or suffix == ".gif" or (suffix in PICTURES and clip.is_file())
+    return clip.stem + (suffix if keeps else ".mp4")
+
+
+def check(job: Job, wishes: Wishes) -> None:
+    """All that is known to go wrong before a model is loaded. Raises FilmError."""
+    source, target = job.source, job.target
+    if not source.exists() and not is_pattern(source):
+        raise FilmError(f"There is no file {source}.")
+    if not target.parent.is_dir():
+        raise FilmError(f"There is no folder {target.parent} to write {target.name} into.")
+    if target.is_dir():
+        raise FilmError(f"{target} is a folder.")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise FilmError(f"{target} is the clip itself: give the film another name.")
+    taken = _taken(target)
+    work = target.with_name(target.name + ".partial")
+    if wishes.overwrite or (wishes.resume and work.exists()):
+        return
+    if work.exists():
+        raise FilmError(
+            f"{work} holds what an interrupted run has painted of {target.name}: "
+            "--resume goes on with it, --overwrite starts over."
+        )
+    if taken and not wishes.resume:
+        raise FilmError(f"{taken} exists already: --overwrite replaces it.")
+
+
+def _taken(target: Path) -> Path | None:
+    """A file that the film would replace."""
+    if is_pattern(target):
+        return next(iter(fitting(target)), None)
+    return target if target.exists() else None
+
+
+class Studio:
+    """Loads the model when the first clip needs it, and again only for another size.
+
+    load(spec) -> Stylizer.
+    """
+
+    def __init__(self, spec: ModelSpec, load: Callable[[ModelSpec], Any]):
+        self.spec = spec
+        self._load = load
+        self._stylizer: Any = None
+
+    def stylizer(self, spec: ModelSpec) -> Any:
+        if self._stylizer is None or self._stylizer.spec != spec:
+            self._stylizer = None  # two of them may not fit into memory
+            self._stylizer = self._load(spec)
+        return self._stylizer
+
+
+def run(
+    jobs: Sequence[Job], wishes: Wishes, controls: Controls, studio: Studio, *, batch: int, model: dict[str, Any]
+) -> int:
+    """Make every film; returns the exit code. What is wrong with one clip does not keep the others from being made.
+
+    model: what else decides how pictures look (device, dtype), for --resume to compare.
+    """
+    failed = 0
+    with _interruptible() as interrupted:
+        for job in jobs:
+            try:
+                check(job, wishes)
+                if not _make(job, wishes, controls, studio, batch, model, interrupted):
+                    return EXIT_INTERRUPTED
+            except (FilmError, OSError, av.error.FFmpegError) as error:
+                failed += 1
+                print(_sentence(error, job), file=sys.stderr)
+    return EXIT_BAD_INPUT if failed else EXIT_DONE
+
+
+def _make(
+    job: Job,
+    wishes: Wishes,
+    controls: Controls,
+    studio: Studio,
+    batch: int,
+    model: dict[str, Any],
+    interrupted: Callable[[], bool],
+) -> bool:
+    """One film; False when it was interrupted."""
+    clip = open_clip(job.source, wishes.fps or Fraction(25))
+    if wishes.fps is not None and isinstance(clip, VideoClip):
+        raise FilmError(f"--fps is for pictures: {job.source} has its own timing.")
+    spec = _shaped(studio.spec, clip) if wishes.clip_shape else studio.spec
+    size = spec.width, spec.height
+    film_size = (2 * size[0], size[1]) if wishes.side_by_side else size
+    order = Order(clip, job.target, film_size, wishes.start_s, wishes.end_s, wishes.codec, wishes.quality)
+    film = order_film(order)
+    plan = _plan(job, clip, wishes, controls, spec, film, batch, model)
+    if wishes.resume and film.work.exists:
+        film.work.resume(plan)
+    elif wishes.resume and _taken(job.target) and not wishes.overwrite:
+        print(f"{job.target} is there already, and nothing of it is left to resume.", file=sys.stderr)
+        return True
+    else:
+        film.work.begin(plan)
+    take = Take(clip, controls, size, wishes.start_s, wishes.end_s, wishes.cuts, wishes.side_by_side, batch)
+    try:
+        _tell(clip, size, wishes, film)
+        return _render(job, take, studio.stylizer(spec), film, interrupted)
+    finally:
+        film.abandon()
+        if film.work.done:
+            film.work.close()
+        else:
+            film.work.discard()
+
+
+def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callable[[], bool]) -> bool:
+    expected = take.clip.expected(take.start_s, take.end_s)
+    with tqdm(
+        total=expected,
+        initial=film.work.done,
+        desc=job.target.name,
+        unit=" frames",
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 5,
+    ) as bar:
+        complete = render(take, paint, film, lambda: bar.update(film.work.done - bar.n), interrupted)
+    if film.work.done == 0:
+        if not complete:
+            return False
+        raise FilmError(f"{job.source} has no picture in the part that was asked for.")
+    film.finish(complete)
+    damaged = take.clip.damaged
+    if damaged:
+        print(f"{job.source} is damaged in {damaged} places; what could be read of it was painted.", file=sys.stderr)
+    if complete:
+        film.work.discard()
+        return True
+    print(
+        f"Interrupted: {job.target} plays up to picture {film.work.done}"
+        + (f" of about {expected}" if expected else "")
+        + "; the same command with --resume goes on from there.",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _shaped(spec: ModelSpec, clip: VideoClip | PictureClip) -> ModelSpec:
+    """The model's number of pixels in the clip's shape, in multiples of 8."""
+    pixels, aspect = spec.width * spec.height, clip.width / clip.height
+    width, height = (max(64, round(side / 8) * 8) for side in (math.sqrt(pixels * aspect), math.sqrt(pixels / aspect)))
+    try:
+        return dataclasses.replace(spec, width=width, height=height)
+    except ValueError as error:
+        raise FilmError(f"{clip.path} is {clip.width}x{clip.height}, too long a shape: give a --size.") from error
+
+
+def _plan(
+    job: Job,
+    clip: VideoClip | PictureClip,
+    wishes: Wishes,
+    controls: Controls,
+    spec: ModelSpec,
+    film: Film,
+    batch: int,
+    model: dict[str, Any],
+) -> dict[str, Any]:
+    """All that decides what the pictures look like; equal plans give equal pictures."""
+    files = clip.files if isinstance(clip, PictureClip) else [clip.path]
+    return {
+        "clip": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "part": [str(wishes.start_s), None if wishes.end_s is None else str(wishes.end_s)],
+        "encoder": film.description,
+        "quality": wishes.quality,
+        "fps": str(clip.rate),
+        "side-by-side": wishes.side_by_side,
+        "cuts": wishes.cuts,
+        "batch": batch,
+        "model": {**dataclasses.asdict(spec), **model},
+        **controls.model_dump(),
+    }
+
+
+def _tell(clip: VideoClip | PictureClip, size: tuple[int, int], wishes: Wishes, film: Film) -> None:
+    """What a user would wonder about afterwards."""
+    if abs(math.log(clip.width / clip.height * size[1] / size[0])) > 0.05:
+        print(
+            f"The clip is {clip.width}x{clip.height}, the film {size[0]}x{size[1]}: its edges are cut off "
+            "(--size clip keeps its shape).",
+            file=sys.stderr,
+        )
+    if film.work.done:
+        print(f"Resuming: {film.work.done} pictures are there already.", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the run after the batch in hand; a second Ctrl-C at once."""
+    interrupted = False
+
+    def on_signal(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sentence(error: Exception, job: Job) -> str:
+    if isinstance(error, FilmError):
+        return " ".join(str(error).split())
+    reason = (error.strerror or str(error)).rstrip(".")
+    return f"{job.target} cannot be written: {reason}. What is painted so far is kept; --resume goes on with it."

@@ -1,0 +1,133 @@
+"""How is a clip repainted? Decoding, the engine and encoding work at the same time; every picture, in order, once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.settings import Controls
+
+from .film.clip import PictureClip, Still, VideoClip
+from .film.cuts import CutDetector
+from .film.films import Film
+
+AHEAD = 2  # batches that wait in front of the engine and behind it: enough to never idle, little to hold
+
+
+class Paint(Protocol):
+    """What rendering asks of pipeline.Stylizer."""
+
+    def __call__(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Take:
+    """What to render of a clip, and how. size: (width, height) of the painted picture."""
+
+    clip: VideoClip | PictureClip
+    controls: Controls
+    size: tuple[int, int]
+    start_s: Fraction = Fraction(0)
+    end_s: Fraction | None = None
+    cuts: bool = False
+    side_by_side: bool = False
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A frame whose turn has come."""
+
+    still: Still
+    shot: int
+    picture: np.ndarray | None  # what an earlier run painted of it
+
+
+def render(
+    take: Take,
+    paint: Paint,
+    film: Film,
+    progress: Callable[[], Any] = lambda: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Put every picture that `film` does not have yet; False when it was stopped before the end. The caller finishes
+    the film.
+
+    Batches always have `take.batch` frames, the last one filled up with copies: a picture must not depend on which
+    others it was painted with, and some devices round differently for other shapes. progress: called for each picture.
+    Raises what reading, painting or writing raised.
+    """
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+        written: deque[Future] = deque()
+        stopped = False
+        for batch in _batches(_prefetched(_due(take, film), reader, AHEAD * take.batch), take.batch):
+            if stopped := should_stop():
+                break
+            for picture, still in _painted(take, paint, film, batch):
+                written.append(writer.submit(film.put, picture, still.pts, still.duration))
+                progress()
+            while len(written) > AHEAD * take.batch:
+                written.popleft().result()
+        for future in written:
+            future.result()
+    return not stopped
+
+
+def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Iterator[_Due]:
+    """The items, fetched by `reader` before they are asked for, at most `ahead` of them."""
+    coming = deque(reader.submit(next, items, None) for _ in range(ahead))
+    try:
+        while (item := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, items, None))
+            yield item
+    finally:
+        for future in coming:
+            future.cancel()
+
+
+def _due(take: Take, film: Film) -> Iterator[_Due]:
+    """All frames whose pictures no segment of the film holds."""
+    detector = CutDetector()
+    done, sealed = film.work.done, film.work.sealed
+    for number, still in enumerate(take.clip.stills(take.size, take.start_s, take.end_s)):
+        shot = detector.shot_of(still.rgb) if take.cuts else 0
+        if number >= sealed:
+            yield _Due(still, shot, film.work.raw(number) if number < done else None)
+
+
+def _batches(items: Iterator[_Due], size: int) -> Iterator[list[_Due]]:
+    """Frames to paint gather to `size`; those whose pictures are there go through alone."""
+    batch: list[_Due] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size or item.picture is not None:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _painted(take: Take, paint: Paint, film: Film, batch: list[_Due]) -> list[tuple[np.ndarray, Still]]:
+    """(picture, frame) of each; new pictures are kept before anything else is done with them."""
+    if batch[0].picture is not None:
+        return [(due.picture, due.still) for due in batch]
+    filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
+    frames = np.stack([due.still.rgb for due in filled])
+    out = []
+    for due, picture in zip(batch, paint(frames, [_of_shot(take.controls, due.shot) for due in filled]), strict=False):
+        if take.side_by_side:
+            picture = np.concatenate([due.still.rgb, picture], axis=1)
+        film.work.keep(picture)
+        out.append((picture, due.still))
+    return out
+
+
+def _of_shot(controls: Controls, shot: int) -> Controls:
+    """Noise is fixed within a shot, so that what stands still does not flicker, and drawn anew for the next."""
+    return controls if shot == 0 else controls.model_copy(update={"seed": controls.seed + shot})
