@@ -45,6 +45,7 @@ class Job:
 
     source: Path
     target: Path
+    makes_folder: bool = False  # the target's folder, if it is not there
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def jobs_for(sources: Sequence[Path], target: Path) -> list[Job]:
         return [Job(clips[0], target)]
     if target.suffix and not target.is_dir():
         raise FilmError(f"{target} is one file, and there are {len(clips)} clips: name a folder.")
-    jobs = [Job(clip, target / _film_name(clip)) for clip in clips]
+    jobs = [Job(clip, target / _film_name(clip), makes_folder=True) for clip in clips]
     if twice := {job.target for job in jobs if sum(other.target == job.target for other in jobs) > 1}:
         raise FilmError(f"Two clips would both become {min(twice)}; render them one by one.")
     return jobs
@@ -98,7 +99,7 @@ def check(job: Job, wishes: Wishes) -> None:
     source, target = job.source, job.target
     if not source.exists() and not is_pattern(source):
         raise FilmError(f"There is no file {source}.")
-    if not target.parent.is_dir():
+    if not target.parent.is_dir() and not (job.makes_folder and target.parent.parent.is_dir()):
         raise FilmError(f"There is no folder {target.parent} to write {target.name} into.")
     if target.is_dir():
         raise FilmError(f"{target} is a folder.")
@@ -180,6 +181,7 @@ def _make(
     film_size = (2 * size[0], size[1]) if wishes.side_by_side else size
     order = Order(clip, job.target, film_size, wishes.start_s, wishes.end_s, wishes.codec, wishes.quality)
     film = order_film(order)
+    job.target.parent.mkdir(exist_ok=True)
     plan = _plan(job, clip, wishes, controls, spec, film, batch, model)
     if wishes.resume and film.work.exists:
         film.work.resume(plan)

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -14,8 +15,10 @@ from aiohttp import web
 from pipeline.settings import Controls
 
 from .engine_room import EngineRoom, Report, Stylizer
+from .recordings import FOLDER
 from .server import make_app
 from .streams import Streams
+from .virtual_camera import VirtualCamera, VirtualCameraError
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -33,23 +36,44 @@ def serve(
     token: str | None = None,
     allow_origins: Collection[str] = (),
     budget_s: float = 1.0,
+    virtual_camera: str | None = None,
+    from_stream: str | None = None,
+    size: tuple[int, int] = (512, 512),
+    recordings: Path = FOLDER,
 ) -> int:
-    """Serve until interrupted; returns the exit code. See EngineRoom for load and compile, make_app for the rest."""
+    """Serve until interrupted; returns the exit code. See EngineRoom for load and compile, make_app for the rest.
+
+    virtual_camera: a device that is fed with the pictures of `from_stream`, of that `size` (width, height).
+    """
     room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s)
+    streams = Streams(room, defaults)
     app = make_app(
         room,
-        Streams(room, defaults),
+        streams,
         defaults=defaults,
         presets=presets,
         token=token,
         allow_origins=allow_origins,
         host=host,
+        recordings=recordings,
     )
-    return asyncio.run(_serve(app, room, host, port, token))
+    notes = [] if token is None else ["Every request needs the token: add /?token=SECRET to the address."]
+    with contextlib.ExitStack() as opened:
+        if virtual_camera is not None:
+            try:
+                output = VirtualCamera(*size, device=virtual_camera)
+            except VirtualCameraError as error:
+                print(error, file=sys.stderr)
+                return EXIT_BAD_INPUT
+            opened.callback(output.close)
+            streams.get(from_stream).watch(output.put)
+            output.start()
+            notes.append(f"Virtual camera {output.device} shows stream {from_stream}.")
+        return asyncio.run(_serve(app, room, host, port, notes))
 
 
-async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, token: str | None) -> int:
-    end = _end_of_signals()  # before the first line is printed: who reads it may end us at once
+async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, notes: Sequence[str]) -> int:
+    end = end_of_signals()  # before the first line is printed: who reads it may end us at once
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
@@ -61,31 +85,33 @@ async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, t
             return EXIT_BAD_INPUT
         shown_host = f"[{host}]" if ":" in host else host
         print(f"LCMirror listening on http://{shown_host}:{runner.addresses[0][1]}", flush=True)
-        if token is not None:
-            print("Every request needs the token: add /?token=SECRET to the address.", flush=True)
-        return await _until_told(room, end)
+        for note in notes:
+            print(note, flush=True)
+        return await until_told(room, end)
     finally:
         await runner.cleanup()
         await asyncio.to_thread(room.close)
 
 
-def _end_of_signals() -> asyncio.Future[int]:
+def end_of_signals() -> asyncio.Future[int]:
     """The exit code, once a signal asks for it."""
     loop = asyncio.get_running_loop()
     end: asyncio.Future[int] = loop.create_future()
     for number, code in ((signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_DONE)):
         with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run instead
-            loop.add_signal_handler(number, _finish, end, code)
+            loop.add_signal_handler(number, finish, end, code)
     return end
 
 
-def _finish(end: asyncio.Future[int], code: int) -> None:
+def finish(end: asyncio.Future[int], code: int) -> None:
     if not end.done():
         end.set_result(code)
 
 
-async def _until_told(room: EngineRoom, end: asyncio.Future[int]) -> int:
-    """Run the engine until `end` has a code or its model turns out not to load."""
+async def until_told(
+    room: EngineRoom, end: asyncio.Future[int], say: Callable[[str], None] = lambda text: print(text, flush=True)
+) -> int:
+    """Run the engine until `end` has a code or its model turns out not to load; `say` once frames flow."""
     loop = asyncio.get_running_loop()
     announced = False
 
@@ -93,10 +119,10 @@ async def _until_told(room: EngineRoom, end: asyncio.Future[int]) -> int:
         nonlocal announced
         status = room.status()
         if status["state"] == "failed":
-            _finish(end, EXIT_BAD_INPUT)
+            finish(end, EXIT_BAD_INPUT)
         elif status["state"] == "ready" and not announced:
             announced = True
-            print(f"ready: {status['model']} on {status['device']}, {status['size']}", flush=True)
+            say(f"ready: {status['model']} on {status['device']}, {status['size']}")
 
     room.subscribe(lambda: loop.call_soon_threadsafe(on_status))
     room.start()

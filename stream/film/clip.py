@@ -154,7 +154,9 @@ class VideoClip:
         try:
             return av.open(str(self.path))
         except av.error.FFmpegError as error:
-            raise FilmError(f"{self.path} is not a video that can be read ({error.strerror}).") from error
+            # FFmpeg's own reasons mislead: frames too large for it are a "busy device".
+            reason = f" ({error.strerror})" if isinstance(error, av.error.PermissionError) else ""
+            raise FilmError(f"{self.path} is not a video that can be read{reason}.") from error
 
     def expected(self, start_s: Fraction, end_s: Fraction | None) -> int | None:
         """About how many pictures there will be; None where the file does not tell."""
@@ -224,9 +226,8 @@ def _duration_s(container, stream) -> Fraction | None:
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise FilmError(
-            f"{path} is {width}x{height}: pictures of more than {MAX_PIXELS // 10**6} megapixels are not read."
-        )
+        limit = f"{MAX_PIXELS // 10**6} megapixels or {MAX_SIDE} a side"
+        raise FilmError(f"{path} is {width}x{height}: pictures larger than {limit} are not read.")
 
 
 def _sample_aspect(stream) -> Fraction:

@@ -9,8 +9,8 @@ import numpy as np
 
 THUMB = (32, 32)
 JUMP = 24.0  # mean difference of two thumbnails, of 255, from which on a cut is possible ...
-TIMES_USUAL = 4.0  # ... if it is also so many times what the shot's frames usually differ by
-MEMORY = 12  # frames that "usually" looks back on
+TIMES_BEFORE = 2.0  # ... if it is also so many times the largest of the few differences before: no pan, no fade
+MEMORY = 3
 
 
 class CutDetector:
@@ -26,7 +26,7 @@ class CutDetector:
         thumb = cv2.resize(rgb, THUMB, interpolation=cv2.INTER_AREA).astype(np.float32)
         if self._last is not None:
             difference = float(np.abs(thumb - self._last).mean())
-            if difference > JUMP and difference > TIMES_USUAL * float(np.median(self._differences or [0.0])):
+            if difference > JUMP and difference > TIMES_BEFORE * max(self._differences, default=0.0):
                 self.shot += 1
                 self._differences.clear()
             else:

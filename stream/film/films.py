@@ -158,7 +158,10 @@ class VideoFilm:
         self._segments.close()
         order = self._order
         done = self.work.part()
-        options = {"movflags": "+faststart"} if order.path.suffix.lower() in MP4_LIKE else {}
+        options = {}
+        if order.path.suffix.lower() in MP4_LIKE:
+            # Edit lists, which say when a track begins, count in the movie's timescale: milliseconds unless told.
+            options = {"movflags": "+faststart", "movie_timescale": str(order.clip.time_base.denominator)}
         # A film of a part of the clip has that part of its sound.
         end_s = order.end_s if complete else order.start_s + self._ends_s()
         with av.open(str(done), "w", format=codecs.format_of(order.path.suffix.lower()), options=options) as output:

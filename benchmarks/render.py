@@ -1,0 +1,112 @@
+"""How much of the engine's own throughput does rendering a file reach, and does its memory stay flat?
+
+python -m benchmarks.render [CLIP] [--json FILE]               engine alone and whole rendering, in turns
+python -m benchmarks.render CLIP --memory [--json FILE]        one long rendering with --bypass, memory as it goes
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import report
+from pipeline import PRESETS, Controls, environment, load
+from pipeline.presets import TABLE
+from stream import jobs
+from stream.film.clip import open_clip
+from stream.film.films import Order, order_film
+from stream.render import Take, render
+
+CLIP = Path(__file__).resolve().parents[1] / "tests" / "data" / "carphone.mp4"
+ROUNDS = 5
+
+
+def engine_fps(stylizer, frames: list[np.ndarray], controls: Controls, batch: int) -> float:
+    """Frames a second with all frames in memory already and nothing done with the pictures."""
+    whole = len(frames) // batch * batch
+    batches = [np.stack(frames[first : first + batch]) for first in range(0, whole, batch)]
+    started_s = time.perf_counter()
+    for each in batches:
+        stylizer(each, [controls] * batch)
+    return whole / (time.perf_counter() - started_s)
+
+
+def render_fps(stylizer, clip_path: Path, controls: Controls, batch: int, folder: Path) -> float:
+    """Frames a second from opening the clip to the finished film, the model being loaded."""
+    started_s = time.perf_counter()
+    clip = open_clip(clip_path)
+    size = stylizer.spec.width, stylizer.spec.height
+    film = order_film(Order(clip, folder / "film.mp4", size))
+    film.work.begin({})
+    render(Take(clip, controls, size, batch=batch), stylizer, film)
+    pictures = film.work.done
+    film.finish(True)
+    film.work.discard()
+    return pictures / (time.perf_counter() - started_s)
+
+
+def throughput(clip_path: Path, batch: int | None) -> list[dict]:
+    stylizer = load(PRESETS["mini"], compile=False)
+    controls = TABLE["mini"].defaults
+    batch = batch or jobs.BATCH[stylizer.device.type]
+    size = stylizer.spec.width, stylizer.spec.height
+    frames = [still.rgb for still in open_clip(clip_path).stills(size)]
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        engine_fps(stylizer, frames[: 4 * batch], controls, batch)  # warm-up
+        for _ in range(ROUNDS):
+            alone = engine_fps(stylizer, frames, controls, batch)
+            rounds.append((alone, render_fps(stylizer, clip_path, controls, batch, Path(folder))))
+            print(f"engine {rounds[-1][0]:.2f} fps, rendering {rounds[-1][1]:.2f} fps", flush=True)
+    return [{"engine fps": alone, "render fps": whole, "ratio": round(whole / alone, 3)} for alone, whole in rounds]
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
+
+
+def memory(clip_path: Path) -> list[dict]:
+    """Resident megabytes while a long clip is rendered with --bypass, one sample in five seconds."""
+    stylizer = load(PRESETS["mini"], compile=False)
+    controls = TABLE["mini"].defaults.merged({"bypass": True})
+    samples: list[dict] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(5):
+            samples.append({"after s": 5 * (len(samples) + 1), "resident MB": resident_mb()})
+            print(samples[-1], flush=True)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            fps = render_fps(stylizer, clip_path, controls, 4, Path(folder))
+    finally:
+        ended.set()
+        watcher.join()
+    print(f"{fps:.1f} fps")
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clip", nargs="?", type=Path, default=CLIP)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    environment.prepare()
+    rows = memory(options.clip) if options.memory else throughput(options.clip, options.batch)
+    about = {**report.machine("cpu"), "model": "mini", "clip": options.clip.name}
+    report.publish("Rendering a file" + (", bypassed" if options.memory else ""), about, rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The thread that drains a camera into a publication, and opens the camera again when it was gone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from .camera import CameraError, Source
+from .publication import Publication
+
+RETRY_S = 1.0
+
+
+class Capture:
+    """From `start` to `close`, which closes the camera too.
+
+    open_source: called at once, and whenever the camera is gone; raises CameraError, at first to the caller.
+    `trouble` is why no frames come, None while they do: viewers see the last picture meanwhile.
+    """
+
+    def __init__(self, open_source: Callable[[], Source], publication: Publication):
+        self.trouble: str | None = None
+        self._open_source, self._publication = open_source, publication
+        self._source = open_source()
+        self.name, self.address, self.rate_hz = self._source.name, self._source.address, self._source.rate_hz
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """A driver that does not answer is not waited for: its thread ends with the process."""
+        self._closing.set()
+        if self._thread.ident is None:
+            self._source.close()
+        else:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        source: Source | None = self._source
+        while not self._closing.is_set():
+            if source is None:
+                source = self._reopened()
+                continue
+            captured = source.read(self._closing)
+            if captured is None:
+                source.close()
+                self.trouble = f"{self.name} is gone: the last picture stays until it is back"
+                source = None
+            elif not self._closing.is_set():
+                self.trouble = None
+                self._publication.put(captured.rgb, captured.media_s)
+        if source is not None:
+            source.close()
+
+    def _reopened(self) -> Source | None:
+        if self._closing.wait(RETRY_S):
+            return None
+        try:
+            return self._open_source()
+        except CameraError:  # still gone, as `trouble` says
+            return None

@@ -1,0 +1,270 @@
+"""`render` as users type it: what goes where, what is refused in one sentence, interruption, kill, a full disk."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import main
+from stream.film.clip import FilmError
+from stream.jobs import Job, Wishes, check, jobs_for
+
+from .clips import CARPHONE, assert_same_film, carphone, constant, look, make_clip, pictures_of
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def render(*arguments) -> int:
+    return main.main(["render", "--model", "mini", "--bypass", "--size", "64x64", *map(str, arguments)])
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    return make_clip(tmp_path / "in.mp4", carphone(10), constant(10, Fraction(25)), audio="aac")
+
+
+def sentence(capsys) -> str:
+    """The one line on stderr, progress bars aside."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and "frames/s]" not in line]
+    assert len(lines) == 1, lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def test_renders(clip, tmp_path, capsys):
+    assert render(clip, tmp_path / "out.mp4", "--size", "clip") == 0
+    film = look(tmp_path / "out.mp4")
+    assert len(film.times_s) == 10
+    assert film.size == (312, 208)  # 3:2 in about 256x256 pixels, in multiples of 8
+    assert {file.name for file in tmp_path.iterdir()} == {"in.mp4", "out.mp4"}
+
+
+def test_says_that_edges_are_cut_off(clip, tmp_path, capsys):
+    assert render(clip, tmp_path / "out.mp4") == 0
+    assert "The clip is 96x64, the film 64x64: its edges are cut off (--size clip keeps its shape)." in sentence(capsys)
+
+
+BAD_CLIPS = {
+    "missing": (None, "There is no file"),
+    "empty": (b"", "is empty"),
+    "corrupt": (bytes(range(256)) * 40, "is not a video that can be read"),
+    "text": (b"This is not a film.\n" * 100, "is not a video that can be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CLIPS)
+def test_bad_clips(tmp_path, capsys, kind):
+    data, words = BAD_CLIPS[kind]
+    if data is not None:
+        (tmp_path / "in.mp4").write_bytes(data)
+    assert render(tmp_path / "in.mp4", tmp_path / "out.mp4") == 2
+    assert words in sentence(capsys)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_sound_only(tmp_path, capsys):
+    whole = make_clip(tmp_path / "whole.mkv", carphone(5), constant(5, Fraction(25)), audio="aac")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "in.m4a"), "w", format="mp4") as output:
+        track = output.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = track
+                output.mux(packet)
+    assert render(tmp_path / "in.m4a", tmp_path / "out.mp4") == 2
+    assert "holds no video, only sound" in sentence(capsys)
+
+
+def test_a_clip_without_frames(tmp_path, capsys):
+    (tmp_path / "in.y4m").write_bytes(b"YUV4MPEG2 W64 H64 F25:1 Ip A1:1 C420jpeg\n")
+    assert render(tmp_path / "in.y4m", tmp_path / "out.mp4") == 2
+    assert "no picture that can be decoded" in sentence(capsys)
+
+
+def test_a_truncated_mp4(clip, tmp_path, capsys):
+    clip.write_bytes(clip.read_bytes()[:3000])
+    assert render(clip, tmp_path / "out.mp4") == 2
+    assert "is not a video that can be read" in sentence(capsys)
+
+
+@pytest.mark.parametrize(("width", "words"), [(30_000, "is not a video that can be read"), (17_000, "is 17000x64")])
+def test_an_absurd_size(tmp_path, capsys, width, words):
+    height = 30_000 if width == 30_000 else 64
+    frame = b"FRAME\n" + bytes(min(width * height * 3 // 2, 10_000_000))
+    (tmp_path / "in.y4m").write_bytes(b"YUV4MPEG2 W%d H%d F25:1 Ip A1:1 C420jpeg\n" % (width, height) + frame)
+    assert render(tmp_path / "in.y4m", tmp_path / "out.mp4") == 2
+    assert words in sentence(capsys)
+
+
+def test_bad_outputs(clip, tmp_path, capsys):
+    before = clip.read_bytes()
+    cases = {
+        tmp_path / "no" / "out.mp4": "There is no folder",
+        clip: "is the clip itself",
+        tmp_path / "out.txt": "is of no kind that can be written",
+        tmp_path / "out": "is of no kind that can be written",
+        tmp_path / "out.png": "holds one picture only",
+    }
+    for target, words in cases.items():
+        assert render(clip, target, "--overwrite") == 2
+        assert words in sentence(capsys)
+    (tmp_path / "there.mp4").write_bytes(b"precious")
+    assert render(clip, tmp_path / "there.mp4") == 2
+    assert "--overwrite replaces it" in sentence(capsys)
+    assert (tmp_path / "there.mp4").read_bytes() == b"precious"
+    assert clip.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"in.mp4", "there.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--start", "2", "--end", "1"], "--end must be later than --start"),
+        (["--start", "abc"], "is not a time"),
+        (["--start", "100"], "has no picture in the part"),
+        (["--codec", "nonsense"], "there is no 'nonsense'"),
+        (["--codec", "prores"], "does not go into a .mp4"),
+        (["--quality", "0"], "is not a quality"),
+        (["--fps", "0"], "is not a rate"),
+        (["--fps", "10"], "has its own timing"),
+        (["--strength", "2"], "--strength"),
+    ],
+)
+def test_bad_options(clip, tmp_path, capsys, options, words):
+    assert render(clip, tmp_path / "out.mp4", *options) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_failed_model_leaves_nothing(clip, tmp_path, capsys):
+    assert main.main(["render", str(clip), str(tmp_path / "out.mp4"), "--model", str(tmp_path / "none")]) == 2
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_several_clips_go_into_a_folder(clip, tmp_path, capsys):
+    make_clip(tmp_path / "two.mov", carphone(5), constant(5, Fraction(25)))
+    (tmp_path / "bad.mp4").write_bytes(b"bad")
+    assert render(clip, tmp_path / "bad.mp4", tmp_path / "two.mov", tmp_path / "films") == 2
+    assert "bad.mp4 is not a video" in capsys.readouterr().err
+    # What is wrong with one does not keep the others from being made.
+    assert sorted(file.name for file in (tmp_path / "films").iterdir()) == ["in.mp4", "two.mov"]
+
+
+def test_what_goes_where(tmp_path):
+    videos, pictures = tmp_path / "videos", tmp_path / "pictures"
+    videos.mkdir(), pictures.mkdir()
+    for name in ("a.mp4", "b.wmv", "notes.txt"):
+        (videos / name).touch()
+    for name in ("1.png", "2.png"):
+        (pictures / name).touch()
+    out = tmp_path / "out"
+    assert jobs_for([videos], out) == [
+        Job(videos / "a.mp4", out / "a.mp4", makes_folder=True),
+        Job(videos / "b.wmv", out / "b.mp4", makes_folder=True),
+    ]
+    assert jobs_for([pictures], tmp_path / "out.gif") == [Job(pictures, tmp_path / "out.gif")]
+    assert jobs_for([pictures / "1.png"], tmp_path / "x.png") == [Job(pictures / "1.png", tmp_path / "x.png")]
+    assert jobs_for([videos / "a.mp4"], pictures) == [Job(videos / "a.mp4", pictures / "a.mp4", makes_folder=True)]
+    with pytest.raises(FilmError, match="name a folder"):
+        jobs_for([videos], tmp_path / "out.mp4")
+    with pytest.raises(FilmError, match="both become"):
+        jobs_for([videos / "a.mp4", tmp_path / "a.avi"], out)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FilmError, match="neither a video nor a picture"):
+        jobs_for([tmp_path / "bare"], out)
+
+
+def test_numbered_pictures_are_not_written_over(clip, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0003.png").write_bytes(b"precious")
+    assert render(clip, tmp_path / "out" / "%04d.png") == 2
+    assert "0003.png exists already" in sentence(capsys)
+
+
+def test_an_interrupted_run_is_not_thrown_away_by_accident(clip, tmp_path):
+    (tmp_path / "out.mp4.partial").mkdir()
+    with pytest.raises(FilmError, match="--resume goes on with it, --overwrite starts over"):
+        check(Job(clip, tmp_path / "out.mp4"), Wishes())
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    command = [sys.executable, "main.py", "render", *map(str, arguments), "--model", "mini"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_pictures(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Until the run has painted so many pictures of 64x64."""
+    while process.poll() is None:
+        if sum(file.stat().st_size for file in folder.glob("*.raw")) >= count * 64 * 64 * 3:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.stderr.read())
+
+
+def test_killed_and_resumed_is_the_same_film(tmp_path):
+    options = ["--size", "64x64", "--seed", "3"]
+    killed = start(CARPHONE, tmp_path / "out.mp4", *options)
+    wait_for_pictures(tmp_path / "out.mp4.partial", 20, killed)
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path / "out.mp4").exists()
+    kept = sum(file.stat().st_size for file in (tmp_path / "out.mp4.partial").glob("*.raw")) // (64 * 64 * 3)
+    resumed = start(CARPHONE, tmp_path / "out.mp4", *options, "--resume")
+    said = resumed.communicate()[1]
+    assert resumed.returncode == 0, said
+    assert f"Resuming: {kept} pictures are there already." in said
+    whole = start(CARPHONE, tmp_path / "whole.mp4", *options)
+    assert (whole.communicate()[1], whole.returncode)[1] == 0
+    assert_same_film(tmp_path / "out.mp4", tmp_path / "whole.mp4")
+
+
+def test_the_same_command_gives_the_same_pictures(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        process = start(CARPHONE, tmp_path / name / "%d.png", "--size", "64x64", "--end", "0.5", "--prompt", "ink")
+        assert (process.communicate()[1], process.returncode)[1] == 0
+    ones, twos = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
+    assert len(ones) == len(twos) == 15
+    assert all(one.read_bytes() == two.read_bytes() for one, two in zip(ones, twos, strict=True))
+
+
+def test_control_c_leaves_a_film_that_plays(tmp_path):
+    process = start(CARPHONE, tmp_path / "out.mp4", "--size", "64x64")
+    wait_for_pictures(tmp_path / "out.mp4.partial", 8, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "--resume goes on from there" in said
+    count = len(pictures_of(tmp_path / "out.mp4"))
+    assert 8 <= count < 120
+    resumed = start(CARPHONE, tmp_path / "out.mp4", "--size", "64x64", "--resume")
+    assert (resumed.communicate()[1], resumed.returncode)[1] == 0
+    assert len(pictures_of(tmp_path / "out.mp4")) == 120
+    assert not (tmp_path / "out.mp4.partial").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_can_be_resumed(tmp_path):
+    """The limit on the size of files stands in for the end of the disk."""
+    noise = list(np.random.default_rng(0).integers(0, 256, (40, 256, 256, 3), np.uint8))
+    clip = make_clip(tmp_path / "in.mp4", noise, constant(40, Fraction(25)))
+    limit = (500_000, resource.RLIM_INFINITY)
+    process = start(
+        clip, tmp_path / "out.mp4", "--bypass", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    )
+    said = process.communicate()[1]
+    assert process.returncode == 2, said
+    assert "Traceback" not in said
+    assert "out.mp4 cannot be written: File too large." in said
+    assert not (tmp_path / "out.mp4").exists()
+    resumed = start(clip, tmp_path / "out.mp4", "--bypass", "--resume")
+    assert (resumed.communicate()[1], resumed.returncode)[1] == 0
+    assert len(pictures_of(tmp_path / "out.mp4")) == 40
