@@ -68,7 +68,7 @@ export class Panel {
 
   refuse(name, text) {
     const field = this.#fields.get(name);
-    if (!field) return false;
+    if (!field || field.root.hidden) return false;
     field.error.textContent = text;
     field.input.setAttribute("aria-invalid", "true");
     return true;

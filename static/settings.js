@@ -66,6 +66,16 @@ export class Settings {
     }
   }
 
+  /** Values from elsewhere, on top of what holds; returns the names that are no settings here. */
+  restore(values) {
+    const known = Object.keys(values).filter((name) => Object.hasOwn(this.server, name));
+    for (const name of known) this.#pending.set(name, values[name]);
+    this.#remember();
+    this.#on.changed(this.values);
+    this.flush();
+    return Object.keys(values).filter((name) => !known.includes(name));
+  }
+
   reset() {
     for (const [name, value] of Object.entries(this.defaults)) this.#pending.set(name, value);
     this.#remember();

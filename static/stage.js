@@ -11,8 +11,8 @@ const ASKING = {
   file: ["Opening the file", ""],
 };
 const WELCOME = {
-  camera: "Your camera goes to this server and comes back as a painting, as you move. Nothing is recorded.",
-  screen: "A screen or a window goes to this server and comes back as a painting. Nothing is recorded.",
+  camera: "Your camera goes to this server and comes back as a painting, as you move. Nothing is recorded unless you press Record.",
+  screen: "A screen or a window goes to this server and comes back as a painting. Nothing is recorded unless you press Record.",
   file: "Drop a video file here, or choose one. It plays in a loop and comes back as a painting.",
 };
 

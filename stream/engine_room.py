@@ -51,7 +51,7 @@ class Feed(Protocol):
     quality: int
     fault: str | None
 
-    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float) -> None: ...
+    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float, controls: Controls | None = None) -> None: ...
 
     def drop(self, frame: Frame) -> None: ...
 
@@ -253,7 +253,7 @@ class EngineRoom:
         for job, rgb in pictures:
             job.feed.fault = None
             self._remember(job, engine_s)
-            job.feed.show(job.frame, rgb, engine_s)
+            job.feed.show(job.frame, rgb, engine_s, job.controls)
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)

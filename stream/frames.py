@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from av import VideoFrame
 
+from pipeline.settings import Controls
+
 from .statistics import Statistics
 
 
@@ -45,6 +47,7 @@ class Picture:
     arrived_s: float
     captured_s: float
     shown_s: float  # when it was handed to the viewers
+    controls: Controls  # that made it
 
 
 SAMPLE_RATE = 48_000  # of all sound in the house: what Opus decodes to

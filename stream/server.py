@@ -12,9 +12,18 @@ from aiohttp.typedefs import Handler
 
 from pipeline.settings import Controls
 
-from . import api, signalling
+from . import api, keepsakes, signalling
 from .access import Access, security_headers
 from .engine_room import EngineRoom
+from .recordings import (
+    FOLDER,
+    AlreadyRecording,
+    CannotRecord,
+    NoRecording,
+    Recordings,
+    StillRecording,
+    TooManyRecordings,
+)
 from .sdp import BadSdp
 from .streams import BadStreamName, NoFreeStream, Streams
 from .webrtc import NoCommonCodec, Sessions, TooManySessions
@@ -33,6 +42,11 @@ STATUS_OF = {
     NoFreeStream: 503,
     TooManySessions: 503,
     api.TooManyListeners: 503,
+    NoRecording: 404,
+    AlreadyRecording: 409,
+    StillRecording: 409,
+    CannotRecord: 500,
+    TooManyRecordings: 503,
 }
 
 
@@ -47,10 +61,12 @@ def make_app(
     host: str = "127.0.0.1",
     max_sessions: int = MAX_SESSIONS,
     static: Path = STATIC,
+    recordings: Path = FOLDER,
 ) -> web.Application:
     """Every route the README lists. The caller starts and closes `engine_room`; sessions end with the application.
 
     defaults: what the schema names as default values, those of `streams` if None. host: the address it will listen on.
+    recordings: the folder for films, made when the first one is recorded.
     """
     access = Access(host=host, token=token, allow_origins=allow_origins)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard(access)])
@@ -60,13 +76,15 @@ def make_app(
     app[api.SOCKETS] = set()
     app[signalling.STREAMS] = streams
     app[signalling.SESSIONS] = sessions = Sessions(max_sessions)
-    app.add_routes([*signalling.routes(), *api.routes(), *_pages(static)])
+    app[keepsakes.RECORDINGS] = Recordings(recordings)
+    app.add_routes([*signalling.routes(), *api.routes(), *keepsakes.routes(), *_pages(static)])
 
     async def end_sessions(app: web.Application) -> None:
         await sessions.close_all()
 
     app.on_shutdown.append(api.close_sockets)
     app.on_shutdown.append(end_sessions)
+    app.on_shutdown.append(keepsakes.finish_recordings)
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(security_headers(request.host) if access.knows_host(request.host) else {})

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,14 @@ from pipeline.settings import Controls
 
 from .engine_room import EngineRoom
 from .frames import Frame, Picture, Sound
+from .lag import Lag
 from .mailbox import Mailbox
 from .metrics import Metrics
 from .publication import Publication, Publisher
 from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +55,12 @@ class Stream:
         self.controls = controls
         self.publication: Publication | None = None
         self.last_picture: Picture | None = None
+        self.recording: Recording | None = None  # that runs or ran last, set by Recordings
         self.last_used_s = time.monotonic()
+        self.lag = Lag()
         self._statistics = Statistics()
         self._sinks: tuple[Sink, ...] = ()
+        self._uncounted: tuple[Sink, ...] = ()  # of the sinks, those that are no viewers
         self._sound_sinks: tuple[SoundSink, ...] = ()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()
@@ -117,14 +124,15 @@ class Stream:
 
     # -- engine room -------------------------------------------------------------------------------------------------
 
-    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float) -> None:
-        """Hand a finished picture to all viewers."""
+    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float, controls: Controls | None = None) -> None:
+        """Hand a finished picture to all viewers. controls: what made it, the stream's own if None."""
         now_s = time.monotonic()
-        picture = Picture(rgb, frame.arrived_s, frame.captured_s, now_s)
+        picture = Picture(rgb, frame.arrived_s, frame.captured_s, now_s, controls or self.controls)
         with self._lock:
             is_current = frame.statistics is self._statistics
             if is_current:
                 self.last_picture = picture
+                self.lag.shown(frame.captured_s, now_s)
                 frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
                 self._sinks = tuple(sink for sink in self._sinks if self._takes(sink, picture))
         if not is_current:  # its publisher was replaced while the engine worked: nobody wants this picture any more
@@ -147,9 +155,9 @@ class Stream:
 
     # -- viewers -----------------------------------------------------------------------------------------------------
 
-    def watch(self, sink: Sink) -> Callable[[], None]:
+    def watch(self, sink: Sink, *, is_viewer: bool = True) -> Callable[[], None]:
         """Call `sink` with every picture, from the engine thread; the last one, if there is one, comes at once. Returns
-        what ends it.
+        what ends it. is_viewer: counted as one.
 
         Pictures are handed over with the stream locked, so that none is overtaken by an older one: a sink must not
         block and not call the stream (a Mailbox's or Outbox's `put`).
@@ -158,11 +166,14 @@ class Stream:
             if self.last_picture is not None:
                 sink(self.last_picture)
             self._sinks = (*self._sinks, sink)
+            if not is_viewer:
+                self._uncounted = (*self._uncounted, sink)
         return lambda: self._unwatch(sink)
 
     def _unwatch(self, sink: Sink) -> None:
         with self._lock:
             self._sinks = tuple(other for other in self._sinks if other is not sink)
+            self._uncounted = tuple(other for other in self._uncounted if other is not sink)
             self.last_used_s = time.monotonic()
 
     def listen(self, sink: SoundSink) -> Callable[[], None]:
@@ -178,7 +189,7 @@ class Stream:
 
     @property
     def viewers(self) -> int:
-        return len(self._sinks)
+        return sum(sink not in self._uncounted for sink in self._sinks)
 
     # -- controls ----------------------------------------------------------------------------------------------------
 
@@ -233,6 +244,8 @@ class Stream:
     def snapshot(self) -> dict[str, Any]:
         """Who publishes, viewers, statistics: the answer of GET /api/streams/{stream}."""
         picture, publication = self.last_picture, self.publication
+        recording = self.recording.state() if self.recording is not None else None
+        is_recording = recording is not None and recording["state"] == "recording"
         height, width = picture.rgb.shape[:2] if picture is not None else (0, 0)
         return {
             "stream": self.name,
@@ -245,6 +258,8 @@ class Stream:
             "viewers": self.viewers,
             "quality": self.quality,
             "detail": self.fault or "",
+            "recording": recording if is_recording else None,
+            "last_recording": None if is_recording else recording,
         }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from PIL import Image, ImageOps
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -76,6 +76,26 @@ def _in_order(files: Iterable[Path]) -> list[Path]:
     )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How coded pixels become shown ones. matrix: (a, b, c, d) of x' = ax + cy, y' = bx + dy (ISO 14496-12, 6.2.2)."""
+
+    sample_aspect: Fraction = Fraction(1)  # a pixel's width over its height
+    matrix: tuple[int, int, int, int] = (1, 0, 0, 1)
+
+    @property
+    def lies(self) -> bool:
+        """On its side, as telephones hold their cameras."""
+        a, b, _, _ = self.matrix
+        return abs(b) > abs(a)
+
+    def upright(self, rgb: np.ndarray) -> np.ndarray:
+        a, b, c, d = self.matrix
+        if self.lies:
+            rgb, a, d = rgb.swapaxes(0, 1), c, b
+        return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
 class PictureClip:
     """Pictures as a clip; they may differ in size."""
 
@@ -98,9 +118,10 @@ class PictureClip:
         return len(self._within(start_s, end_s))
 
     def stills(self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s=None) -> Iterator[Still]:
+        reformatter = VideoReformatter()
         for number, file in enumerate(self._within(start_s, end_s)):
             frame = av.VideoFrame.from_image(self._open(file))
-            yield Still(_fitted(frame, Fraction(1), size), number, 1)
+            yield Still(_fitted(frame, Shape(), size, reformatter), number, 1)
 
     def _within(self, start_s: Fraction, end_s: Fraction | None) -> list[Path]:
         last = len(self.files) if end_s is None else -int(-end_s * self.rate // 1)
@@ -142,7 +163,10 @@ class VideoClip:
             first = next(self._frames_of(container, stream), None)
             if first is None:
                 raise FilmError(f"{path} holds no picture that can be decoded.")
-            self.width, self.height = _shown_size(first, _sample_aspect(stream))
+            # Of the first frame: to ask each for its side data would keep all of them from being freed at once.
+            self._shape = Shape(stream.sample_aspect_ratio or Fraction(1), _display_matrix(first))
+            width, height = max(1, round(first.width * self._shape.sample_aspect)), first.height
+            self.width, self.height = (height, width) if self._shape.lies else (width, height)
         self.damaged = 0
 
     def open(self) -> av.container.InputContainer:
@@ -181,7 +205,7 @@ class VideoClip:
             stream.thread_type = "AUTO"
             if start_s > 0:
                 container.seek(int((self.zero_s + start_s) * av.time_base), backward=True)
-            sample_aspect = _sample_aspect(stream)
+            reformatter = VideoReformatter()
             usual = max(1, round(1 / self.rate / self.time_base))
             zero = round((self.zero_s + start_s) / self.time_base)
             next_pts = zero
@@ -192,7 +216,7 @@ class VideoClip:
                 if end_s is not None and pts * self.time_base >= self.zero_s + end_s:
                     break
                 pts = max(pts, next_pts if frame.pts is None else pts)
-                yield Still(_fitted(frame, sample_aspect, size), pts - zero, frame.duration or usual)
+                yield Still(_fitted(frame, self._shape, size, reformatter), pts - zero, frame.duration or usual)
                 next_pts = pts + (frame.duration or usual)
 
     def _frames_of(self, container, stream) -> Iterator[av.VideoFrame]:
@@ -230,17 +254,8 @@ def _check_size(path: Path, width: int, height: int) -> None:
         raise FilmError(f"{path} is {width}x{height}: pictures larger than {limit} are not read.")
 
 
-def _sample_aspect(stream) -> Fraction:
-    return stream.sample_aspect_ratio or Fraction(1)
-
-
-def _shown_size(frame: av.VideoFrame, sample_aspect: Fraction) -> tuple[int, int]:
-    width, height = max(1, round(frame.width * sample_aspect)), frame.height
-    return (height, width) if _turns(_display_matrix(frame)) else (width, height)
-
-
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the file's display matrix: x' = a x + c y, y' = b x + d y (ISO 14496-12, 6.2.2)."""
+    """Shape.matrix, as the file gives it."""
     for side in frame.side_data:
         if side.type == SideData.DISPLAYMATRIX:
             a, b, _, c, d, *_ = np.frombuffer(bytes(side), np.int32)
@@ -248,31 +263,18 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return 1, 0, 0, 1
 
 
-def _turns(matrix: tuple[int, int, int, int]) -> bool:
-    """Does the picture lie on its side?"""
-    a, b, _, _ = matrix
-    return abs(b) > abs(a)
-
-
-def _upright(rgb: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    a, b, c, d = matrix
-    if _turns(matrix):
-        rgb, a, d = rgb.swapaxes(0, 1), c, b
-    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def _fitted(frame: av.VideoFrame, sample_aspect: Fraction, size: tuple[int, int]) -> np.ndarray:
+def _fitted(frame: av.VideoFrame, shape: Shape, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
     """uint8 [height, width, 3] RGB of `size` (width, height): colour, pixel shape, scale in one pass; then a crop."""
-    matrix = _display_matrix(frame)
-    width, height = size[::-1] if _turns(matrix) else size
-    shown = frame.width * sample_aspect
+    width, height = size[::-1] if shape.lies else size
+    shown = frame.width * shape.sample_aspect
     scale = max(width / shown, Fraction(height, frame.height))
     to_width, to_height = max(width, round(shown * scale)), max(height, round(frame.height * scale))
     is_rgb = frame.format.is_rgb
     hd = frame.height >= HD_LINES
     colorspace = (Colorspace.ITU709 if hd else Colorspace.ITU601) if frame.colorspace == UNSPECIFIED else None
     full = is_rgb or frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
-    rgb = frame.reformat(
+    rgb = reformatter.reformat(
+        frame,
         to_width,
         to_height,
         "rgb24",
@@ -282,4 +284,4 @@ def _fitted(frame: av.VideoFrame, sample_aspect: Fraction, size: tuple[int, int]
         dst_color_range=ColorRange.JPEG,
     ).to_ndarray()
     left, top = (to_width - width) // 2, (to_height - height) // 2
-    return np.ascontiguousarray(_upright(rgb[top : top + height, left : left + width], matrix))
+    return np.ascontiguousarray(shape.upright(rgb[top : top + height, left : left + width]))

@@ -1,0 +1,140 @@
+"""All films of one server: the folder they lie in, what they are called, and how many are made at once."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .recording import FILM, PART, Recording
+from .streams import Stream
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path("recordings")
+MAX_RUNNING = 4
+_OURS = re.compile(r"[a-z0-9-]{1,100}(\.part)?\.mp4")  # no name of another kind is looked up, so none leads elsewhere
+
+
+class CannotRecord(RuntimeError):
+    """The folder takes no film."""
+
+
+class TooManyRecordings(RuntimeError):
+    """The limit of simultaneous recordings is reached."""
+
+
+class AlreadyRecording(RuntimeError):
+    """The stream is being recorded."""
+
+
+class NoRecording(LookupError):
+    """There is no such recording."""
+
+
+class StillRecording(RuntimeError):
+    """The film is not finished."""
+
+
+class Recordings:
+    """Safe to use from any thread; touches the disk, so not from an event loop."""
+
+    def __init__(self, folder: Path = FOLDER, max_running: int = MAX_RUNNING):
+        """folder: made when the first recording starts."""
+        self.folder = folder
+        self._max_running = max_running
+        self._running: dict[Stream, Recording] = {}
+        self._closing = False
+        self._lock = threading.Lock()
+
+    def start(self, stream: Stream) -> dict[str, Any]:
+        """Record a stream; returns the recording's state. Raises AlreadyRecording, TooManyRecordings, CannotRecord."""
+        with self._lock:
+            if (running := self._running.get(stream)) is not None:
+                raise AlreadyRecording(f"Stream {stream.name} is being recorded already, as {running.stem}{FILM}.")
+            if len(self._running) >= self._max_running or self._closing:
+                raise TooManyRecordings(f"{self._max_running} streams are being recorded; stop one of them first.")
+            self._running[stream] = stream.recording = recording = self._make(stream)
+            recording.start()
+        return recording.state()
+
+    def stop(self, stream: Stream) -> dict[str, Any]:
+        """End a stream's recording; returns its last state. Raises NoRecording."""
+        recording = self._running.get(stream)
+        if recording is None:
+            raise NoRecording(f"Stream {stream.name} is not being recorded.")
+        return recording.stop()
+
+    def close(self) -> None:
+        """Finish all that run, and start none any more."""
+        with self._lock:
+            self._closing = True
+            running = list(self._running.values())
+        for recording in running:
+            recording.end()
+        for recording in running:
+            recording.stop()
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The films in the folder, newest first. Those that broke off are there too, as not `finished`; those that are
+        being made are not."""
+        films = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if not _OURS.fullmatch(path.name) or path.name in self._unfinished() or not path.is_file():
+                continue
+            facts = path.stat()
+            films.append(
+                {
+                    "file": path.name,
+                    "url": f"/api/recordings/{path.name}",
+                    "bytes": facts.st_size,
+                    "ended": datetime.fromtimestamp(facts.st_mtime).astimezone().isoformat(timespec="seconds"),
+                    "finished": not path.name.endswith(PART),
+                }
+            )
+        return sorted(films, key=lambda film: (film["ended"], film["file"]), reverse=True)
+
+    def find(self, name: str) -> Path:
+        """The film of that name. Raises NoRecording, StillRecording."""
+        if name in self._unfinished():
+            raise StillRecording(f"{name} is still being recorded; stop that first.")
+        if not _OURS.fullmatch(name) or not (self.folder / name).is_file():
+            raise NoRecording(f"There is no recording named {name[:100]}.")
+        return self.folder / name
+
+    def _unfinished(self) -> set[str]:
+        return {recording.stem + suffix for recording in list(self._running.values()) for suffix in (PART, FILM)}
+
+    def _make(self, stream: Stream) -> Recording:
+        """A recording under a name of its own: whoever holds STEM.part.mp4 owns STEM."""
+        stem = f"{stream.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                numbered = stem if number == 1 else f"{stem}-{number}"
+                try:
+                    recording = Recording(stream, self.folder, numbered, self._on_end)
+                except FileExistsError:
+                    continue
+                if not (self.folder / (numbered + FILM)).exists():
+                    return recording
+                recording.discard()
+        except OSError as error:
+            raise CannotRecord(
+                f"Recordings cannot be written to {self.folder}: {error.strerror}. "
+                "Free it or start the server with another --recordings DIR."
+            ) from error
+
+    def _on_end(self, recording: Recording) -> None:
+        with self._lock:
+            del self._running[recording.stream]
+        if recording.is_full:
+            try:
+                self.start(recording.stream)
+            except (AlreadyRecording, TooManyRecordings, CannotRecord) as error:
+                log.error("The recording of stream %s does not go on: %s", recording.stream.name, error)
