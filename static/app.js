@@ -6,9 +6,11 @@ import { listen } from "./events.js";
 import { buildHud } from "./hud.js";
 import { bindKeys } from "./keys.js";
 import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
+import { Recorder } from "./record.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
-import { listCameras, openCamera, openFile, openScreen } from "./sources.js";
+import { settingsIn, takeSnapshot } from "./snapshot.js";
+import { listCameras, openCamera, openFile, openMicrophone, openScreen } from "./sources.js";
 import { render, stateWord } from "./stage.js";
 import { read, write } from "./store.js";
 import { chipsFor } from "./styles.js";
@@ -21,6 +23,7 @@ const source = $("source");
 
 const state = { phase: "idle", problem: null, server: null, reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
 const showHudStats = buildHud($("hud"));
+const recorder = new Recorder(stream, { button: $("record"), dot: $("recording"), film: $("film") });
 let live = null;
 let panel = null;
 let aspectFrom = "";
@@ -116,6 +119,7 @@ function onStats(stats) {
   const slow = live && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
   slowSince = slow ? (slowSince ?? performance.now()) : null;
   live?.heard(stats);
+  recorder.heard(stats);
   update({ stats, slow: slow && performance.now() - slowSince > SLOW_MS });
 }
 
@@ -127,6 +131,7 @@ listen(
     up: greet,
     down() {
       update({ stats: null, slow: false });
+      recorder.heard(null);
       if (!live) return greet();
       update({ reachable: false }); // the picture may well still flow; the session says when it does not
       settings.keep();
@@ -141,7 +146,7 @@ greet();
 
 // ---- source
 
-let shown = null; // what plays, {track, stop()}, and what was chosen then: kind, file, value
+let shown = null; // what plays, {track, sound, stop()}, and what was chosen then: kind, file, value
 let opening = null; // the latest wish for a source; what a dialog brings after it has changed is let go
 
 const OPEN = {
@@ -173,6 +178,7 @@ function adopt(next) {
   preview.play().catch(() => {}); // a newer source interrupts it: that one plays
   preview.hidden = false;
   showMirror();
+  fitSound();
   if (next.kind === "camera") listCameras(source);
   next.track.addEventListener("ended", () => {
     if (shown === next && next.kind !== "file") stop(new Problem(next.kind === "screen" ? "screen-ended" : "camera-lost"));
@@ -185,7 +191,57 @@ function release() {
   shown = null;
   preview.srcObject = null;
   preview.hidden = true;
+  fitSound();
 }
+
+// ---- sound
+
+let microphone = null; // its track while it is open
+let asksForMicrophone = false;
+
+/** What is sent as sound: a file's or a screen's own, otherwise the microphone's; null for silence. */
+const soundOf = () => (view.microphone ? (shown?.sound ?? microphone) : null);
+
+/** Opens or closes the microphone and sends what is to be heard, as the button and the source have it now. */
+async function fitSound() {
+  const needed = Boolean(view.microphone && shown && !shown.sound);
+  if (needed && !microphone && !asksForMicrophone) {
+    asksForMicrophone = true;
+    try {
+      microphone = await openMicrophone();
+      microphone.addEventListener("ended", () => silence(new Problem("microphone-lost")));
+    } catch (error) {
+      silence(asProblem(error));
+    }
+    asksForMicrophone = false;
+    return fitSound(); // by now the wish may be another one
+  }
+  if (!needed) {
+    microphone?.stop();
+    microphone = null;
+  }
+  await live?.say(soundOf());
+}
+
+/** Without a microphone the button is off again. */
+function silence(problem) {
+  microphone = null;
+  setView({ microphone: false });
+  note(describe(problem).title);
+}
+
+function toggleMicrophone() {
+  setView({ microphone: !view.microphone });
+  fitSound();
+}
+
+function toggleListen() {
+  setView({ listen: !view.listen });
+  live?.listen(view.listen);
+}
+
+$("microphone").addEventListener("click", toggleMicrophone);
+$("listen").addEventListener("click", toggleListen);
 
 source.addEventListener("change", () => {
   const kind = source.value.split(":")[0];
@@ -203,6 +259,10 @@ function showSource() {
 
 function chooseFile(file) {
   $("file").value = ""; // so that the same file can be chosen again
+  if (file.type.startsWith("image/")) {
+    showSource();
+    return restore(file);
+  }
   choose("file", { file, begin: true });
 }
 
@@ -237,6 +297,35 @@ addEventListener("drop", (event) => {
   if (event.dataTransfer?.files[0]) chooseFile(event.dataTransfer.files[0]);
 });
 
+// ---- films and pictures to keep
+
+async function saveSnapshot() {
+  try {
+    await takeSnapshot(stream);
+    note("Picture saved, with its settings");
+  } catch (error) {
+    const problem = asProblem(error);
+    note(problem.code === "missing" ? "There is no picture to save yet" : describe(problem).title);
+  }
+}
+
+/** Takes over the settings that a saved picture holds. What this model refuses is said at its field. */
+async function restore(file) {
+  try {
+    const { model, controls } = await settingsIn(file);
+    const unknown = settings.restore(controls);
+    const other = model && model !== state.server?.model ? `; it was made with ${model}` : "";
+    note(`Settings taken from the picture${other}${unknown.length ? `; not known here: ${unknown.join(", ")}` : ""}`);
+  } catch (error) {
+    note(describe(asProblem(error)).title);
+  }
+}
+
+const toggleRecording = () => recorder.toggle();
+
+$("record").addEventListener("click", toggleRecording);
+$("snapshot").addEventListener("click", saveSnapshot);
+
 // ---- start and stop
 
 function start() {
@@ -260,10 +349,11 @@ async function ask() {
   update({ phase: "connecting" });
   settings.keep();
   settings.flush();
-  live = new Live(stream, opened.track, output, Boolean(state.stats?.width), {
+  live = new Live(stream, opened.track, output, { sound: soundOf(), listens: view.listen, repeats: Boolean(state.stats?.width) }, {
     picture: () => (state.phase !== "live" || state.stalled) && update({ phase: "live", problem: null, stalled: false }),
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
+    unheard: (error) => note(describe(asProblem(error)).title),
     ended: (problem) => stop(problem),
     size: paintedSize,
   });
@@ -292,13 +382,14 @@ $("token-form").addEventListener("submit", (event) => {
 // ---- view
 
 const VIEW = "lcmirror.view";
-const view = { mirror: true, hud: true, ...read("localStorage", VIEW, {}) };
+const view = { mirror: true, hud: true, microphone: false, listen: false, ...read("localStorage", VIEW, {}) };
 
 function setView(changes) {
   Object.assign(view, changes);
   write("localStorage", VIEW, view);
   showMirror();
   showHud();
+  for (const name of ["microphone", "listen"]) $(name).setAttribute("aria-pressed", String(view[name]));
 }
 
 function showMirror() {
@@ -363,6 +454,10 @@ bindKeys(
     ["/", "/", "Write the prompt", () => panel?.input("prompt")?.focus()],
     ["h", "H", "Statistics", toggleHud],
     ["m", "M", "Mirror", toggleMirror],
+    ["v", "V", "Send sound: the microphone's, or the file's own", toggleMicrophone],
+    ["l", "L", "Listen to what viewers hear", toggleListen],
+    ["r", "R", "Record a film on the server; again to stop", toggleRecording],
+    ["s", "S", "Save this picture; dropped on the page, it gives its settings back", saveSnapshot],
     ["f", "F", "Full screen", toggleFullscreen],
     ["c", "C", "Copy the link for OBS", copyLink],
     ["?", "?", "This help", showHelp],

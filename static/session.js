@@ -1,4 +1,4 @@
-// How does a live session run? It publishes one track, plays what comes back, and mends both until it is stopped.
+// How does a live session run? It publishes picture and sound, plays what comes back, and mends both until it is stopped.
 
 import { getJson } from "./api.js";
 import { keepUp } from "./keepup.js";
@@ -18,6 +18,11 @@ export class Live {
   #publisher = null;
   #player = null;
   #sender = null;
+  #voice = null; // the sender of what #sound is, once published
+  #sound;
+  #listens;
+  #hears = false; // what the player was opened with
+  #switching = Promise.resolve();
   // The server sends its last picture again while no new one comes, so a decoded frame by itself proves nothing. Its
   // statistics do: they start at 0 with each publisher, and frames_out counts new pictures only.
   #told = false; // statistics come at all: a proxy may block WebSockets, then decoded frames have to do
@@ -28,13 +33,16 @@ export class Live {
   #frameAt = 0; // when a frame was decoded, since both sessions stand
 
   /**
+   * sound: the track to send beside the picture, or null; listens: what comes back is heard.
    * repeats: the server has a picture of before, which it will show until ours comes.
-   * on: {picture() again and again while it moves, lost(problem | null), stalled(), ended(problem),
+   * on: {picture() again and again while it moves, lost(problem | null), stalled(), unheard(problem), ended(problem),
    *      size() -> {width, height} of the painted picture}
    */
-  constructor(stream, track, video, repeats, on) {
+  constructor(stream, track, video, { sound, listens, repeats }, on) {
     this.#stream = stream;
     this.#track = track;
+    this.#sound = sound;
+    this.#listens = listens;
     this.#video = video;
     this.#fresh = !repeats;
     this.#on = on;
@@ -65,10 +73,12 @@ export class Live {
   }
 
   async #publish(signal) {
-    const { session, sender } = await publish(this.#stream, this.#track, this.#on.size(), signal);
+    const { session, sender, voice } = await publish(this.#stream, this.#track, this.#on.size(), signal);
     if (sender.track !== this.#track) await sender.replaceTrack(this.#track); // the source was switched meanwhile
+    await voice.replaceTrack(this.#sound);
     this.#publisher = session;
     this.#sender = sender;
+    this.#voice = voice;
     [this.#out, this.#outAt, this.#held] = [0, performance.now(), false];
     const ended = session.ended.then(async () => {
       await session.left; // with our own publication surely gone, one that is there is another's
@@ -78,8 +88,30 @@ export class Live {
   }
 
   async #play(signal) {
-    this.#player = await play(this.#stream, this.#video, signal);
-    return this.#player;
+    this.#hears = this.#listens;
+    this.#player = await play(this.#stream, this.#video, signal, { sound: this.#hears });
+    this.listen(this.#listens); // the wish may have changed meanwhile
+    return { ended: this.#lastPlayerEnded() };
+  }
+
+  async #lastPlayerEnded() {
+    for (let player = null; player !== this.#player; ) await (player = this.#player).ended;
+  }
+
+  /** Makes what comes back heard, or not. */
+  listen(on) {
+    this.#listens = on;
+    this.#switching = this.#switching.then(() => this.#switch()).catch(this.#on.unheard);
+  }
+
+  /** Sound on or off is another session: the new one stands before the old one goes. */
+  async #switch() {
+    const [before, hears] = [this.#player, this.#listens];
+    if (!before || hears === this.#hears) return;
+    const player = await play(this.#stream, this.#video, this.#stopping.signal, { sound: hears });
+    if (this.#player !== before) return player.close(); // it fell meanwhile, and was opened again as wanted
+    [this.#player, this.#hears] = [player, hears];
+    before.close();
   }
 
   /** Our publisher fell while the server stands: did another one take its place? */
@@ -128,6 +160,12 @@ export class Live {
     for (const session of [this.#publisher, this.#player]) {
       if (session && !(await session.alive())) session.close();
     }
+  }
+
+  /** Sends this track as the sound; null for silence. */
+  async say(track) {
+    this.#sound = track;
+    if (this.#voice && this.#publisher) await this.#voice.replaceTrack(track);
   }
 
   async replace(track) {

@@ -1,22 +1,24 @@
-// Where does the picture come from? A camera, a screen or window, a looping video file: each a {track, stop()}.
+// Where do picture and sound come from? A camera, a screen or window, a looping video file: each a {track, sound, stop()},
+// sound being the source's own or null. And a microphone.
 
 import { Problem } from "./messages.js";
 
 const CAMERA = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 } };
 const SCREEN = { width: { max: 1280 }, height: { max: 1280 }, frameRate: { ideal: 30, max: 30 } };
 
-const CAMERA_ERRORS = {
-  NotAllowedError: "camera-refused",
-  SecurityError: "camera-refused",
-  NotFoundError: "camera-absent",
-  OverconstrainedError: "camera-absent",
-  NotReadableError: "camera-busy",
-  AbortError: "camera-busy",
+const ERRORS = {
+  NotAllowedError: "refused",
+  SecurityError: "refused",
+  NotFoundError: "absent",
+  OverconstrainedError: "absent",
+  NotReadableError: "busy",
+  AbortError: "busy",
 };
 
 const fromStream = (stream) => {
   const [track] = stream.getVideoTracks();
-  return { track, stop: () => track.stop() };
+  const [sound = null] = stream.getAudioTracks();
+  return { track, sound, stop: () => stream.getTracks().forEach((each) => each.stop()) };
 };
 
 /** The camera with this id; any camera without one. */
@@ -26,7 +28,17 @@ export async function openCamera(deviceId) {
   try {
     return fromStream(await navigator.mediaDevices.getUserMedia({ video: { ...CAMERA, ...which } }));
   } catch (error) {
-    throw new Problem(CAMERA_ERRORS[error.name] ?? "camera-odd");
+    throw new Problem(`camera-${ERRORS[error.name] ?? "odd"}`);
+  }
+}
+
+/** -> its track. */
+export async function openMicrophone() {
+  if (!navigator.mediaDevices?.getUserMedia) throw new Problem("microphone-insecure");
+  try {
+    return (await navigator.mediaDevices.getUserMedia({ audio: true })).getAudioTracks()[0];
+  } catch (error) {
+    throw new Problem(`microphone-${ERRORS[error.name] ?? "odd"}`);
   }
 }
 
@@ -34,7 +46,7 @@ export async function openScreen() {
   if (!window.isSecureContext) throw new Problem("insecure");
   if (!navigator.mediaDevices?.getDisplayMedia) throw new Problem("screen-absent");
   try {
-    return fromStream(await navigator.mediaDevices.getDisplayMedia({ video: SCREEN }));
+    return fromStream(await navigator.mediaDevices.getDisplayMedia({ video: SCREEN, audio: true }));
   } catch {
     throw new Problem("screen-cancelled");
   }
@@ -52,11 +64,15 @@ export async function openFile(file) {
     throw new Problem("file-unplayable");
   }
   const capture = video.captureStream ?? video.mozCaptureStream;
-  const track = capture?.call(video).getVideoTracks()[0] ?? drawn(video).getVideoTracks()[0];
+  const captured = capture?.call(video);
+  const track = captured?.getVideoTracks()[0] ?? drawn(video).getVideoTracks()[0];
+  const sound = captured?.getAudioTracks()[0] ?? null;
   return {
     track,
+    sound,
     stop() {
       track.stop();
+      sound?.stop();
       close(video);
     },
   };

@@ -1,4 +1,4 @@
-// How does OBS see the picture? The stream alone, full-bleed, opened again for ever when it ends.
+// How does OBS see and hear the stream? The stream alone, full-bleed, opened again for ever when it ends.
 
 import { keepUp } from "./keepup.js";
 import { play } from "./whip.js";
@@ -9,10 +9,12 @@ const video = document.getElementById("output");
 const stream = location.pathname.split("/").pop();
 const leaving = new AbortController();
 
-if (new URLSearchParams(location.search).get("fit") === "cover") document.body.classList.add("cover");
+const wishes = new URLSearchParams(location.search);
+if (wishes.get("fit") === "cover") document.body.classList.add("cover");
+const sound = wishes.get("sound") !== "0";
 
 let session = null;
-keepUp(() => play(stream, video, leaving.signal), {
+keepUp(() => play(stream, video, leaving.signal, { sound }), {
   signal: leaving.signal,
   onUp: (it) => (session = it),
   onDown: () => (session = null),

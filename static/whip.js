@@ -1,5 +1,6 @@
-// How does video reach the server and come back? WHIP (RFC 9725) and WHEP: one POST each way, one DELETE at the end.
+// How do picture and sound reach the server and come back? WHIP (RFC 9725) and WHEP: one POST each way, one DELETE.
 
+import { playAloud, playMuted } from "./aloud.js";
 import { call } from "./api.js";
 import { Problem } from "./messages.js";
 
@@ -39,7 +40,8 @@ export class Session {
   }
 
   async #negotiate(endpoint, signal) {
-    await this.#pc.setLocalDescription();
+    const { sdp: offer } = await this.#pc.createOffer();
+    await this.#pc.setLocalDescription({ type: "offer", sdp: inStereo(offer) });
     await gathered(this.#pc);
     const response = await call(endpoint, {
       method: "POST",
@@ -112,30 +114,39 @@ export class Session {
   }
 }
 
-/** WHIP: sends `track`. -> {session, sender}; sender.replaceTrack switches the source without a new session. */
+/**
+ * WHIP: sends `track`. -> {session, sender, voice}: sender.replaceTrack switches the picture's source without a new
+ * session, and voice.replaceTrack the sound's, which is silent at first.
+ */
 export async function publish(stream, track, size, signal) {
   const pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
   const { sender } = pc.addTransceiver(track, { direction: "sendonly" });
+  const { sender: voice } = pc.addTransceiver("audio", { direction: "sendonly" });
   const tuned = tune(sender, track, size);
   const session = await Session.open(`/whip/${stream}`, pc, signal);
   await tuned;
-  return { session, sender };
+  return { session, sender, voice };
 }
 
-/** WHEP: plays the stream in `video`. */
-export async function play(stream, video, signal) {
+/** WHEP: plays the stream in `video`; its sound only if asked for, since a picture in step with sound comes later. */
+export async function play(stream, video, signal, { sound = false } = {}) {
   const pc = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
-  const { receiver } = pc.addTransceiver("video", { direction: "recvonly" });
-  // Show a frame when it comes. Both names exist: the first is the standard's, the second Chrome's older one.
-  if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
-  if ("playoutDelayHint" in receiver) receiver.playoutDelayHint = 0;
+  const receivers = (sound ? ["video", "audio"] : ["video"]).map((kind) => {
+    const { receiver } = pc.addTransceiver(kind, { direction: "recvonly" });
+    // Show a frame when it comes. Both names exist: the first is the standard's, the second Chrome's older one.
+    if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
+    if ("playoutDelayHint" in receiver) receiver.playoutDelayHint = 0;
+    return receiver;
+  });
+  const tracks = receivers.map((receiver) => receiver.track);
   const show = () => {
     if (signal?.aborted) return;
-    video.srcObject = new MediaStream([receiver.track]);
-    video.play().catch(() => {}); // a newer srcObject interrupts it: that one plays
+    video.srcObject = new MediaStream(tracks);
+    if (sound) playAloud(video);
+    else playMuted(video);
   };
   // Not before there is something to see: until then the last picture of the session before stays.
-  if (receiver.track.muted) receiver.track.addEventListener("unmute", show, { once: true });
+  if (tracks[0].muted) tracks[0].addEventListener("unmute", show, { once: true });
   else show();
   return Session.open(`/whep/${stream}`, pc, signal);
 }
@@ -166,13 +177,19 @@ function fasterStart(sdp) {
   const hint = `x-google-start-bitrate=${START_KBPS}`;
   const eol = "\r\n";
   const lines = sdp.split(/\r?\n/);
-  const withParameters = new Set(lines.map((line) => /^a=fmtp:(\d+) /.exec(line)?.[1]).filter(Boolean));
+  const firsts = (pattern) => new Set(lines.map((line) => pattern.exec(line)?.[1]).filter(Boolean));
+  const withParameters = firsts(/^a=fmtp:(\d+) /);
+  const video = firsts(/^a=rtpmap:(\d+) (?:VP8|VP9|H264)\//i);
   return lines
     .flatMap((line) => {
-      const fmtp = /^a=fmtp:(\d+) (?!apt=)/.test(line);
-      if (fmtp) return [`${line};${hint}`];
-      const codec = /^a=rtpmap:(\d+) (VP8|VP9|H264)\//i.exec(line)?.[1];
-      return codec && !withParameters.has(codec) ? [line, `a=fmtp:${codec} ${hint}`] : [line];
+      if (video.has(/^a=fmtp:(\d+) /.exec(line)?.[1])) return [`${line};${hint}`];
+      const codec = /^a=rtpmap:(\d+) /.exec(line)?.[1];
+      return video.has(codec) && !withParameters.has(codec) ? [line, `a=fmtp:${codec} ${hint}`] : [line];
     })
     .join(eol);
+}
+
+/** Chrome mixes what it hears down to one channel unless its own offer says otherwise. */
+function inStereo(sdp) {
+  return sdp.replace(/^(a=fmtp:\d+ (?!.*stereo=1).*useinbandfec=1)/gm, "$1;stereo=1");
 }

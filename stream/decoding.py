@@ -1,7 +1,10 @@
-"""The queue in front of a receiver's decoder, made unable to grow: the only place that uses private names of aiortc.
+"""What aiortc's receivers do otherwise: with reports.py the only place that uses private names of aiortc.
 
 aiortc 1.16 puts every encoded frame into RTCRtpReceiver.__decoder_queue, which has no bound, and closing waits on the
 event loop until all of it is decoded. A publisher that outruns the decoder would add latency and memory without end.
+
+Its jitter buffer holds sound back by four packets (80 ms), and by sixteen (320 ms) behind one that was lost. And it
+closes on a sender that answers no consent checks.
 """
 
 from __future__ import annotations
@@ -13,10 +16,14 @@ from collections import deque
 from collections.abc import Callable
 
 from aiortc import RTCRtpReceiver
+from aiortc.jitterbuffer import JitterFrame
+from aiortc.rtp import RtpPacket
+from aiortc.utils import uint32_add
 
 MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
 KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none
 MAX_IN_DECODER = 256
+MISORDER = 48_000  # samples by which an overtaken packet may come late; one that is farther behind begins a new count
 
 _H264_IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")  # start code, NAL unit type 5 (H.264, table 7-1)
 
@@ -86,3 +93,36 @@ def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
     bounded = EncodedQueue(ask_for_keyframe=error.set)
     receiver._RTCRtpReceiver__decoder_queue = bounded
     return bounded
+
+
+def keep_while_sending(receiver: RTCRtpReceiver) -> None:
+    """No consent checks (RFC 7675) of who sends to us: FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s.
+
+    They guard others from being flooded, and we hardly send to a publisher. When it is gone its media ends.
+    """
+    receiver.transport.transport._connection.query_consent = _no_checks
+
+
+async def _no_checks() -> None:
+    pass
+
+
+class SoundBuffer:
+    """In the jitter buffer's place for sound. An Opus packet is a frame by itself, so each goes on when it comes; one
+    that was overtaken is dropped, like one that was lost."""
+
+    def __init__(self):
+        self._newest: int | None = None
+
+    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
+        """(False, since sound has no keyframe to ask for, and what is to be decoded)."""
+        is_late = self._newest is not None and uint32_add(self._newest, -packet.timestamp) < MISORDER
+        if is_late or not packet._data:
+            return False, None
+        self._newest = packet.timestamp
+        return False, JitterFrame(packet._data, packet.timestamp)
+
+
+def let_through(receiver: RTCRtpReceiver) -> None:
+    """Give a receiver of sound a SoundBuffer; before it starts."""
+    receiver._RTCRtpReceiver__jitter_buffer = SoundBuffer()

@@ -1,4 +1,4 @@
-"""One publisher's time on a stream: where its frames go in, and what times they are stamped with."""
+"""One publisher's time on a stream: where its frames and its sound go in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from av import VideoFrame
 
+from .clocks import MediaClock
 from .frames import Frame, Sound
 from .statistics import Statistics
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from .streams import Stream
 
 log = logging.getLogger(__name__)
-
-REANCHOR_S = 2.0  # a sender's clock that differs by more from ours has jumped
 
 
 class Publisher(Protocol):
@@ -32,7 +31,7 @@ class Publication:
     def __init__(self, stream: Stream, publisher: Publisher):
         self.stream, self.publisher = stream, publisher
         self.statistics = Statistics()
-        self._media_origin_s: float | None = None
+        self.clock = MediaClock()  # of the frames' media_s
         self._has_skipped = False
 
     def put(
@@ -44,7 +43,7 @@ class Publication:
         sender's own clock, where it has one. arrived_s: time.monotonic() by default.
         """
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
-        captured_s = self._captured_s(media_s, arrived_s)
+        captured_s = arrived_s if media_s is None else self.clock.captured_s(media_s, arrived_s)
         return self.stream.put(Frame(pixels, arrived_s, captured_s, self.statistics), self)
 
     def put_sound(self, samples: np.ndarray, captured_s: float) -> bool:
@@ -66,10 +65,3 @@ class Publication:
     def end(self) -> None:
         """The publisher is gone; viewers keep the last picture."""
         self.stream.end(self)
-
-    def _captured_s(self, media_s: float | None, arrived_s: float) -> float:
-        if media_s is None:
-            return arrived_s
-        if self._media_origin_s is None or abs(self._media_origin_s + media_s - arrived_s) > REANCHOR_S:
-            self._media_origin_s = arrived_s - media_s
-        return self._media_origin_s + media_s

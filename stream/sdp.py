@@ -35,6 +35,16 @@ class Offer:
     candidates: tuple[
         tuple[str, str], ...
     ]  # (mid, candidate): mDNS names take a second to resolve, so not before the answer
+    sound: bool  # it has sound that goes the right way
+    refused: tuple[tuple[int, MediaSection], ...]  # sections that `text` lacks, by their place in the offer
+
+    def answered(self, answer: str) -> str:
+        """aiortc's answer, with what it did not get to see refused (RFC 3264, 6: port 0)."""
+        head, *media = re.split("(?=^m=)", answer, flags=re.MULTILINE)
+        for place, section in self.refused:
+            lines = [f"m={section.kind} 0 {section.transport}", "c=IN IP4 0.0.0.0", "a=inactive"]
+            media.insert(place, "\r\n".join([*lines, f"a=mid:{section.mid}"]) + "\r\n")
+        return "".join([head, *media])
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,15 @@ class MediaSection:
 
     kind: str
     port: int
+    transport: str  # protocol and formats, the rest of the m-line
     lines: tuple[str, ...]
 
     def values(self, attribute: str) -> list[str]:
         return _values(self.lines, attribute)
+
+    @property
+    def m_line(self) -> str:
+        return f"m={self.kind} {self.port} {self.transport}"
 
     @property
     def mid(self) -> str:
@@ -56,13 +71,17 @@ class MediaSection:
     def direction(self) -> str:
         return _direction(self.lines) or "sendrecv"
 
+    @property
+    def is_opus(self) -> bool:
+        return any(" opus/48000" in codec.lower() for codec in self.values("rtpmap"))
+
 
 def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     """The offer in the form that aiortc can use. Raises BadSdp.
 
     directions: which of them the offer's video may have; verb: what it must do, for the sentence ("send", "receive").
     `a=end-of-candidates` is left out: with it aiortc never connects to an offer that carries no candidates, and waits
-    for the peer's own checks without it.
+    for the peer's own checks without it. So is sound that is not Opus, which would make aiortc refuse the video too.
     """
     if not text.strip():
         raise BadSdp("The SDP offer is empty.")
@@ -89,9 +108,22 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     for attribute, what in (("ice-ufrag", "ICE credentials"), ("ice-pwd", "ICE credentials"), ("fingerprint", "DTLS")):
         if not _values(session, attribute) and not all(section.values(attribute) for section in media if section.port):
             raise BadSdp(f"The SDP offer lacks {what}: a={attribute} is missing.")
-    candidates = _candidates(media)
-    kept = [line for line in lines if line != "a=end-of-candidates" and not line.startswith("a=candidate:")]
-    return Offer("\r\n".join(kept) + "\r\n", _values(lines, "ice-ufrag")[0], candidates)
+    sounds = [section for section in media if section.kind == "audio"]
+    sound = any(section.is_opus and section.port and section.direction in directions for section in sounds)
+    refused = tuple((at, section) for at, section in enumerate(media) if section in sounds and not section.is_opus)
+    strange = {section.mid for _, section in refused}
+    kept = [_without_mids(line, strange) if line.startswith("a=group:") else line for line in session]
+    for section in media:
+        if section.mid not in strange:
+            kept += [section.m_line, *section.lines]
+    kept = [line for line in kept if line != "a=end-of-candidates" and not line.startswith("a=candidate:")]
+    # What a refused section offers to connect by is its bundle's too: the first section that is left takes it.
+    candidates = tuple(("" if mid in strange else mid, candidate) for mid, candidate in _candidates(media))
+    return Offer("\r\n".join(kept) + "\r\n", _values(lines, "ice-ufrag")[0], candidates, sound, refused)
+
+
+def _without_mids(group: str, mids: set[str]) -> str:
+    return " ".join(word for word in group.split() if word not in mids)
 
 
 @dataclass(frozen=True)
@@ -110,7 +142,7 @@ def parse_fragment(text: str) -> Fragment:
     session, media = _sections(lines)
     ufrags = _values(lines, "ice-ufrag")
     # Some clients send candidates without an m-line: they mean the bundle, so the first section.
-    loose = MediaSection("", 0, tuple(line for line in session if line.startswith(("a=candidate:", "a=mid:"))))
+    loose = MediaSection("", 0, "", tuple(line for line in session if line.startswith(("a=candidate:", "a=mid:"))))
     return Fragment(ufrags[0] if ufrags else None, _candidates([loose, *media]))
 
 
@@ -122,7 +154,7 @@ def _sections(lines: list[str]) -> tuple[list[str], list[MediaSection]]:
         match = _MEDIA.fullmatch(lines[start])
         if match is None:
             raise BadSdp(f"The SDP line {lines[start][:60]!r} cannot be read.")
-        media.append(MediaSection(match[1], int(match[2]), tuple(lines[start + 1 : end])))
+        media.append(MediaSection(match[1], int(match[2]), f"{match[3]} {match[4]}", tuple(lines[start + 1 : end])))
     return lines[: starts[0]] if starts else lines, media
 
 

@@ -57,7 +57,7 @@ class PictureTrack(MediaStreamTrack):
         self._outbox: Outbox[Picture] = Outbox(asyncio.get_running_loop())
         self._picture: Picture | None = None
         self._pts = 0
-        self._captured_s = 0.0  # of the picture that was sent with self._pts
+        self.moment_s = 0.0  # captured_s of the picture that was sent with self._pts
         self._sent_s = 0.0
         self._leave = stream.watch(self._outbox.put)
 
@@ -68,10 +68,10 @@ class PictureTrack(MediaStreamTrack):
         now_s = time.monotonic()
         if self._picture is None:
             fit_bitrates(picture.rgb.shape[1], picture.rgb.shape[0])
-            self._captured_s = picture.captured_s
+            self.moment_s = picture.captured_s
         elif picture is None:
             # Time passes in the timestamps too, or the next live picture would seem to jump.
-            self._advance(self._captured_s + now_s - self._sent_s)
+            self._advance(self.moment_s + now_s - self._sent_s)
         else:
             self._advance(picture.captured_s)
         self._sent_s = now_s
@@ -85,8 +85,8 @@ class PictureTrack(MediaStreamTrack):
         super().stop()
 
     def _advance(self, captured_s: float) -> None:
-        self._pts += max(MIN_STEP, round((captured_s - self._captured_s) * CLOCK_HZ))
-        self._captured_s = captured_s
+        self._pts += max(MIN_STEP, round((captured_s - self.moment_s) * CLOCK_HZ))
+        self.moment_s = captured_s
 
 
 async def drain_video(

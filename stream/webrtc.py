@@ -1,4 +1,4 @@
-"""WebRTC on aiortc: WHIP sessions bring a publisher's frames in, WHEP sessions take pictures out."""
+"""WebRTC on aiortc: WHIP sessions bring frames and sound in, WHEP sessions take pictures and sound out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from aiortc.exceptions import OperationError
 from aiortc.sdp import candidate_from_sdp
 
 from . import sdp
-from .decoding import bound_queue
+from .clocks import MediaClock
+from .decoding import bound_queue, keep_while_sending, let_through
 from .publication import Publication
+from .reports import SenderReports, tell_moments
+from .sound import CLOCK_HZ as SOUND_HZ
+from .sound import SoundTrack, drain_sound
 from .streams import Stream
+from .tracks import CLOCK_HZ as VIDEO_HZ
 from .tracks import PictureTrack, drain, drain_video
 
 log = logging.getLogger(__name__)
@@ -105,16 +110,7 @@ class Sessions:
         session.peer.on("track", session.tracks.append)
         answer = await self._answer(session, offer, spare=takes_over)
         session.publication, replaced = stream.publish(session)
-        shown = next(track for track in session.tracks if track.kind == "video")
-        for receiver in session.peer.getReceivers():
-            if receiver.track is None:  # the offer has a section of this kind that sends nothing
-                continue
-            encoded = bound_queue(receiver)
-            if receiver.track is shown:
-                encoded.on_skip = session.publication.skip
-                self._until_done(session, drain_video(shown, session.publication, encoded.arrived_s, CONNECT_S))
-            else:
-                session.spawn(drain(receiver.track))
+        self._drain(session, session.publication)
         if replaced is not None and isinstance(replaced.publisher, Session):
             self.close_soon(replaced.publisher)
         return session, answer
@@ -122,9 +118,12 @@ class Sessions:
     async def view(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
         """Answer a WHEP offer; the picture starts when there is one. Raises as `publish` does."""
         session = Session("whep", stream)
-        track = PictureTrack(stream)
-        session.tracks.append(track)
-        session.peer.addTransceiver(track, direction="sendonly")
+        session.tracks.append(PictureTrack(stream))
+        if offer.sound:
+            session.tracks.append(SoundTrack(stream))
+        for track in session.tracks:
+            sender = session.peer.addTransceiver(track, direction="sendonly").sender
+            tell_moments(sender, lambda track=track: track.moment_s)
         return session, await self._answer(session, offer)
 
     def add_candidates(self, session: Session, candidates: Sequence[tuple[str, str]]) -> None:
@@ -134,6 +133,26 @@ class Sessions:
             raise sdp.BadSdp(f"More than {sdp.MAX_CANDIDATES} candidates are not taken.")
         for mid, value in candidates:
             session.spawn(self._add_candidate(session, mid, value))
+
+    def _drain(self, session: Session, publication: Publication) -> None:
+        """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
+        picture, sound = (next((t for t in session.tracks if t.kind == kind), None) for kind in ("video", "audio"))
+        for receiver in session.peer.getReceivers():
+            track = receiver.track
+            if track is None:  # the offer has a section of this kind that sends nothing
+                continue
+            keep_while_sending(receiver)
+            encoded = bound_queue(receiver)
+            if track is picture:
+                encoded.on_skip = publication.skip
+                publication.clock.wall_origin_s = SenderReports(receiver, VIDEO_HZ).wall_origin_s
+                self._until_done(session, drain_video(track, publication, encoded.arrived_s, CONNECT_S))
+            elif track is sound:
+                let_through(receiver)
+                clock = MediaClock(SenderReports(receiver, SOUND_HZ).wall_origin_s, leader=publication.clock)
+                session.spawn(drain_sound(track, publication, clock, encoded.arrived_s))
+            else:
+                session.spawn(drain(track))
 
     async def close(self, session: Session) -> None:
         """End a session; harmless when it has ended."""
@@ -172,7 +191,7 @@ class Sessions:
         self._opening += 1
         try:
             session.offer_ufrag = offer.ufrag
-            answer = await self._negotiate(session.peer, offer.text)
+            answer = offer.answered(await self._negotiate(session.peer, offer.text))
             self.add_candidates(session, offer.candidates)
         except BaseException:
             self.close_soon(session)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 FPS = 25
+SAMPLE_RATE = 48_000
+PER_PICTURE = SAMPLE_RATE // FPS
 
 needs_whip = pytest.mark.skipif("whip" not in av.formats_available, reason="this build of FFmpeg has no WHIP muxer")
 
@@ -35,20 +38,27 @@ def certificate(folder: Path) -> dict[str, str]:
     return {"cert_file": str(folder / "cert.pem"), "key_file": str(folder / "key.pem")}
 
 
-def publish(url: str, options: dict[str, str], pictures: Sequence[np.ndarray]) -> None:
-    """Pictures (uint8 [H, W, 3]) with silence beside them, FPS a second in real time. Not from the server's process."""
+def publish(
+    url: str, options: dict[str, str], pictures: Iterable[np.ndarray], sounds: Iterable[np.ndarray] | None = None
+) -> None:
+    """Pictures (uint8 [H, W, 3] of one size) FPS a second in real time, each with its sound beside it (int16
+    [PER_PICTURE, 2]; silence if None). Not from the server's process."""
     with av.open(url, "w", format="whip", options=options) as output:
+        pictures, silence = iter(pictures), itertools.repeat(np.zeros((PER_PICTURE, 2), np.int16))
+        first = next(pictures)
         video = output.add_stream("libx264", rate=FPS, options={"tune": "zerolatency", "profile": "baseline"})
-        video.height, video.width = pictures[0].shape[:2]
+        video.height, video.width = first.shape[:2]
         video.pix_fmt = "yuv420p"
         video.codec_context.gop_size = FPS
-        audio = output.add_stream("libopus", rate=48_000, layout="stereo")
-        started_s, silence = time.monotonic(), np.zeros((1, 2 * 48_000 // FPS), np.int16)
-        for number, picture in enumerate(pictures):
+        audio = output.add_stream("libopus", rate=SAMPLE_RATE, layout="stereo")
+        started_s = time.monotonic()
+        both = zip(itertools.chain([first], pictures), silence if sounds is None else sounds, strict=False)
+        for number, (picture, samples) in enumerate(both):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             output.mux(video.encode(frame))
-            sound = av.AudioFrame.from_ndarray(silence, format="s16", layout="stereo")
-            sound.sample_rate, sound.pts, sound.time_base = 48_000, number * 48_000 // FPS, Fraction(1, 48_000)
+            sound = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="stereo")
+            sound.sample_rate, sound.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
+            sound.pts = number * PER_PICTURE
             output.mux(audio.encode(sound))
             time.sleep(max(0.0, started_s + (number + 1) / FPS - time.monotonic()))

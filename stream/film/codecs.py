@@ -11,7 +11,7 @@ from functools import cache
 import av
 import numpy as np
 from av.codec.context import Flags
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from .clip import FilmError
 
@@ -52,14 +52,15 @@ CODECS: dict[str, tuple[Encoder, ...]] = {
         Encoder("h264_videotoolbox", "q:v", 20, 90),
         Encoder("h264_qsv", "global_quality", pixel_format="nv12"),
         Encoder("h264_amf", "qp_i", options={"rc": "cqp"}),
-        Encoder("libx264", "crf", options={"preset": "medium"}),
+        # On two cores "medium" takes 3.6 ms of the engine's time for a frame of 256x256, this 1.8, for 1.4 dB less.
+        Encoder("libx264", "crf", options={"preset": "veryfast"}),
     ),
     "hevc": (
         Encoder("hevc_nvenc", "cq", tag="hvc1", options=_NVENC),
         Encoder("hevc_videotoolbox", "q:v", 20, 90, tag="hvc1"),
         Encoder("hevc_qsv", "global_quality", pixel_format="nv12", tag="hvc1"),
         Encoder("hevc_amf", "qp_i", tag="hvc1", options={"rc": "cqp"}),
-        Encoder("libx265", "crf", 51, 12, tag="hvc1", options={"preset": "medium", **_QUIET_X265}),
+        Encoder("libx265", "crf", 51, 12, tag="hvc1", options={"preset": "fast", **_QUIET_X265}),
     ),
     "vp9": (Encoder("libvpx-vp9", "crf", 63, 15, options={"b": "0", "row-mt": "1", "cpu-used": "4"}),),
     "av1": (
@@ -96,7 +97,7 @@ def opens(name: str) -> bool:
     try:
         context = av.CodecContext.create(name, "w")
         set_up(context, encoder, (256, 256), Fraction(1, 25), Fraction(25), DEFAULT_QUALITY)
-        frame = to_frame(np.zeros((256, 256, 3), np.uint8), encoder)
+        frame = to_frame(np.zeros((256, 256, 3), np.uint8), encoder, VideoReformatter())
         frame.pts, frame.time_base = 0, Fraction(1, 25)
         return bool([*context.encode(frame), *context.encode(None)])
     except (av.error.FFmpegError, ValueError, RuntimeError):
@@ -148,12 +149,13 @@ def set_up(
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
 
 
-def to_frame(rgb: np.ndarray, encoder: Encoder) -> av.VideoFrame:
+def to_frame(rgb: np.ndarray, encoder: Encoder, reformatter: VideoReformatter) -> av.VideoFrame:
     """uint8 [H, W, 3] -> what the encoder takes: BT.709, limited range."""
     frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
     if encoder.pixel_format.startswith("bgr"):
-        return frame.reformat(format=encoder.pixel_format)
-    return frame.reformat(
+        return reformatter.reformat(frame, format=encoder.pixel_format)
+    return reformatter.reformat(
+        frame,
         format=encoder.pixel_format,
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG,

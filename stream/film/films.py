@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from . import codecs, sound
@@ -72,6 +73,7 @@ class _Segments:
     def __init__(self, order: Order, work: Work, encoder: codecs.Encoder):
         self._order, self._work, self._encoder = order, work, encoder
         self._length = int(np.clip(RAW_BYTES // (order.size[0] * order.size[1] * 3), SEGMENT_MIN, SEGMENT_MAX))
+        self._reformatter = VideoReformatter()
         self._output: PacketFile | None = None
         self._durations: dict[int, int] = {}
         self._count = 0
@@ -79,7 +81,7 @@ class _Segments:
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
         if self._output is None:
             self._open()
-        frame = codecs.to_frame(picture, self._encoder)
+        frame = codecs.to_frame(picture, self._encoder, self._reformatter)
         frame.pts, frame.time_base = pts, self._order.clip.time_base
         self._durations[pts] = duration
         self._write(self._context.encode(frame))

@@ -13,8 +13,8 @@ from tests.chromium import CHROMIUM, launch_options, running_server, write_camer
 
 
 @pytest.fixture(scope="package")
-def server():
-    with running_server() as running:
+def server(tmp_path_factory):
+    with running_server("--recordings", str(tmp_path_factory.mktemp("films"))) as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""Real WebRTC peers for the tests: an aiortc publisher of one colour, and a viewer that keeps the newest frame."""
+"""Real WebRTC peers for the tests: an aiortc publisher of one colour and tone, a viewer that keeps what is newest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack, MediaStreamError
 from aiortc.rtcrtpsender import RTCRtpSender
-from av import VideoFrame
+from av import AudioFrame, VideoFrame
 
 PATIENCE_S = 20.0  # a watchdog, not a measurement
 
@@ -44,11 +44,47 @@ class ColourTrack(MediaStreamTrack):
         return frame
 
 
+class ToneTrack(MediaStreamTrack):
+    """A sine of `hertz`, which may be changed, as loud on the right as on the left; 20 ms pieces in real time."""
+
+    kind = "audio"
+
+    def __init__(self, hertz: float):
+        super().__init__()
+        self.hertz, self.sent = hertz, 0  # samples
+        self._started_s = time.monotonic()
+
+    async def recv(self) -> AudioFrame:
+        await asyncio.sleep(max(0.0, self._started_s + self.sent / 48_000 - time.monotonic()))
+        wave = np.sin(2 * np.pi * self.hertz * (self.sent + np.arange(960)) / 48_000) * 8000
+        frame = AudioFrame.from_ndarray(wave.astype(np.int16).repeat(2)[None], format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, self.sent, Fraction(1, 48_000)
+        self.sent += 960
+        return frame
+
+
+def pitch(samples: np.ndarray) -> float:
+    """The loudest frequency in Hz of int16 [n, 2]; 0 for silence."""
+    if not len(samples) or np.abs(samples).max() < 500:
+        return 0.0
+    spectrum = np.abs(np.fft.rfft(samples[:, 0] * np.hanning(len(samples))))
+    return float(spectrum.argmax() * 48_000 / len(samples))
+
+
 class Publisher:
     """`async with Publisher(...)`: publishes over WHIP; leaving deletes the resource."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, rgb=(200, 40, 40), codec="VP8", audio=False, fps=20.0):
-        self.http, self.url, self.codec, self.audio = http, url, codec, audio
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        rgb=(200, 40, 40),
+        codec="VP8",
+        audio: bool | MediaStreamTrack = False,  # True: silence
+        fps=20.0,
+    ):
+        self.http, self.url, self.codec = http, url, codec
+        self.audio = AudioStreamTrack() if audio is True else audio
         self.track = ColourTrack(rgb, fps)
         self.peer = new_peer()
         self.location = ""
@@ -56,7 +92,7 @@ class Publisher:
 
     async def offer(self) -> str:
         if self.audio:
-            self.peer.addTransceiver(AudioStreamTrack(), direction="sendonly")
+            self.peer.addTransceiver(self.audio, direction="sendonly")
         prefer(self.peer.addTransceiver(self.track, direction="sendonly"), self.codec)
         await self.peer.setLocalDescription(await self.peer.createOffer())
         return self.peer.localDescription.sdp
@@ -70,33 +106,42 @@ class Publisher:
 
 
 class Viewer:
-    """`async with Viewer(...)`: watches over WHEP and keeps draining, so that `frame` is the newest."""
+    """`async with Viewer(...)`: watches over WHEP and keeps draining, so that `frame` is the newest; with `sound`,
+    `sounds` keeps all that is heard."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, codec="VP8"):
-        self.http, self.url, self.codec = http, url, codec
+    def __init__(self, http: aiohttp.ClientSession, url: str, codec="VP8", sound=False):
+        self.http, self.url, self.codec, self.sound = http, url, codec, sound
         self.peer = new_peer()
         self.frame: VideoFrame | None = None
         self.pts: list[int] = []
+        self.sounds: list[AudioFrame] = []
         self.location = ""
         self._came = asyncio.Event()
 
     async def __aenter__(self) -> Viewer:
         prefer(self.peer.addTransceiver("video", direction="recvonly"), self.codec)
+        if self.sound:
+            self.peer.addTransceiver("audio", direction="recvonly")
         tracks = []
         self.peer.on("track", tracks.append)
         await self.peer.setLocalDescription(await self.peer.createOffer())
         self.location = await negotiate(self.http, self.url, self.peer, self.peer.localDescription.sdp)
-        self._task = asyncio.create_task(self._drain(tracks[0]))
+        self._tasks = [asyncio.create_task(self._drain(track)) for track in tracks]
         return self
 
     async def __aexit__(self, *_) -> None:
-        self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
         await leave(self.http, self.url, self.location, self.peer)
 
     async def _drain(self, track: MediaStreamTrack) -> None:
         with contextlib.suppress(MediaStreamError):
             while True:
-                self.frame = await track.recv()
+                frame = await track.recv()
+                if track.kind == "audio":
+                    self.sounds.append(frame)
+                    continue
+                self.frame = frame
                 self.pts.append(self.frame.pts)
                 self._came.set()
 
@@ -112,6 +157,15 @@ class Viewer:
                 self._came.clear()
                 if np.abs(self.colour() - rgb).max() <= within:
                     return self.colour()
+
+    def heard(self, pieces: int = 10) -> np.ndarray:
+        """The newest sound, int16 [n, 2]."""
+        newest = [frame.to_ndarray().reshape(-1, 2) for frame in self.sounds[-pieces:]]
+        return np.concatenate(newest) if len(newest) == pieces else np.empty((0, 2), np.int16)
+
+    async def hears(self, hertz: float, within: float = 15.0) -> None:
+        """Wait until the newest sound has that pitch."""
+        await until(lambda: abs(pitch(self.heard()) - hertz) <= within)
 
     async def next_frame(self) -> VideoFrame:
         self._came.clear()

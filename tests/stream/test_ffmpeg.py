@@ -1,4 +1,4 @@
-"""FFmpeg publishes into a server in another process and is watched by an aiortc viewer."""
+"""FFmpeg publishes into a server in another process and is watched, and heard, by an aiortc viewer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import aiohttp
 import numpy as np
 import pytest
 
-from tests.ffmpeg import certificate, needs_whip, publish
+from tests.ffmpeg import PER_PICTURE, SAMPLE_RATE, certificate, needs_whip, publish
 
 from .peers import Viewer, until
 
 ROOT = Path(__file__).resolve().parents[2]
+WAVE = np.sin(2 * np.pi * 1000 * np.arange(PER_PICTURE) / SAMPLE_RATE) * 8000
+TONE = [WAVE.astype(np.int16)[:, None].repeat(2, axis=1)] * 75  # 1 kHz
 RED = [np.full((128, 128, 3), (200, 40, 40), np.uint8)] * 75  # three seconds
 
 pytestmark = needs_whip
@@ -31,12 +33,13 @@ def server_url():
     process.wait(10)
 
 
-async def test_ffmpeg_publishes_and_is_watched(server_url, tmp_path):
-    async with aiohttp.ClientSession() as http, Viewer(http, f"{server_url}/whep/one") as viewer:
+async def test_ffmpeg_publishes_and_is_watched_and_heard(server_url, tmp_path):
+    async with aiohttp.ClientSession() as http, Viewer(http, f"{server_url}/whep/one", sound=True) as viewer:
         publishing = asyncio.create_task(
-            asyncio.to_thread(publish, f"{server_url}/whip/one", certificate(tmp_path), RED)
+            asyncio.to_thread(publish, f"{server_url}/whip/one", certificate(tmp_path), RED, TONE)
         )
         await viewer.sees((40, 40, 200))
+        await viewer.hears(1000)
         await publishing
 
         async def stats():

@@ -154,6 +154,31 @@ async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
         await until(lambda: not server.sessions)
 
 
+async def test_a_publisher_that_answers_no_consent_checks_is_kept_while_it_sends(server, monkeypatch):
+    """FFmpeg's WHIP client is one."""
+    monkeypatch.setattr(aioice.ice, "CONSENT_INTERVAL", 0.05)
+    monkeypatch.setattr(aioice.ice, "CONSENT_FAILURES", 1)
+    monkeypatch.setattr(aioice.ice.Connection, "request_received", ignore_once_connected)
+    async with Publisher(server.http, f"{server.url}/whip/one", RED) as publisher:
+        publisher.peer.getSenders()[0].transport.transport._connection.query_consent = no_checks
+        await until(lambda: publisher.track.sent > 60)
+        sent = (await server.stats("one"))["frames_in"]
+        await until(lambda: publisher.track.sent > 80)
+        assert (await server.stats("one"))["frames_in"] > sent
+
+
+_answer = aioice.ice.Connection.request_received
+
+
+def ignore_once_connected(connection, *request):
+    if connection._query_consent_task is None:
+        _answer(connection, *request)
+
+
+async def no_checks():
+    pass
+
+
 async def test_a_peer_that_never_connects_is_let_go(server, monkeypatch):
     monkeypatch.setattr(webrtc, "CONNECT_S", 0.3)
     for path in ("/whip/one", "/whep/one"):
