@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = ROOT / "tests" / "data" / "carphone.mp4"
@@ -80,3 +82,11 @@ def launch_options(camera_file: Path) -> dict:
         "executable_path": CHROMIUM,
         "args": ["--no-sandbox", *_QUIET, *_MEDIA, f"--use-file-for-fake-video-capture={camera_file}"],
     }
+
+
+def until_promised(tab: Page, condition: str, arg=None, patience_s: float = 60.0) -> None:
+    """Until an async condition holds: Playwright's wait_for_function takes every promise for true."""
+    ends_s = time.monotonic() + patience_s
+    while not tab.evaluate(condition, arg):
+        assert time.monotonic() < ends_s, condition
+        tab.wait_for_timeout(100)

@@ -7,6 +7,8 @@ import urllib.request
 
 import pytest
 
+from tests.chromium import until_promised
+
 PATIENCE_MS = 60_000  # a watchdog, not a measurement: CI machines are slow
 
 PUBLISH = """async ([client, url, token]) => {
@@ -44,12 +46,10 @@ def test_clients_of_others_publish_and_play(guarded, clients_page, new_tab, publ
     sender.evaluate(PUBLISH, [publisher, f"{server.url}/whip/{name}", token])
     receiver.evaluate(PLAY, [player, f"{server.url}/whep/{name}", token])
     receiver.wait_for_function("() => document.getElementById('output').videoWidth === 256", timeout=PATIENCE_MS)
-    receiver.wait_for_function(
-        "async () => await loudness(document.getElementById('output')) > 0.01", timeout=PATIENCE_MS
-    )
+    until_promised(receiver, "async () => await loudness(document.getElementById('output')) > 0.01")
     api = f"{server.url}/api/streams/{name}"
     told = ask(api, token)
     assert (told["publishing"], told["viewers"]) == (True, 1)
     receiver.evaluate("() => playing.stop()")
     sender.evaluate("() => publishing.stop()")
-    sender.wait_for_function(ENDED, arg=[f"{server.url}/api/streams", name, token], timeout=PATIENCE_MS)
+    until_promised(sender, ENDED, [f"{server.url}/api/streams", name, token])

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.chromium import until_promised
+
 from .test_studio import PATIENCE_MS, start, until, until_live, until_moving
 
 # Mean loudness of what a video element plays: 0 while it is muted or has no sound.
@@ -70,13 +72,13 @@ def test_the_microphone_is_heard_while_it_is_on_and_the_page_for_obs_plays_it(se
     until(view, "() => document.getElementById('output').videoWidth === 256")
     view.mouse.click(5, 5)  # where the browser wants a gesture before it lets a page be heard
     until(view, "() => !document.getElementById('output').muted")
-    until(view, SILENT)
+    until_promised(view, SILENT)
     studio.locator("#microphone").click()
     assert pressed(studio, "microphone")
-    until(view, LOUD)
+    until_promised(view, LOUD)
     studio.keyboard.press("v")
     assert not pressed(studio, "microphone")
-    until(view, SILENT)
+    until_promised(view, SILENT)
     until_moving(view)
     assert studio.evaluate("posts.filter(url => url.includes('/whip/')).length") == 1
 
@@ -97,16 +99,16 @@ def test_the_output_is_heard_when_asked_for_and_both_wishes_are_remembered(serve
     assert not pressed(page, "listen")
     page.locator("#microphone").click()
     page.locator("#listen").click()
-    until(page, LOUD)
+    until_promised(page, LOUD)
     until_moving(page)
     page.reload()
     assert pressed(page, "microphone")
     assert pressed(page, "listen")
     page.locator("#start").click(timeout=PATIENCE_MS)
     until_live(page)
-    until(page, LOUD)
+    until_promised(page, LOUD)
     page.keyboard.press("l")
-    until(page, SILENT)
+    until_promised(page, SILENT)
     until_moving(page)
     expect(page.locator("body")).to_have_attribute("data-phase", "live")
 
@@ -122,7 +124,7 @@ def test_a_file_sends_its_own_sound_in_the_microphones_place(server, page, clip_
     page.locator("#microphone").click()
     page.locator("#file").set_input_files(clip_with_sound)
     until_live(page)
-    until(page, LOUD)
+    until_promised(page, LOUD)
     assert page.evaluate("microphones") == 0
     page.locator("#source").select_option("camera")
     until(page, "() => microphones === 1")

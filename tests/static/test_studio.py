@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.chromium import CLIP, running_server
+from tests.chromium import CLIP, running_server, until_promised
 from tests.ffmpeg import certificate, needs_whip, publish
 
 PATIENCE_MS = 60_000  # a watchdog, not a measurement: CI machines are slow
@@ -267,7 +267,7 @@ def test_a_setting_the_server_could_not_take_goes_again(server, page):
     page.locator("#steps").fill("3", timeout=PATIENCE_MS)
     expect(page.locator("#status")).to_contain_text("full", timeout=PATIENCE_MS)
     controls = f"{server.url}/api/streams/retries/controls"
-    until(page, "async url => (await (await fetch(url)).json()).steps === 3", controls)
+    until_promised(page, "async url => (await (await fetch(url)).json()).steps === 3", controls)
     page.errors.clear()  # the browser notes every refused request
 
 
