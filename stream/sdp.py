@@ -14,6 +14,7 @@ SENDING = frozenset({"sendonly", "sendrecv"})
 RECEIVING = frozenset({"recvonly", "sendrecv"})
 KINDS = frozenset({"audio", "video", "application"})
 DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
+SHARED = ("a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:", "a=rtcp-mux")  # by the sections of a bundle
 
 _LINE = re.compile(r"[a-z]=[^\x00]*")
 _CANDIDATE = re.compile(
@@ -39,7 +40,11 @@ class Offer:
     refused: tuple[tuple[int, MediaSection], ...]  # sections that `text` lacks, by their place in the offer
 
     def answered(self, answer: str) -> str:
-        """aiortc's answer, with what it did not get to see refused (RFC 3264, 6: port 0)."""
+        """aiortc's answer, with what it did not get to see refused (RFC 3264, 6: port 0), and with one fingerprint.
+
+        It gives three. Of SHA-384 and SHA-512 some releases of OBS know nothing or the wrong name.
+        """
+        answer = re.sub("^a=fingerprint:(?!sha-256 ).*\n", "", answer, flags=re.MULTILINE)
         head, *media = re.split("(?=^m=)", answer, flags=re.MULTILINE)
         for place, section in self.refused:
             lines = [f"m={section.kind} 0 {section.transport}", "c=IN IP4 0.0.0.0", "a=inactive"]
@@ -68,6 +73,11 @@ class MediaSection:
         return next(iter(self.values("mid")), "")
 
     @property
+    def is_refused(self) -> bool:
+        """Not where it has its bundle's port (RFC 9143, 6), as all but the first of Firefox's have."""
+        return self.port == 0 and "a=bundle-only" not in self.lines
+
+    @property
     def direction(self) -> str:
         return _direction(self.lines) or "sendrecv"
 
@@ -81,7 +91,8 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
 
     directions: which of them the offer's video may have; verb: what it must do, for the sentence ("send", "receive").
     `a=end-of-candidates` is left out: with it aiortc never connects to an offer that carries no candidates, and waits
-    for the peer's own checks without it. So is sound that is not Opus, which would make aiortc refuse the video too.
+    for the peer's own checks without it. So are sound that is not Opus, which would make aiortc refuse the video too,
+    and what the offer itself refuses. A section that leaves to its bundle how to connect gets that said again.
     """
     if not text.strip():
         raise BadSdp("The SDP offer is empty.")
@@ -94,7 +105,7 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     session, media = _sections(lines)
     if not 1 <= len(media) <= MAX_MEDIA:
         raise BadSdp(f"The SDP offer must have 1 to {MAX_MEDIA} media sections, not {len(media)}.")
-    video = [section for section in media if section.kind == "video" and section.port != 0]
+    video = [section for section in media if section.kind == "video" and not section.is_refused]
     if not video:
         raise BadSdp("The SDP offer has no video.")
     if not any(section.direction in directions for section in video):
@@ -105,17 +116,23 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     bundled = [mid for group in _values(session, "group") for mid in group.split()[1:]]
     if len(set(mids)) < len(mids) or not set(bundled) <= set(mids):
         raise BadSdp("The SDP offer's a=mid names must differ, and its bundle may name no others.")
+    speaking = [section for section in media if section.port] or media
     for attribute, what in (("ice-ufrag", "ICE credentials"), ("ice-pwd", "ICE credentials"), ("fingerprint", "DTLS")):
-        if not _values(session, attribute) and not all(section.values(attribute) for section in media if section.port):
+        if not _values(session, attribute) and not all(section.values(attribute) for section in speaking):
             raise BadSdp(f"The SDP offer lacks {what}: a={attribute} is missing.")
     sounds = [section for section in media if section.kind == "audio"]
-    sound = any(section.is_opus and section.port and section.direction in directions for section in sounds)
-    refused = tuple((at, section) for at, section in enumerate(media) if section in sounds and not section.is_opus)
+    sound = any(section.is_opus and section.direction in directions for section in sounds if not section.is_refused)
+    refused = tuple(
+        (at, section)
+        for at, section in enumerate(media)
+        if section.is_refused or (section in sounds and not section.is_opus)
+    )
     strange = {section.mid for _, section in refused}
     kept = [_without_mids(line, strange) if line.startswith("a=group:") else line for line in session]
+    shared = [line for line in speaking[0].lines if line.startswith(SHARED)]
     for section in media:
         if section.mid not in strange:
-            kept += [section.m_line, *section.lines]
+            kept += [section.m_line, *section.lines, *([] if section.port or section.values("ice-ufrag") else shared)]
     kept = [line for line in kept if line != "a=end-of-candidates" and not line.startswith("a=candidate:")]
     # What a refused section offers to connect by is its bundle's too: the first section that is left takes it.
     candidates = tuple(("" if mid in strange else mid, candidate) for mid, candidate in _candidates(media))

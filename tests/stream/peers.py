@@ -118,14 +118,17 @@ class Viewer:
         self.location = ""
         self._came = asyncio.Event()
 
-    async def __aenter__(self) -> Viewer:
+    async def offer(self) -> str:
         prefer(self.peer.addTransceiver("video", direction="recvonly"), self.codec)
         if self.sound:
             self.peer.addTransceiver("audio", direction="recvonly")
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        return self.peer.localDescription.sdp
+
+    async def __aenter__(self) -> Viewer:
         tracks = []
         self.peer.on("track", tracks.append)
-        await self.peer.setLocalDescription(await self.peer.createOffer())
-        self.location = await negotiate(self.http, self.url, self.peer, self.peer.localDescription.sdp)
+        self.location = await negotiate(self.http, self.url, self.peer, await self.offer())
         self._tasks = [asyncio.create_task(self._drain(track)) for track in tracks]
         return self
 

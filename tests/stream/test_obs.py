@@ -87,6 +87,10 @@ async def test_obs_publishes_picture_and_sound_and_ends(start_server, token):
     assert answer.startswith("v=0")
     assert [line.split()[0] for line in answer.splitlines() if line.startswith("m=")] == ["m=audio", "m=video"]
     assert "m=audio 0 " not in answer
+    # One fingerprint for each: OBS 30.2 knows the others by a wrong name, earlier ones not at all.
+    assert [line.split()[0] for line in answer.splitlines() if "fingerprint" in line] == ["a=fingerprint:sha-256"] * 2
+    assert answer.count("a=setup:active") == 2
+    assert "a=candidate:" in answer
     await obs.peer.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
     async with Viewer(server.http, f"{server.url}/whep/one", sound=True) as viewer:
         await viewer.sees(RED_SHOWN)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from aiortc import RTCSessionDescription
 
-from .peers import Publisher, Viewer, new_peer, until
+from .peers import Publisher, ToneTrack, Viewer, new_peer, until
 
 SDP = {"Content-Type": "application/sdp"}
 FRAGMENT = {"Content-Type": "application/trickle-ice-sdpfrag"}
@@ -52,6 +53,11 @@ BAD_OFFERS = {
     "no media": (lambda text: text.split("m=")[0], 400, "media sections"),
     "too many media": (lambda text: text + ("m=" + text.split("m=")[1]) * 9, 400, "media sections"),
     "broken m-line": (replaced("m=video", "m=vi deo x"), 400, "cannot be read"),
+    "bundle of nobody's": (
+        lambda text: without("a=ice-")(re.sub("m=video [0-9]+", "m=video 0", text)) + "\r\na=bundle-only\r\n",
+        400,
+        "ice-ufrag",
+    ),
     "audio only": (replaced("m=video", "m=audio"), 400, "no video"),
     "video refused": (lambda text: text.replace(text.split("m=video ")[1].split(" ")[0], "0", 1), 400, "no video"),
     "no ice user": (without("a=ice-ufrag"), 400, "ice-ufrag"),
@@ -176,6 +182,35 @@ async def test_an_offer_with_mdns_candidates_is_answered_and_connects(server):
     await publisher.peer.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
     await until(lambda: server.streams.get("one").last_picture is not None)
     await publisher.peer.close()
+
+
+@pytest.mark.parametrize("leaves_out", [(), ("a=ice-", "a=fingerprint", "a=setup", "a=rtcp-mux", "a=candidate")])
+async def test_a_section_may_leave_port_and_credentials_to_its_bundle(server, leaves_out):
+    """RFC 9143, 6: in Firefox's offers all sections but the first have port 0; others say the rest once, too."""
+    async with Publisher(server.http, f"{server.url}/whip/one", audio=ToneTrack(900)):
+        viewer = Viewer(server.http, f"{server.url}/whep/one", sound=True)
+        offer = viewer.offer
+
+        async def bundled():
+            head, video, sound = re.split("(?=^m=)", await offer(), flags=re.MULTILINE)
+            sound = without(*leaves_out, "a=end-of")(re.sub("^m=audio [0-9]+", "m=audio 0", sound))
+            return f"{head}{video}{sound}\r\na=bundle-only\r\n"
+
+        viewer.offer = bundled
+        async with viewer:
+            await viewer.hears(900)
+            assert viewer.frame is not None
+
+
+async def test_what_an_offer_refuses_stays_refused(server):
+    sound = (await offer_of(kinds=("audio",))).split("m=")[1]
+    sound = "m=" + re.sub("^audio [0-9]+", "audio 0", sound.replace("a=mid:0", "a=mid:1"))
+    offer = (await offer_of()).replace("BUNDLE 0", "BUNDLE 0 1") + sound
+    async with server.http.post(f"{server.url}/whip/one", data=offer, headers=SDP) as response:
+        answer = await response.text()
+        assert response.status == 201, answer
+    assert [line.split()[:2] for line in answer.splitlines() if line.startswith("m=")][1] == ["m=audio", "0"]
+    assert "BUNDLE 0\r\n" in answer
 
 
 async def test_trickled_candidates_are_taken(server):
