@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from aiortc import MediaStreamTrack, codecs
 from aiortc.codecs.opus import OpusEncoder
-from aiortc.mediastreams import MediaStreamError
+from aiortc.mediastreams import MediaStreamError, convert_timebase
 from av import AudioFrame
 
 from .clocks import MediaClock
@@ -25,7 +25,8 @@ TIME_BASE = Fraction(1, CLOCK_HZ)
 PIECE = SAMPLE_RATE // 50  # samples in an Opus packet: 20 ms
 BITRATE_BPS = 128_000  # stereo music is as good as its source from there on; aiortc's 96 kbit/s are meant for speech
 STEP = SAMPLE_RATE // 100  # samples; times that are less apart belong to one unbroken sound
-MAX_HELD = 250  # pieces, 1 MB: sound is held back as long as pictures take, 5 s at most
+MAX_HELD = 250  # pieces, 5 s, 1 MB
+MAX_LAG_S = 4.5  # sound is held back as long as pictures take, but never for so long that it would be pushed out
 # Sound leaves, and is reported, as if it were of so much earlier: browsers play it later than their synchronisers say.
 # Measured in Chromium: 48 ms with sound and picture of its own (see benchmarks/av_sync.py). About half of that is safe
 # to allow for, since some of it may be the measuring.
@@ -34,12 +35,19 @@ LATE_S = 0.2  # sound that is later than this, with newer behind it, is left out
 
 
 class MusicEncoder(OpusEncoder):
-    """aiortc's is set up for speech: the "voip" mode cuts off the bass and favours vowels."""
+    """aiortc's is set up for speech: the "voip" mode cuts off the bass and favours vowels.
+
+    And it stamps the first packet behind a gap as if there were none.
+    """
 
     def __init__(self):
         super().__init__()
         self.codec.bit_rate = BITRATE_BPS
         self.codec.options = {"application": "audio"}
+
+    def encode(self, frame: AudioFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        payloads, _ = super().encode(frame, force_keyframe)
+        return payloads, convert_timebase(frame.pts, frame.time_base, TIME_BASE)
 
 
 # For the process, as aiortc has it: sound is Opus, and our answers ask for stereo of that rate (RFC 7587, 6.1).
@@ -144,7 +152,7 @@ class SoundTrack(MediaStreamTrack):
         super().stop()
 
     def _due_s(self, piece: Piece) -> float:
-        return piece.captured_s - LEAD_S + self._stream.lag.seconds
+        return piece.captured_s - LEAD_S + min(self._stream.lag.seconds, MAX_LAG_S)
 
     def _put(self, sound: Sound) -> None:
         if not self._loop.is_closed():

@@ -12,13 +12,15 @@ import pytest
 from aiortc import RTCSessionDescription
 from aiortc.codecs import get_encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from av import AudioFrame
 
+from stream.clocks import MediaClock
 from stream.frames import SAMPLE_RATE, Sound
 from stream.lag import Lag
-from stream.sound import BITRATE_BPS, LATE_S, LEAD_S, MAX_HELD, PIECE, SoundTrack, Splicer
+from stream.sound import BITRATE_BPS, LATE_S, LEAD_S, MAX_HELD, PIECE, TIME_BASE, SoundTrack, Splicer
 
 from .fakes import FakeStylizer
-from .peers import ColourTrack, Publisher, ToneTrack, Viewer, pitch, until
+from .peers import PATIENCE_S, ColourTrack, Publisher, ToneTrack, Viewer, pitch, until
 
 RED, RED_SHOWN = (200, 40, 40), (40, 40, 200)  # the fake engine swaps red and blue
 START_S = 500.0
@@ -58,6 +60,20 @@ def test_of_sound_that_comes_twice_the_second_is_left_out():
     fresh = splicer.cut(Sound(tone(2 * PIECE), START_S + PIECE / SAMPLE_RATE))
     assert [piece.pts for piece in fresh] == [2 * PIECE]
     assert np.array_equal(fresh[0].samples, tone(2 * PIECE)[PIECE:])
+
+
+@pytest.mark.parametrize("parts_per_million", [-100, 100])
+def test_a_clock_that_drifts_for_hours_adds_no_offset_and_keeps_nothing_back(parts_per_million):
+    """And its sender never reports: arrivals are all there is."""
+    clock, splicer, speed = MediaClock(), Splicer(), 1 + parts_per_million / 1e6
+    for minute in range(4 * 60):
+        for second in (0, 1):  # the rest of the minute is left out: a gap
+            arrived_s = START_S + 60 * minute + second
+            captured_s = clock.captured_s((60 * minute + second) * speed, arrived_s)
+            pieces = splicer.cut(Sound(tone(SAMPLE_RATE), captured_s))
+            newest_s = pieces[-1].captured_s + PIECE / SAMPLE_RATE + len(splicer._rest) / SAMPLE_RATE
+            assert newest_s == pytest.approx(arrived_s + 1, abs=0.015)
+            assert len(splicer._rest) < PIECE
 
 
 def test_sound_is_held_back_by_what_pictures_take_on_the_average():
@@ -100,6 +116,18 @@ async def test_late_sound_is_left_out_where_newer_waits_and_little_is_held(serve
     track.stop()
 
 
+async def test_pictures_that_take_longer_than_sound_can_be_held_do_not_silence_it(server):
+    stream = server.streams.get("one")
+    publication, _ = stream.publish(ServerSide())
+    stream.lag.seconds = 60.0
+    track, captured_s = SoundTrack(stream), time.monotonic() - 0.02 * 2 * MAX_HELD
+    for number in range(2 * MAX_HELD):
+        publication.put_sound(tone(PIECE), captured_s + number * 0.02)
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await track.recv()).samples == PIECE
+    track.stop()
+
+
 async def test_sound_may_come_from_any_thread_and_ends_with_its_viewer(server):
     stream = server.streams.get("one")
     publication, _ = stream.publish(ServerSide())
@@ -119,6 +147,17 @@ class ServerSide:
 def test_sound_is_encoded_for_music():
     encoder = get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
     assert (encoder.codec.bit_rate, encoder.codec.options) == (BITRATE_BPS, {"application": "audio"})
+
+
+def test_a_gap_is_sent_as_one():
+    """aiortc's own encoder gives the first packet behind a gap the time of one that follows without."""
+    encoder = get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+    stamps = []
+    for pts in (0, PIECE, 100 * PIECE, 101 * PIECE):
+        frame = AudioFrame.from_ndarray(tone(PIECE).reshape(1, -1), format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, pts, TIME_BASE
+        stamps.append(encoder.encode(frame)[1])
+    assert stamps == [0, PIECE, 100 * PIECE, 101 * PIECE]
 
 
 # ---- the whole way
