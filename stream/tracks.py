@@ -68,7 +68,8 @@ class PictureTrack(MediaStreamTrack):
         now_s = time.monotonic()
         if self._picture is None:
             fit_bitrates(picture.rgb.shape[1], picture.rgb.shape[0])
-            self.moment_s = picture.captured_s
+            # One that is left of before counts as new, or the next live picture would seem to come from the future.
+            self.moment_s = max(picture.captured_s, now_s - REPEAT_S)
         elif picture is None:
             # Time passes in the timestamps too, or the next live picture would seem to jump.
             self._advance(self.moment_s + now_s - self._sent_s)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import aioice.ice
 import numpy as np
 import pytest
 from aiortc.codecs.vpx import Vp8Decoder
 
+from pipeline.settings import Controls
 from stream import tracks, webrtc
+from stream.frames import Picture
 
-from .fakes import FakeStylizer
+from .fakes import FakeStylizer, solid
 from .peers import Publisher, Viewer, new_peer, until
 
 RED, RED_SHOWN = (200, 40, 40), (40, 40, 200)  # the fake engine swaps red and blue
@@ -143,6 +146,33 @@ async def test_timestamps_increase_strictly_through_drops_takeovers_and_still_pi
     # 80 ms of engine: the gaps that drops leave show in the timestamps (90 kHz), they are not closed up.
     gaps = sorted(later - earlier for earlier, later in pairwise(viewer.pts))
     assert gaps[len(gaps) // 2] > 0.05 * 90_000
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+async def test_a_publisher_may_change_its_resolution(server, codec, caplog):
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED, codec) as publisher,
+        Viewer(server.http, f"{server.url}/whep/one", codec) as viewer,
+    ):
+        for size, rgb, shown in ((160, GREEN, GREEN_SHOWN), (48, RED, RED_SHOWN)):
+            publisher.track.size, publisher.track.rgb = size, rgb
+            await viewer.sees(shown)
+            assert (viewer.frame.width, viewer.frame.height) == (64, 64)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_picture_of_before_is_no_reason_to_hold_the_next_one_back(server, monkeypatch):
+    """It is an hour old to who comes now; by timestamps that say so, the next would be due in an hour."""
+    clock = SimpleNamespace(now_s=5000.0)
+    monkeypatch.setattr(tracks, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    stream = server.streams.get("one")
+    stream.last_picture = Picture(solid(*RED), clock.now_s - 3600, clock.now_s - 3600, clock.now_s - 3600, Controls())
+    track = tracks.PictureTrack(stream)
+    first = await track.recv()
+    clock.now_s += 0.5
+    track._outbox.put(Picture(solid(*GREEN), clock.now_s, clock.now_s, clock.now_s, Controls()))
+    assert (await track.recv()).pts - first.pts <= (0.5 + tracks.REPEAT_S) * tracks.CLOCK_HZ
+    track.stop()
 
 
 async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
