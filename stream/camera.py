@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -113,8 +114,9 @@ def cameras(folder: Path = Path("/sys/class/video4linux")) -> dict[int, str] | N
         return None
     found = {}
     for device in folder.glob("video*"):
-        if (device / "index").read_text().strip() == "0":  # a camera's further nodes carry no pictures
-            found[int(device.name.removeprefix("video"))] = (device / "name").read_text().strip()
+        with contextlib.suppress(OSError):  # it was unplugged meanwhile
+            if (device / "index").read_text().strip() == "0":  # a camera's further nodes carry no pictures
+                found[int(device.name.removeprefix("video"))] = (device / "name").read_text().strip()
     return dict(sorted(found.items()))
 
 

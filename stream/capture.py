@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
-from .camera import CameraError, Source
+from .camera import Source
+from .engine_room import sentence
 from .publication import Publication
 
 RETRY_S = 1.0
@@ -39,25 +41,24 @@ class Capture:
 
     def _run(self) -> None:
         source: Source | None = self._source
-        while not self._closing.is_set():
-            if source is None:
-                source = self._reopened()
-                continue
-            captured = source.read(self._closing)
-            if captured is None:
-                source.close()
-                self.trouble = f"{self.name} is gone: the last picture stays until it is back"
-                source = None
-            elif not self._closing.is_set():
-                self.trouble = None
-                self._publication.put(captured.rgb, captured.media_s)
-        if source is not None:
+        while source is not None:
+            self.trouble = self._drain(source)
             source.close()
+            source = self._reopened()
+
+    def _drain(self, source: Source) -> str:
+        """Hand on its frames until it has no more or `close` is called; returns why they ended."""
+        try:
+            while (captured := source.read(self._closing)) is not None and not self._closing.is_set():
+                self._publication.put(captured.rgb, captured.media_s)
+                self.trouble = None
+        except Exception as error:  # whatever a driver raises
+            return f"{self.name} failed ({sentence(error)}): the last picture stays until it works again"
+        return f"{self.name} is gone: the last picture stays until it is back"
 
     def _reopened(self) -> Source | None:
-        if self._closing.wait(RETRY_S):
-            return None
-        try:
-            return self._open_source()
-        except CameraError:  # still gone, as `trouble` says
-            return None
+        """The camera once it is back, however long that takes; None on `close`."""
+        while not self._closing.wait(RETRY_S):
+            with contextlib.suppress(Exception):  # still gone, as `trouble` says
+                return self._open_source()
+        return None

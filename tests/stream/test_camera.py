@@ -30,6 +30,7 @@ class Webcam:
     """In place of cv2.VideoCapture: red frames while `plugged_in` is set."""
 
     plugged_in = threading.Event()
+    shape = (480, 640, 3)
     opened: list[Webcam]
 
     def __init__(self, number: int, backend: int):
@@ -51,7 +52,7 @@ class Webcam:
         assert not self.is_released
         if not self.plugged_in.is_set():
             return False, None
-        return True, np.full((480, 640, 3), (0, 0, 255), np.uint8)  # BGR
+        return True, np.full(self.shape, (0, 0, 255)[: self.shape[2]], np.uint8)  # BGR
 
     def release(self) -> None:
         self.is_released = True
@@ -240,3 +241,27 @@ def test_a_camera_that_vanishes_is_opened_again(webcam, pictures, monkeypatch):
     wait_for(lambda: feed.trouble is None)
     feed.close()
     assert all(one.is_released for one in webcam.opened)
+
+
+def test_a_camera_that_sends_what_nobody_can_read_is_opened_again(webcam, pictures, monkeypatch):
+    """Some drivers hand out other kinds of frames after the machine has slept, until they are opened anew."""
+    monkeypatch.setattr(capture, "RETRY_S", 0.01)
+    stream, shown = pictures
+    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    feed.start()
+    shown.get(timeout=20)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 2))
+    wait_for(lambda: feed.trouble)
+    assert feed.trouble.startswith("Camera 0 failed (")
+    assert len(feed.trouble.splitlines()) == 1
+    wait_for(lambda: len(webcam.opened) >= 3)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 3))
+    wait_for(lambda: feed.trouble is None)
+    feed.close()
+    assert all(one.is_released for one in webcam.opened)
+
+
+def test_a_node_that_vanishes_while_it_is_listed_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(camera.sys, "platform", "linux")
+    (tmp_path / "video0").mkdir()
+    assert cameras(tmp_path) == {}
