@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from .frames import SAMPLE_RATE
 
@@ -21,9 +21,9 @@ SOUND_WAIT_S = 0.4  # sound that comes later than this after its picture is left
 JITTER_S = 0.02  # steps in the times of sound up to one Opus packet are no gaps
 SILENCE_PIECE = SAMPLE_RATE // 2  # samples
 
-# x264 for a texture that is new in every frame: no look-ahead, which would hold pictures back, one thread, since the
-# engine needs the cores more.
-X264 = {"preset": "veryfast", "tune": "zerolatency", "crf": "20", "forced-idr": "1"}
+# x264 for a texture that is new in every frame: no look-ahead, which would hold pictures back, one thread and a fast
+# preset, since the engine needs the cores more. Against "veryfast" it takes two thirds of the time and a tenth more room.
+X264 = {"preset": "superfast", "tune": "zerolatency", "crf": "20", "forced-idr": "1"}
 AAC_BPS = 128_000
 
 # Fragments first, so that a killed process leaves a film; an ordinary MP4 with one index once it is closed.
@@ -32,35 +32,49 @@ MP4 = {
     "frag_duration": str(round(FRAGMENT_S * 1e6)),
     "flush_packets": "1",
 }
+MOOF, FREE = b"moof", b"free"  # the types of a fragment's head and of free space (ISO 14496-12, 8.8.4 and 8.1.2)
 
 
 class ReelFile:
-    """A new file of whole fragments. A fault (the disk is full) takes back the one that was being written, which strict
-    players stumble over, and makes every later write fail too, so that closing the film cannot spoil it."""
+    """A new file of whole fragments, whenever its writing ends. A fragment's head is written as free space, which
+    players skip, until `commit` makes a fragment of it: so a killed process leaves no half one, nor does a full disk.
+    That fault makes every later write fail too, so that closing the film cannot spoil it."""
 
     def __init__(self, path: Path):
         """Raises OSError; FileExistsError when there is such a file."""
         self.fault: OSError | None = None
         self.bytes = 0
-        self._whole = 0  # bytes before the fragment that is being written
+        self._head: int | None = None  # where the fragment that is being written begins
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115
 
     def write(self, data: bytes) -> int:
+        if data[4:8] == MOOF:
+            self._head = self._file.tell()
+            data = data[:4] + FREE + data[8:]
+        self._write(data)
+        return len(data)
+
+    def commit(self) -> None:
+        """What was written up to here is complete."""
+        if self._head is not None:
+            end = self._file.tell()
+            self._file.seek(self._head + 4)
+            self._write(MOOF)
+            self._file.seek(end)
+            self._head = None
+
+    def _write(self, data: bytes) -> None:
         if self.fault is not None:
             raise self.fault
         left = memoryview(data)
-        if data[4:8] in (b"moof", b"moov"):  # what a fragment, and the index, begins with (ISO 14496-12)
-            self._whole = self._file.tell()
         try:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
             self.fault = error
-            self._file.truncate(self._whole)
-            self.bytes = self._whole
             raise
-        self.bytes = max(self.bytes, self._file.tell())
-        return len(data)
+        finally:
+            self.bytes = max(self.bytes, self._file.tell())
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
@@ -86,6 +100,8 @@ class Reel:
         self._samples = 0  # written of the sound
         self._is_silent = True  # the last of them
         self._last: np.ndarray | None = None
+        self._file = file
+        self._reformatter = VideoReformatter()  # one for all: making one takes as long as using it
         self._mp4 = av.open(file, "w", format="mp4", options=MP4)
         self._video = self._mp4.add_stream("libx264", rate=30, options=X264)
         context = self._video.codec_context
@@ -110,19 +126,21 @@ class Reel:
         """rgb: uint8 [height, width, 3]. One captured before its predecessor follows it at once: pts strictly
         increase."""
         context = self._video.codec_context
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(rgb, format="rgb24"),
             context.width,
             context.height,
             "yuv420p",
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
+            threads=1,
         )
         self._pts = max(self._pts + 1, round((captured_s - self._origin_s) * VIDEO_HZ))
         frame.pts, frame.time_base = self._pts, context.time_base
         if self._keyframe_pts < 0 or self._pts - self._keyframe_pts >= KEYFRAME_S * VIDEO_HZ:
             frame.pict_type, self._keyframe_pts = PictureType.I, self._pts
-        self._mp4.mux(self._video.encode(frame))
+        self._mux(self._video.encode(frame))
         self._last = rgb
         self.frames += 1
         self._hush(captured_s - SOUND_WAIT_S)
@@ -149,13 +167,17 @@ class Reel:
             self.hold(now_s)
         self._hush(now_s)
         for stream in (self._video, self._audio):
-            self._mp4.mux(stream.encode(None))
+            self._mux(stream.encode(None))
         self._mp4.close()
 
     def abandon(self) -> None:
         """Let go of a file that takes no more; what it holds plays up to its last whole fragment."""
         with contextlib.suppress(OSError, av.FFmpegError):
             self._mp4.close()
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        self._mp4.mux(packets)
+        self._file.commit()  # a fragment that is due is written within mux, all of it
 
     def _hush(self, until_s: float) -> None:
         """Silence up to until_s, where there is no sound yet."""
@@ -169,5 +191,5 @@ class Reel:
             return
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples).reshape(1, -1), format="s16", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._samples, Fraction(1, SAMPLE_RATE)
-        self._mp4.mux(self._audio.encode(frame))
+        self._mux(self._audio.encode(frame))
         self._samples += len(samples)

@@ -149,26 +149,61 @@ def test_what_is_written_when_the_process_ends_lacks_at_most_its_last_second(fil
     reel.close(at(5.0))
 
 
-def test_after_a_fault_nothing_more_is_written_and_what_was_plays(tmp_path, monkeypatch):
+class Tape:
+    """In place of a ReelFile's file: notes every write, and has room for `room` bytes."""
+
+    def __init__(self, inner):
+        self.inner, self.room = inner, 10**9
+        self.writes: list[tuple[int, bytes]] = []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def write(self, data) -> int:
+        at = self.inner.tell()
+        data = bytes(data[: max(0, self.room - at)])
+        if not data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.writes.append((at, data))
+        return self.inner.write(data)
+
+
+def test_a_process_killed_in_the_middle_of_whatever_write_leaves_a_film_that_plays(tmp_path):
+    """Every state that the file went through, and those in between: read to its end, strictly, by FFmpeg's libraries."""
+    file = ReelFile(tmp_path / "film.mp4")
+    file._file = tape = Tape(file._file)
+    reel, rng = Reel(file, 64, 64, ORIGIN_S), np.random.default_rng(0)
+    made_s = []  # of the film, before each write
+    for number in range(60):
+        reel.add_sound(tone(SAMPLE_RATE // 20), at(number / 20))
+        reel.add_picture(rng.integers(0, 255, (64, 64, 3), np.uint8), at(number / 20))
+        made_s += [number / 20] * (len(tape.writes) - len(made_s))
+    reel.close(at(3.0))
+    file.close()
+    made_s += [3.0] * (len(tape.writes) - len(made_s))
+    killed, lasted_s = tmp_path / "killed.mp4", []
+    with open(killed, "w+b", buffering=0) as disk:
+        for (start, data), seconds in zip(tape.writes, made_s, strict=True):
+            for part in (data[:1], data[: len(data) // 2], data[:-1], data):
+                disk.seek(start)
+                disk.write(part)
+                if seconds < 1.0:  # nothing of it has been on the disk for sure
+                    continue
+                film = watch(killed)
+                assert seconds - 1.0 < film.times[-1] <= seconds
+                assert seconds - 1.0 < len(film.sound) / SAMPLE_RATE
+                lasted_s.append(film.times[-1])
+    assert lasted_s == sorted(lasted_s)
+    assert lasted_s[-1] == pytest.approx(3.0, abs=1e-4)
+    assert killed.read_bytes() == (tmp_path / "film.mp4").read_bytes()
+
+
+def test_after_a_fault_nothing_more_is_written_and_what_was_plays(tmp_path):
     """The disk is full in the middle of a write, and has room again when the film is closed."""
     path = tmp_path / "film.mp4"
     file = ReelFile(path)
-    room = 150_000
-
-    class Disk:
-        def __init__(self, inner):
-            self.inner = inner
-
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
-        def write(self, data):
-            left = room - self.inner.tell()
-            if not left:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self.inner.write(data[:left])
-
-    monkeypatch.setattr(file, "_file", Disk(file._file))
+    file._file = tape = Tape(file._file)
+    tape.room = 150_000
     reel, noise = Reel(file, 64, 64, ORIGIN_S), np.random.default_rng(0)
 
     def record() -> None:
@@ -177,10 +212,10 @@ def test_after_a_fault_nothing_more_is_written_and_what_was_plays(tmp_path, monk
 
     with pytest.raises(OSError, match="No space left"):
         record()
-    room = 10**9
+    tape.room = 10**9
     reel.abandon()
     file.close()
-    assert path.stat().st_size == file.bytes < 150_000
+    assert path.stat().st_size == file.bytes == 150_000
     made = watch(path)
     assert reel.seconds - 1 < made.times[-1] < reel.seconds
 
