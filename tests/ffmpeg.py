@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import sys
 import time
 from collections.abc import Iterable
 from fractions import Fraction
@@ -62,3 +63,10 @@ def publish(
             sound.pts = number * PER_PICTURE
             output.mux(audio.encode(sound))
             time.sleep(max(0.0, started_s + (number + 1) / FPS - time.monotonic()))
+
+
+if __name__ == "__main__":  # one grey and one tone for a minute, from a process that a test may kill
+    url, folder, width, height, grey, hertz = sys.argv[1:]
+    flat = np.full((int(height), int(width), 3), int(grey), np.uint8)
+    wave = np.sin(2 * np.pi * int(hertz) * np.arange(PER_PICTURE) / SAMPLE_RATE) * 8000
+    publish(url, certificate(Path(folder)), [flat] * 60 * FPS, [wave.astype(np.int16)[:, None].repeat(2, 1)] * 60 * FPS)

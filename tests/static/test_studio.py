@@ -314,10 +314,11 @@ def test_studio_and_view_survive_a_restart(new_tab):
     expect(studio.locator("[data-stat=fps_out]")).to_have_text("–")
     for tab in (studio, view):
         tab.evaluate(COUNT_FRAMES, "output")
-    with running_server(port=port):
+    with running_server("--size", "384x256", port=port):
         until_live(studio)
         for tab in (studio, view):
             until(tab, "() => window.newFrames >= 3")
+            until(tab, "() => output.videoWidth === 384 && output.videoHeight === 256")
             tab.context.close()
     for tab in (studio, view):
         tab.errors.clear()  # the browser notes every request to a server that is down
