@@ -2,12 +2,22 @@
 
 const GESTURES = ["pointerdown", "keydown"];
 
+let hushed = null; // the video that plays muted until the first gesture anywhere on the page
+
+for (const gesture of GESTURES) {
+  addEventListener(gesture, () => {
+    if (hushed) hushed.muted = false;
+    hushed = null;
+  });
+}
+
 export function playMuted(video) {
+  hushed = null;
   video.muted = true;
   video.play().catch(() => {}); // a newer srcObject interrupts it: that one plays
 }
 
-/** With sound at once where that is allowed (OBS), otherwise muted until the first gesture anywhere on the page. */
+/** With sound at once where that is allowed (OBS), otherwise after a gesture. */
 export async function playAloud(video) {
   video.muted = false;
   try {
@@ -15,10 +25,6 @@ export async function playAloud(video) {
   } catch (error) {
     if (error.name !== "NotAllowedError") return; // a newer srcObject interrupts it: that one plays
     playMuted(video);
-    const aloud = () => {
-      for (const gesture of GESTURES) removeEventListener(gesture, aloud);
-      video.muted = false;
-    };
-    for (const gesture of GESTURES) addEventListener(gesture, aloud);
+    hushed = video;
   }
 }

@@ -29,6 +29,7 @@ const TEXTS = {
     "Browsers hand out cameras only over https or on localhost. Open this page in one of these ways, or play a video file.",
   ],
   "screen-cancelled": ["Nothing was shared", "Choose a screen, a window or a tab in the browser's dialog."],
+  "screen-busy": ["This cannot be shared with its sound", "Share it without its sound, or choose another screen, window or tab."],
   "screen-ended": ["Sharing has ended", "Start again to share a screen or a window."],
   "screen-absent": ["This browser cannot share a screen", "Use a desktop browser, or choose the camera below."],
   "file-unplayable": ["This file cannot be played here", "Try an MP4 (H.264) or WebM file.", "Choose another file"],

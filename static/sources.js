@@ -47,8 +47,8 @@ export async function openScreen() {
   if (!navigator.mediaDevices?.getDisplayMedia) throw new Problem("screen-absent");
   try {
     return fromStream(await navigator.mediaDevices.getDisplayMedia({ video: SCREEN, audio: true }));
-  } catch {
-    throw new Problem("screen-cancelled");
+  } catch (error) {
+    throw new Problem(ERRORS[error.name] === "busy" ? "screen-busy" : "screen-cancelled");
   }
 }
 

@@ -130,6 +130,50 @@ def test_a_file_sends_its_own_sound_in_the_microphones_place(server, page, clip_
     until(page, "() => microphones === 1")
 
 
+SCREEN = """
+    navigator.mediaDevices.getDisplayMedia = async () => {
+        if (window.mute) throw new DOMException('Could not start audio source', 'NotReadableError');
+        const canvas = Object.assign(document.createElement('canvas'), {width: 160, height: 120});
+        const context = canvas.getContext('2d'), audio = new AudioContext(), tone = audio.createOscillator();
+        const draw = () => {
+            context.fillStyle = `hsl(${performance.now() % 360} 50% 50%)`;
+            context.fillRect(0, 0, 160, 120);
+        };
+        setInterval(draw, 40);
+        const sound = audio.createMediaStreamDestination();
+        tone.connect(sound);
+        tone.start();
+        return new MediaStream([...canvas.captureStream().getTracks(), ...sound.stream.getTracks()]);
+    };
+    const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    window.microphones = 0;
+    navigator.mediaDevices.getUserMedia = wish => (wish.audio && microphones++, open(wish));
+"""
+
+
+def test_a_shared_tab_sends_its_own_sound_in_the_microphones_place(server, page):
+    page.add_init_script(SCREEN)
+    page.goto(f"{server.url}/?stream=tab")
+    page.locator("#source").select_option("screen")
+    page.locator("#listen").click()
+    page.locator("#start").click(timeout=PATIENCE_MS)
+    until_live(page)
+    until_promised(page, SILENT)
+    page.locator("#microphone").click()
+    until_promised(page, LOUD)
+    assert page.evaluate("microphones") == 0
+
+
+def test_a_screen_whose_sound_cannot_be_had_is_said_and_the_camera_goes_on(server, page):
+    page.add_init_script(SCREEN)
+    start(page, f"{server.url}/?stream=deaf-tab")
+    page.evaluate("window.mute = true")
+    page.locator("#source").select_option("screen")
+    expect(page.locator("#status")).to_contain_text("cannot be shared with its sound", timeout=PATIENCE_MS)
+    expect(page.locator("#source")).to_have_value("camera")
+    until_moving(page)
+
+
 def test_a_refused_microphone_is_said_in_plain_words_and_disturbs_nothing(server, page):
     page.add_init_script("""
         const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
