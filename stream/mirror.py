@@ -14,7 +14,7 @@ from .camera import CameraError, open_camera
 from .capture import Capture
 from .engine_room import EngineRoom, Report, Stylizer
 from .serving import EXIT_BAD_INPUT, end_of_signals, finish, until_told
-from .status_line import StatusLine, status_text
+from .status_line import StatusLine, status_text, undisturbed
 from .streams import Stream, Streams
 from .virtual_camera import VirtualCamera, VirtualCameraError
 
@@ -56,6 +56,8 @@ def mirror(
 async def _mirror(room: EngineRoom, defaults: Controls, size: tuple[int, int], camera: str, virtual_camera: str) -> int:
     end = end_of_signals()
     with contextlib.ExitStack() as opened:  # closed in reverse: engine, virtual camera, camera
+        if sys.platform == "linux" and sys.stderr.isatty():
+            opened.enter_context(undisturbed())
         stream = Streams(room, defaults).get(STREAM)
         capture = Capture(lambda: open_camera(camera, size), stream.publish(LocalCamera())[0])
         opened.callback(capture.close)

@@ -22,7 +22,7 @@ JITTER_S = 0.02  # steps in the times of sound up to one Opus packet are no gaps
 SILENCE_PIECE = SAMPLE_RATE // 2  # samples
 
 # x264 for a texture that is new in every frame: no look-ahead, which would hold pictures back, one thread and a fast
-# preset, since the engine needs the cores more. Against "veryfast" it takes two thirds of the time and a tenth more room.
+# preset, since the engine needs the cores more: against "veryfast" two thirds of the time, and a tenth more bytes.
 X264 = {"preset": "superfast", "tune": "zerolatency", "crf": "20", "forced-idr": "1"}
 AAC_BPS = 128_000
 

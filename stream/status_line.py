@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 PIPE_EVERY_S = 5.0
+NOISE = (b"Corrupt JPEG data: ", b"Premature end of JPEG file")  # libjpeg's word on damaged frames; webcams send many
+ERASE_TO_END = b"\x1b[K"
 
 
 def status_text(status: dict[str, Any], stream: dict[str, Any], trouble: str | None = None) -> str:
@@ -44,26 +50,57 @@ class StatusLine:
     def show(self, text: str, now_s: float) -> None:
         """text: the state by now. now_s: time.monotonic()."""
         if self._in_place:
-            self._out.write(self._padded(text) + "\r")
+            self._write(self._padded(text) + "\r")
             self._shown = True
         elif now_s >= self._next_s:
             self._next_s = now_s + PIPE_EVERY_S
-            self._out.write(text + "\n")
-        self._out.flush()
+            self._write(text + "\n")
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._out.write((self._padded(text) if self._shown else text) + "\n")
+        self._write((self._padded(text) if self._shown else text) + "\n")
         self._shown = False
-        self._out.flush()
 
     def end(self) -> None:
         """Leave the last state standing; what follows begins on a line of its own."""
         if self._shown:
             self._shown = False
-            self._out.write("\n")
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._out.write(text)
             self._out.flush()
+        except BrokenPipeError:  # whoever read it has left: the pictures go on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 
     def _padded(self, text: str) -> str:
         columns = shutil.get_terminal_size().columns - 1
         return f"{text[:columns]:<{columns}}"
+
+
+@contextlib.contextmanager
+def undisturbed(stderr: int = 2) -> Iterator[None]:
+    """Within, other lines on the terminal `stderr` leave nothing of the status line beside them, and NOISE is left out.
+
+    Libraries in C write there, so it is the process's stderr that is led through a pipe.
+    """
+    terminal = os.dup(stderr)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, stderr)
+    os.close(write_end)
+    passing = threading.Thread(target=_pass_on, args=(read_end, terminal), name="stderr", daemon=True)
+    passing.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, stderr)
+        passing.join(1.0)  # longer only where a child process still holds the pipe
+
+
+def _pass_on(read_end: int, terminal: int) -> None:
+    with open(read_end, "rb") as lines:
+        for line in lines:
+            if not line.startswith(NOISE):
+                os.write(terminal, line.replace(b"\n", ERASE_TO_END + b"\n"))
+    os.close(terminal)

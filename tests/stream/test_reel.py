@@ -169,7 +169,7 @@ class Tape:
 
 
 def test_a_process_killed_in_the_middle_of_whatever_write_leaves_a_film_that_plays(tmp_path):
-    """Every state that the file went through, and those in between: read to its end, strictly, by FFmpeg's libraries."""
+    """Every state that the file went through, and those in between: FFmpeg's libraries read it to its end."""
     file = ReelFile(tmp_path / "film.mp4")
     file._file = tape = Tape(file._file)
     reel, rng = Reel(file, 64, 64, ORIGIN_S), np.random.default_rng(0)

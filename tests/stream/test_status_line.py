@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 
+import cv2
+import numpy as np
 import pytest
 
 from stream import status_line
-from stream.status_line import PIPE_EVERY_S, StatusLine, status_text
+from stream.status_line import ERASE_TO_END, NOISE, PIPE_EVERY_S, StatusLine, status_text, undisturbed
 
 READY = {"state": "ready", "model": "mini", "device": "cpu", "detail": "Ready.", "progress": None, "compiled": "no"}
 STREAM = {
@@ -85,3 +87,28 @@ def test_a_pipe_gets_a_line_now_and_then():
     line.show("three", 100.0 + PIPE_EVERY_S)
     line.end()
     assert pipe.getvalue() == "one\nthree\n"
+
+
+def test_a_reader_that_leaves_ends_nothing():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as pipe:
+        line = StatusLine(pipe)
+        line.say("begin")
+        line.show("state", 0.0)
+        line.end()
+
+
+def test_a_cameras_damaged_frames_are_not_told_and_other_words_are(capfd):
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    damaged = cv2.imencode(".jpg", picture)[1]
+    damaged[len(damaged) // 2 :: 50] = 0xFF
+    cv2.imdecode(damaged, cv2.IMREAD_COLOR)
+    assert capfd.readouterr().err.startswith(NOISE[0].decode())
+    with undisturbed():
+        os.write(2, b"before\n")
+        cv2.imdecode(damaged, cv2.IMREAD_COLOR)
+        os.write(2, b"after\nunfinished")
+    os.write(2, b", restored\n")
+    erase = ERASE_TO_END.decode()
+    assert capfd.readouterr().err == f"before{erase}\nafter{erase}\nunfinished, restored\n"
