@@ -17,8 +17,8 @@ from pipeline import environment, load
 from pipeline.errors import LoadError
 from pipeline.presets import LCM_LORA_SD15, TABLE
 from pipeline.settings import Controls, Lora, ModelSpec
+from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 COMMANDS = ("serve", "render", "camera", "models", "bench")
 
 
@@ -168,10 +168,10 @@ def _time(text: str) -> Fraction:
 
 def _fps(text: str) -> Fraction:
     try:
-        fps = Fraction(text)
+        fps = Fraction(text).limit_denominator(1_001_000)  # 23.976023976 means 24000/1001
     except (ValueError, ZeroDivisionError):
         fps = Fraction(0)
-    if not 0 < fps <= 1000:
+    if not Fraction(1, 3600) <= fps <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 25 or 30000/1001")
     return fps
 
@@ -339,7 +339,7 @@ def _render(options: argparse.Namespace) -> int:
     if options.end is not None and options.end <= options.start:
         raise UsageError("--end must be later than --start.")
     from stream import jobs
-    from stream.film.clip import FilmError
+    from stream.film.errors import FilmError
 
     wishes = jobs.Wishes(
         start_s=options.start,
@@ -357,7 +357,7 @@ def _render(options: argparse.Namespace) -> int:
         work = jobs.jobs_for(options.inputs, options.output)
         for job in work:
             jobs.check(job, wishes)
-    except FilmError as error:
+    except (FilmError, OSError) as error:  # a name may be longer than the system takes
         raise UsageError(str(error)) from error
     _, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
@@ -368,10 +368,12 @@ def _render(options: argparse.Namespace) -> int:
         work,
         wishes,
         controls,
-        jobs.Studio(spec, lambda spec: load(spec, str(device), compile=bool(options.compile))),
-        # Compiled code is for single frames.
-        batch=1 if options.compile else jobs.BATCH[device.type],
-        model={"device": device.type, "compiled": bool(options.compile)},
+        jobs.Studio(
+            spec,
+            lambda spec: load(spec, str(device), compile=bool(options.compile)),
+            batch=1 if options.compile else jobs.BATCH[device.type],  # compiled code is for single frames
+            way={"device": device.type, "compiled": bool(options.compile)},
+        ),
     )
 
 

@@ -18,25 +18,17 @@ from tqdm import tqdm
 
 from pipeline.settings import Controls, ModelSpec
 
-from .film import codecs
-from .film.clip import (
-    PICTURES,
-    VIDEOS,
-    FilmError,
-    PictureClip,
-    VideoClip,
-    fitting,
-    is_pattern,
-    open_clip,
-    picture_files,
-)
+from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
+from .film import codecs, work
+from .film.clip import VIDEOS, VideoClip, open_clip
+from .film.errors import FilmError
 from .film.films import Film, Order, order_film
+from .film.pictures import PictureClip, fitting_pattern, is_pattern, is_picture, picture_files, visible
 from .render import Paint, Take, render
-
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
 # Frames painted at once, by device: from here on more gained little. Measured on CPUs: benchmarks/results.
 BATCH = {"cpu": 4, "cuda": 4, "mps": 2}
+GIF_RATE = 50  # browsers take a delay of less than two hundredths of a second for ten
 
 
 @dataclass(frozen=True)
@@ -67,9 +59,7 @@ class Wishes:
 def jobs_for(sources: Sequence[Path], target: Path) -> list[Job]:
     """One source makes one film, or goes into a folder; several, or a folder of videos, go into a folder. Raises
     FilmError."""
-    clips: list[Path] = []
-    for source in sources:
-        clips += _videos_in(source) if source.is_dir() and not picture_files(source) else [source]
+    clips = [clip for source in sources for clip in _clips_of(source)]
     into_folder = target.is_dir() or len(sources) > 1 or clips != list(sources)
     if not into_folder:
         return [Job(clips[0], target)]
@@ -81,16 +71,23 @@ def jobs_for(sources: Sequence[Path], target: Path) -> list[Job]:
     return jobs
 
 
-def _videos_in(folder: Path) -> list[Path]:
-    videos = sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEOS)
-    if not videos:
-        raise FilmError(f"There is neither a video nor a picture in {folder}.")
-    return videos
+def _clips_of(source: Path) -> list[Path]:
+    """A folder's pictures are one clip, its videos one each. Where there are both, nobody knows what is meant."""
+    if not source.is_dir():
+        return [source]
+    videos = sorted(file for file in visible(source) if file.suffix.lower() in VIDEOS)
+    pictures = picture_files(source)
+    if videos and pictures:
+        both = f"{len(videos)} videos and {len(pictures)} pictures"
+        raise FilmError(f"{source} holds {both}: name the files, as in {source}/*{videos[0].suffix}.")
+    if not videos and not pictures:
+        raise FilmError(f"There is neither a video nor a picture in {source}.")
+    return videos or [source]
 
 
 def _film_name(clip: Path) -> str:
     suffix = clip.suffix.lower()
-    keeps = suffix in codecs.CONTAINERS or suffix == ".gif" or (suffix in PICTURES and clip.is_file())
+    keeps = suffix in codecs.CONTAINERS or suffix == ".gif" or (is_picture(clip) and clip.is_file())
     return clip.stem + (suffix if keeps else ".mp4")
 
 
@@ -105,34 +102,35 @@ def check(job: Job, wishes: Wishes) -> None:
         raise FilmError(f"{target} is a folder.")
     if target.exists() and source.exists() and target.samefile(source):
         raise FilmError(f"{target} is the clip itself: give the film another name.")
-    taken = _taken(target)
-    work = target.with_name(target.name + ".partial")
-    if wishes.overwrite or (wishes.resume and work.exists()):
+    if read := {file.resolve() for file in picture_files(source) or []} & {file.resolve() for file in _taken(target)}:
+        raise FilmError(f"{target} would write over {min(read).name}, which is to be painted: give another folder.")
+    if wishes.overwrite or (wishes.resume and work.is_begun(target)):
         return
-    if work.exists():
+    if work.is_begun(target):
         raise FilmError(
-            f"{work} holds what an interrupted run has painted of {target.name}: "
+            f"{work.folder_of(target)} holds what an interrupted run has painted of {target.name}: "
             "--resume goes on with it, --overwrite starts over."
         )
-    if taken and not wishes.resume:
-        raise FilmError(f"{taken} exists already: --overwrite replaces it.")
+    if not wishes.resume and (taken := _taken(target)):
+        raise FilmError(f"{taken[0]} exists already: --overwrite replaces it.")
 
 
-def _taken(target: Path) -> Path | None:
-    """A file that the film would replace."""
+def _taken(target: Path) -> list[Path]:
+    """The files that the film would replace."""
     if is_pattern(target):
-        return next(iter(fitting(target)), None)
-    return target if target.exists() else None
+        return fitting_pattern(target)
+    return [target] if target.exists() else []
 
 
 class Studio:
     """Loads the model when the first clip needs it, and again only for another size.
 
-    load(spec) -> Stylizer.
+    load(spec) -> Stylizer. batch: frames painted at once. way: what else decides how pictures look (device, dtype), for
+    --resume to compare.
     """
 
-    def __init__(self, spec: ModelSpec, load: Callable[[ModelSpec], Any]):
-        self.spec = spec
+    def __init__(self, spec: ModelSpec, load: Callable[[ModelSpec], Any], batch: int, way: dict[str, Any]):
+        self.spec, self.batch, self.way = spec, batch, way
         self._load = load
         self._stylizer: Any = None
 
@@ -143,35 +141,22 @@ class Studio:
         return self._stylizer
 
 
-def run(
-    jobs: Sequence[Job], wishes: Wishes, controls: Controls, studio: Studio, *, batch: int, model: dict[str, Any]
-) -> int:
-    """Make every film; returns the exit code. What is wrong with one clip does not keep the others from being made.
-
-    model: what else decides how pictures look (device, dtype), for --resume to compare.
-    """
+def run(jobs: Sequence[Job], wishes: Wishes, controls: Controls, studio: Studio) -> int:
+    """Make every film; returns the exit code. What is wrong with one clip does not keep the others from being made."""
     failed = 0
     with _interruptible() as interrupted:
         for job in jobs:
             try:
                 check(job, wishes)
-                if not _make(job, wishes, controls, studio, batch, model, interrupted):
+                if not _make(job, wishes, controls, studio, interrupted):
                     return EXIT_INTERRUPTED
-            except (FilmError, OSError, av.error.FFmpegError) as error:
+            except FilmError as error:
                 failed += 1
-                print(_sentence(error, job), file=sys.stderr)
+                print(" ".join(str(error).split()), file=sys.stderr)
     return EXIT_BAD_INPUT if failed else EXIT_DONE
 
 
-def _make(
-    job: Job,
-    wishes: Wishes,
-    controls: Controls,
-    studio: Studio,
-    batch: int,
-    model: dict[str, Any],
-    interrupted: Callable[[], bool],
-) -> bool:
+def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrupted: Callable[[], bool]) -> bool:
     """One film; False when it was interrupted."""
     clip = open_clip(job.source, wishes.fps or Fraction(25))
     if wishes.fps is not None and isinstance(clip, VideoClip):
@@ -179,21 +164,26 @@ def _make(
     spec = _shaped(studio.spec, clip) if wishes.clip_shape else studio.spec
     size = spec.width, spec.height
     film_size = (2 * size[0], size[1]) if wishes.side_by_side else size
-    order = Order(clip, job.target, film_size, wishes.start_s, wishes.end_s, wishes.codec, wishes.quality)
-    film = order_film(order)
-    job.target.parent.mkdir(exist_ok=True)
-    plan = _plan(job, clip, wishes, controls, spec, film, batch, model)
-    if wishes.resume and film.work.exists:
-        film.work.resume(plan)
-    elif wishes.resume and _taken(job.target) and not wishes.overwrite:
+    film = order_film(Order(clip, job.target, film_size, wishes.start_s, wishes.end_s, wishes.codec, wishes.quality))
+    if wishes.resume and not wishes.overwrite and not work.is_begun(job.target) and _taken(job.target):
         print(f"{job.target} is there already, and nothing of it is left to resume.", file=sys.stderr)
+        film.work.discard()
         return True
-    else:
-        film.work.begin(plan)
-    take = Take(clip, controls, size, wishes.start_s, wishes.end_s, wishes.cuts, wishes.side_by_side, batch)
+    take = Take(clip, controls, size, wishes.start_s, wishes.end_s, wishes.cuts, wishes.side_by_side, studio.batch)
     try:
+        job.target.parent.mkdir(exist_ok=True)
+        plan = _plan(clip, wishes, controls, spec, film, studio)
+        if wishes.resume and work.is_begun(job.target):
+            film.work.resume(plan)
+        else:
+            film.work.begin(plan)
         _tell(clip, size, wishes, film)
         return _render(job, take, studio.stylizer(spec), film, interrupted)
+    except (OSError, av.error.FFmpegError) as error:
+        kept = " What is painted so far is kept; --resume goes on with it." if film.work.done else ""
+        raise FilmError(
+            f"{job.target} cannot be written: {(error.strerror or str(error)).rstrip('.')}.{kept}"
+        ) from error
     finally:
         film.abandon()
         if film.work.done:
@@ -244,14 +234,7 @@ def _shaped(spec: ModelSpec, clip: VideoClip | PictureClip) -> ModelSpec:
 
 
 def _plan(
-    job: Job,
-    clip: VideoClip | PictureClip,
-    wishes: Wishes,
-    controls: Controls,
-    spec: ModelSpec,
-    film: Film,
-    batch: int,
-    model: dict[str, Any],
+    clip: VideoClip | PictureClip, wishes: Wishes, controls: Controls, spec: ModelSpec, film: Film, studio: Studio
 ) -> dict[str, Any]:
     """All that decides what the pictures look like; equal plans give equal pictures."""
     files = clip.files if isinstance(clip, PictureClip) else [clip.path]
@@ -263,8 +246,8 @@ def _plan(
         "fps": str(clip.rate),
         "side-by-side": wishes.side_by_side,
         "cuts": wishes.cuts,
-        "batch": batch,
-        "model": {**dataclasses.asdict(spec), **model},
+        "batch": studio.batch,
+        "model": {**dataclasses.asdict(spec), **studio.way},
         **controls.model_dump(),
     }
 
@@ -277,6 +260,8 @@ def _tell(clip: VideoClip | PictureClip, size: tuple[int, int], wishes: Wishes, 
             "(--size clip keeps its shape).",
             file=sys.stderr,
         )
+    if film.description == "gif" and clip.rate > GIF_RATE:
+        print(f"A GIF shows {GIF_RATE} pictures a second at most; this one will play too slowly.", file=sys.stderr)
     if film.work.done:
         print(f"Resuming: {film.work.done} pictures are there already.", file=sys.stderr)
 
@@ -298,10 +283,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _sentence(error: Exception, job: Job) -> str:
-    if isinstance(error, FilmError):
-        return " ".join(str(error).split())
-    reason = (error.strerror or str(error)).rstrip(".")
-    return f"{job.target} cannot be written: {reason}. What is painted so far is kept; --resume goes on with it."

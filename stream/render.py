@@ -13,11 +13,16 @@ import numpy as np
 
 from pipeline.settings import Controls
 
-from .film.clip import PictureClip, Still, VideoClip
+from .film.clip import VideoClip
 from .film.cuts import CutDetector
 from .film.films import Film
+from .film.pictures import PictureClip, Still
 
 AHEAD = 2  # batches that wait in front of the engine and behind it: enough to never idle, little to hold
+
+
+class _Stopped(Exception):
+    """Asked to end before there was anything to do."""
 
 
 class Paint(Protocol):
@@ -65,15 +70,20 @@ def render(
     """
     with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
         written: deque[Future] = deque()
-        stopped = False
-        for batch in _batches(_prefetched(_due(take, film), reader, AHEAD * take.batch), take.batch):
-            if stopped := should_stop():
-                break
-            for picture, still in _painted(take, paint, film, batch):
-                written.append(writer.submit(film.put, picture, still.pts, still.duration))
-                progress()
-            while len(written) > AHEAD * take.batch:
-                written.popleft().result()
+        due = _due(take, film, should_stop)
+        try:
+            for batch in _batches(_prefetched(due, reader, AHEAD * take.batch), take.batch):
+                if stopped := should_stop():
+                    break
+                for picture, still in _painted(take, paint, film, batch):
+                    written.append(writer.submit(film.put, picture, still.pts, still.duration))
+                    progress()
+                while len(written) > AHEAD * take.batch:
+                    written.popleft().result()
+            else:
+                stopped = False
+        except _Stopped:
+            stopped = True
         for future in written:
             future.result()
     return not stopped
@@ -91,11 +101,17 @@ def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Iterator
             future.cancel()
 
 
-def _due(take: Take, film: Film) -> Iterator[_Due]:
-    """All frames whose pictures no segment of the film holds."""
+def _due(take: Take, film: Film, should_stop: Callable[[], bool]) -> Iterator[_Due]:
+    """All frames whose pictures no segment of the film holds; the others are decoded and passed over."""
     detector = CutDetector()
     done, sealed = film.work.done, film.work.sealed
-    for number, still in enumerate(take.clip.stills(take.size, take.start_s, take.end_s)):
+    for number, moment in enumerate(take.clip.moments(take.start_s, take.end_s)):
+        if number < sealed:
+            if should_stop():
+                raise _Stopped
+            if not take.cuts:
+                continue
+        still = moment.still(take.size)
         shot = detector.shot_of(still.rgb) if take.cuts else 0
         if number >= sealed:
             yield _Due(still, shot, film.work.raw(number) if number < done else None)

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from PIL import Image, ImageOps
+from av.video.reformatter import VideoReformatter
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+from .errors import FilmError
+from .fitting import Shape, check_size, fitted
+from .pictures import PictureClip, Still, picture_files
+from .times import Timeline
+
 VIDEOS = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"}
     | {".wmv", ".flv", ".ogv", ".3gp", ".y4m"}
 )
-MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # beyond lies no camera's picture, and gigabytes of memory a frame
-HD_LINES = 720  # from here up video that does not say so is BT.709, below it BT.601
-_PLACE = re.compile(r"%0?\d*d|\*")
-UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
-
-
-class FilmError(Exception):
-    """A clip cannot be read or a film cannot be written; one sentence for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class Still:
-    """One picture of a clip. Times are in units of the clip's time_base; `pts` counts from the film's beginning."""
-
-    rgb: np.ndarray  # uint8 [height, width, 3]
-    pts: int
-    duration: int
+# A seek may lead too far, by a format's nature or by a wrong index: then from so much earlier, at last from the start.
+SEEK_BACK_S = (0, 2, 10, 60)
 
 
 def open_clip(path: Path, fps: Fraction = Fraction(25)) -> VideoClip | PictureClip:
@@ -44,96 +33,20 @@ def open_clip(path: Path, fps: Fraction = Fraction(25)) -> VideoClip | PictureCl
     pictures = picture_files(path)
     if pictures:
         return PictureClip(pictures, fps)
-    if is_pattern(path):
-        raise FilmError(f"No picture fits {path}.")
-    if path.is_dir():
-        raise FilmError(f"There is no picture in {path}.")
+    if pictures is not None:
+        raise FilmError(f"There is no picture in {path}." if path.is_dir() else f"No picture fits {path}.")
     return VideoClip(path)
 
 
-def picture_files(path: Path) -> list[Path] | None:
-    """The pictures that a path means, in the order of their numbers; None where it means no pictures."""
-    if path.is_dir():
-        return _in_order(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-    if path.is_file():
-        return [path] if path.suffix.lower() in PICTURES else None
-    return fitting(path) if is_pattern(path) else None
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    frame: av.VideoFrame
+    pts: int
+    duration: int
+    convert: Callable[[av.VideoFrame, tuple[int, int]], np.ndarray]
 
-
-def is_pattern(path: Path) -> bool:
-    """`%04d.png` or `*.jpg`"""
-    return path.suffix.lower() in PICTURES and _PLACE.search(path.name) is not None
-
-
-def fitting(pattern: Path) -> list[Path]:
-    """The files that a pattern means, in the order of their numbers."""
-    return _in_order(pattern.parent.glob(_PLACE.sub("*", pattern.name)))
-
-
-def _in_order(files: Iterable[Path]) -> list[Path]:
-    return sorted(
-        files, key=lambda file: [(part.isdecimal(), part.zfill(20)) for part in re.split(r"(\d+)", file.name)]
-    )
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How coded pixels become shown ones. matrix: (a, b, c, d) of x' = ax + cy, y' = bx + dy (ISO 14496-12, 6.2.2)."""
-
-    sample_aspect: Fraction = Fraction(1)  # a pixel's width over its height
-    matrix: tuple[int, int, int, int] = (1, 0, 0, 1)
-
-    @property
-    def lies(self) -> bool:
-        """On its side, as telephones hold their cameras."""
-        a, b, _, _ = self.matrix
-        return abs(b) > abs(a)
-
-    def upright(self, rgb: np.ndarray) -> np.ndarray:
-        a, b, c, d = self.matrix
-        if self.lies:
-            rgb, a, d = rgb.swapaxes(0, 1), c, b
-        return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-class PictureClip:
-    """Pictures as a clip; they may differ in size."""
-
-    has_sound = False
-    damaged = 0
-
-    def __init__(self, files: list[Path], fps: Fraction):
-        self.files = files
-        self.path = files[0]
-        self.rate, self.time_base = fps, 1 / fps
-        self.zero_s = Fraction(0)
-        first = self._open(files[0])
-        self.width, self.height = first.size
-
-    @property
-    def is_single(self) -> bool:
-        return len(self.files) == 1
-
-    def expected(self, start_s: Fraction, end_s: Fraction | None) -> int | None:
-        return len(self._within(start_s, end_s))
-
-    def stills(self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s=None) -> Iterator[Still]:
-        reformatter = VideoReformatter()
-        for number, file in enumerate(self._within(start_s, end_s)):
-            frame = av.VideoFrame.from_image(self._open(file))
-            yield Still(_fitted(frame, Shape(), size, reformatter), number, 1)
-
-    def _within(self, start_s: Fraction, end_s: Fraction | None) -> list[Path]:
-        last = len(self.files) if end_s is None else -int(-end_s * self.rate // 1)
-        return self.files[-int(-start_s * self.rate // 1) : last]
-
-    def _open(self, file: Path) -> Image.Image:
-        try:
-            with Image.open(file) as image:
-                _check_size(file, *image.size)
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise FilmError(f"{file} is not a picture that can be read.") from error
+    def still(self, size: tuple[int, int]) -> Still:
+        return Still(self.convert(self.frame, size), self.pts, self.duration)
 
 
 class VideoClip:
@@ -143,40 +56,39 @@ class VideoClip:
     file's own time at its beginning. damaged: packets that could not be decoded so far, and were left out.
     """
 
-    is_single = False
-
     def __init__(self, path: Path):
         self.path = path
         self.damaged = 0
         with self.open() as container:
             stream = _video_of(container, path)
-            _check_size(path, stream.codec_context.width, stream.codec_context.height)
+            check_size(path, stream.codec_context.width, stream.codec_context.height)
             self.time_base: Fraction = stream.time_base
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-            self.has_sound = bool(container.streams.audio)
+            self.has_sound = bool(tracks_of(container))
             self._frames, self._duration_s = stream.frames, _duration_s(container, stream)
-            starts = [
-                s.start_time * s.time_base for s in (stream, *container.streams.audio) if s.start_time is not None
-            ]
-            # Sound may begin a little before zero (an encoder's priming), which containers know how to tell.
-            self.zero_s = max(min(starts, default=Fraction(0)), Fraction(0))
+            self._end = None if stream.duration is None else (stream.start_time or 0) + stream.duration
+            self._zero_from(stream, tracks_of(container))
             first = next(self._frames_of(container, stream), None)
             if first is None:
                 raise FilmError(f"{path} holds no picture that can be decoded.")
+            # AVI tells when a frame is decoded, not when it is shown: so much later than the first.
+            self._delay = None
+            if container.format.name == "avi" and first.dts is not None:
+                self._delay = first.dts - (stream.start_time or 0)
             # Of the first frame: to ask each for its side data would keep all of them from being freed at once.
             self._shape = Shape(stream.sample_aspect_ratio or Fraction(1), _display_matrix(first))
-            width, height = max(1, round(first.width * self._shape.sample_aspect)), first.height
-            self.width, self.height = (height, width) if self._shape.lies else (width, height)
+            self.width, self.height = self._shape.shown(first.width, first.height)
+            check_size(path, self.width, self.height)
         self.damaged = 0
 
     def open(self) -> av.container.InputContainer:
         """The file, opened anew. Raises FilmError."""
         if not self.path.exists():
             raise FilmError(f"There is no file {self.path}.")
-        if self.path.stat().st_size == 0:
+        if self.path.is_file() and self.path.stat().st_size == 0:
             raise FilmError(f"{self.path} is empty.")
         try:
-            return av.open(str(self.path))
+            return av.open(url(self.path), metadata_errors="replace")
         except av.error.FFmpegError as error:
             # FFmpeg's own reasons mislead: frames too large for it are a "busy device".
             reason = f" ({error.strerror})" if isinstance(error, av.error.PermissionError) else ""
@@ -192,53 +104,148 @@ class VideoClip:
         until_s = whole / self.rate if end_s is None else min(end_s, whole / self.rate)
         return max(0, round((until_s - start_s) * self.rate))
 
-    def stills(
-        self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s: Fraction | None = None
-    ) -> Iterator[Still]:
-        """The pictures shown from start_s on and before end_s, scaled to cover `size` (width, height) and cropped.
+    def stills(self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s=None) -> Iterator[Still]:
+        """The pictures shown from start_s on and before end_s, scaled to cover `size` (width, height) and cropped."""
+        return (moment.still(size) for moment in self.moments(start_s, end_s))
+
+    def moments(self, start_s: Fraction = Fraction(0), end_s: Fraction | None = None) -> Iterator[_Moment]:
+        """The frames shown from start_s on and before end_s, not converted yet: moment.still(size) does that.
 
         Without timestamps a frame follows its predecessor at the average rate. A damaged packet is left out and
         counted.
         """
+        reformatter = VideoReformatter()
+        zero = round((self.zero_s + start_s) / self.time_base)
+        end = None if end_s is None else math.ceil((self.zero_s + end_s) / self.time_base)
+        for frame, begins, ends in self._timed(start_s):
+            if end is not None and begins >= end:
+                return
+            if begins >= zero:
+                ends = ends if end is None else min(ends, end)
+                yield _Moment(
+                    frame, begins - zero, ends - begins, lambda it, size: fitted(it, self._shape, size, reformatter)
+                )
+
+    def _timed(self, start_s: Fraction) -> Iterator[tuple[av.VideoFrame, int, int]]:
+        """(frame, when it appears, when the next one does), from start_s or earlier on."""
+        timeline = Timeline(self.time_base)
+        usual = max(1, round(1 / self.rate / self.time_base))
+        due = round(self.zero_s / self.time_base)
+        held = None
+        for frame in self._frames_from(self.zero_s + start_s) if start_s > 0 else self._all_frames():
+            told = self._time_of(frame)
+            begins = timeline.placed(due if told is None else told, frame.duration or usual)
+            due = begins + (frame.duration or usual)
+            if held is not None:
+                yield *held, begins
+            held = frame, begins
+        if held is None:
+            return
+        frame, begins = held
+        if self._end is None:
+            yield frame, begins, due
+        else:  # mp4 tells how long a frame is decoded, which for the last need not be how long it is shown
+            end = self._end + timeline.offset
+            yield frame, begins, end if end > begins else begins + usual
+
+    def _zero_from(self, stream, tracks) -> None:
+        def starts_s(some) -> list[Fraction]:
+            return [each.start_time * each.time_base for each in some if each.start_time is not None]
+
+        # Sound may begin a little before zero (an encoder's priming), which containers know how to tell.
+        sound_s = [max(start_s, Fraction(0)) for start_s in starts_s(tracks)]
+        self.zero_s = min([*starts_s([stream]), *sound_s], default=Fraction(0))
+
+    def _time_of(self, frame: av.VideoFrame) -> int | None:
+        """When it is shown, as the file says."""
+        if self._delay is None or frame.dts is None:
+            return frame.pts
+        return frame.dts - self._delay
+
+    def _all_frames(self) -> Iterator[av.VideoFrame]:
         with self.open() as container:
-            stream = _video_of(container, self.path)
-            stream.thread_type = "AUTO"
-            if start_s > 0:
-                container.seek(int((self.zero_s + start_s) * av.time_base), backward=True)
-            reformatter = VideoReformatter()
-            usual = max(1, round(1 / self.rate / self.time_base))
-            zero = round((self.zero_s + start_s) / self.time_base)
-            next_pts = zero
-            for frame in self._frames_of(container, stream):
-                pts = next_pts if frame.pts is None else frame.pts
-                if pts < zero:
-                    continue
-                if end_s is not None and pts * self.time_base >= self.zero_s + end_s:
+            yield from self._frames_of(container, _video_of(container, self.path))
+
+    def _frames_from(self, at_s: Fraction) -> Iterator[av.VideoFrame]:
+        """All frames from a keyframe at or before at_s on; where no seek leads there, all frames."""
+        with self.open() as container:
+            for back_s in SEEK_BACK_S:
+                if at_s - back_s <= self.zero_s or not seek(container, at_s - back_s):
                     break
-                pts = max(pts, next_pts if frame.pts is None else pts)
-                yield Still(_fitted(frame, self._shape, size, reformatter), pts - zero, frame.duration or usual)
-                next_pts = pts + (frame.duration or usual)
+                before = self.damaged
+                frames = self._frames_of(container, _video_of(container, self.path))
+                first = self._keyframe_until(at_s, frames)
+                if first is not None:
+                    yield from chain([first], frames)
+                    return
+                self.damaged = before
+        yield from self._all_frames()
+
+    def _keyframe_until(self, at_s: Fraction, frames: Iterator[av.VideoFrame]) -> av.VideoFrame | None:
+        for frame in frames:
+            pts = self._time_of(frame)
+            if pts is None or pts * self.time_base > at_s:
+                return None
+            if frame.key_frame:
+                return frame
+        return None
 
     def _frames_of(self, container, stream) -> Iterator[av.VideoFrame]:
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.error.FFmpegError:  # the file breaks off, or what follows is no container any more
-                self.damaged += 1
-                return
+        if not stream.codec_context.is_open:
+            stream.thread_type = "AUTO"
+        for packet in self._packets_of(container, stream):
             try:
                 yield from packet.decode()
             except av.error.FFmpegError:
                 self.damaged += 1
 
+    def _packets_of(self, container, stream) -> Iterator[av.Packet]:
+        packets = packets_of(container, [stream])
+        while True:
+            try:
+                yield next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:  # the file breaks off, or what follows is no container any more
+                self.damaged += 1
+                end = av.Packet()
+                end.stream = stream
+                yield end  # empty: the decoder gives what it still holds
+                return
+
+
+def url(path: Path) -> str:
+    """For FFmpeg, which takes what stands before a colon for a protocol."""
+    return f"file:{path}"
+
+
+def seek(container, at_s: Fraction) -> bool:
+    """Whether it could be done."""
+    try:
+        container.seek(int(at_s * av.time_base), backward=True)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+def packets_of(container, streams) -> Iterator[av.Packet]:
+    """The streams' packets. Not by `demux(streams)`, which trips over streams that only begin later."""
+    wanted = {stream.index for stream in streams}
+    return (packet for packet in container.demux() if packet.stream.index in wanted)
+
+
+def tracks_of(container) -> list:
+    """The sound tracks that FFmpeg knows how to decode."""
+    return [stream for stream in container.streams.audio if stream.codec_context is not None]
+
 
 def _video_of(container, path: Path):
     for stream in container.streams.video:
-        if not stream.disposition & stream.disposition.attached_pic:  # a song's cover is no video
-            return stream
+        if stream.disposition & stream.disposition.attached_pic:  # a song's cover is no video
+            continue
+        if stream.codec_context is None:
+            raise FilmError(f"{path} holds video of a kind that FFmpeg cannot decode.")
+        return stream
     raise FilmError(f"{path} holds no video, only sound." if container.streams.audio else f"{path} holds no video.")
 
 
@@ -248,12 +255,6 @@ def _duration_s(container, stream) -> Fraction | None:
     return None if container.duration is None else Fraction(container.duration, av.time_base)
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS // 10**6} megapixels or {MAX_SIDE} a side"
-        raise FilmError(f"{path} is {width}x{height}: pictures larger than {limit} are not read.")
-
-
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Shape.matrix, as the file gives it."""
     for side in frame.side_data:
@@ -261,27 +262,3 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
             a, b, _, c, d, *_ = np.frombuffer(bytes(side), np.int32)
             return int(a), int(b), int(c), int(d)
     return 1, 0, 0, 1
-
-
-def _fitted(frame: av.VideoFrame, shape: Shape, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
-    """uint8 [height, width, 3] RGB of `size` (width, height): colour, pixel shape, scale in one pass; then a crop."""
-    width, height = size[::-1] if shape.lies else size
-    shown = frame.width * shape.sample_aspect
-    scale = max(width / shown, Fraction(height, frame.height))
-    to_width, to_height = max(width, round(shown * scale)), max(height, round(frame.height * scale))
-    is_rgb = frame.format.is_rgb
-    hd = frame.height >= HD_LINES
-    colorspace = (Colorspace.ITU709 if hd else Colorspace.ITU601) if frame.colorspace == UNSPECIFIED else None
-    full = is_rgb or frame.format.name.startswith("yuvj") or frame.color_range == ColorRange.JPEG
-    rgb = reformatter.reformat(
-        frame,
-        to_width,
-        to_height,
-        "rgb24",
-        src_colorspace=None if is_rgb else colorspace,
-        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
-        src_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
-        dst_color_range=ColorRange.JPEG,
-    ).to_ndarray()
-    left, top = (to_width - width) // 2, (to_height - height) // 2
-    return np.ascontiguousarray(shape.upright(rgb[top : top + height, left : left + width]))

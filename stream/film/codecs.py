@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -13,11 +14,12 @@ import numpy as np
 from av.codec.context import Flags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-from .clip import FilmError
+from .errors import FilmError
 
 os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
 
 DEFAULT_QUALITY = 80
+MAX_RATE = 240  # SVT-AV1 refuses more; frames' own times hold whatever this says
 
 # What a file of that name holds unless --codec says otherwise.
 CONTAINERS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
@@ -92,22 +94,30 @@ def choose(codec: str, suffix: str) -> Encoder:
 def opens(name: str) -> bool:
     """Can this machine encode with it? Hardware encoders are listed whether or not there is such hardware."""
     encoder = next(encoder for encoders in CODECS.values() for encoder in encoders if encoder.name == name)
+    with quiet():
+        try:
+            context = av.CodecContext.create(name, "w")
+            set_up(context, encoder, (256, 256), Fraction(1, 25), Fraction(25), DEFAULT_QUALITY)
+            frame = to_frame(np.zeros((256, 256, 3), np.uint8), encoder, VideoReformatter())
+            frame.pts, frame.time_base = 0, Fraction(1, 25)
+            return bool([*context.encode(frame), *context.encode(None)])
+        except (av.error.FFmpegError, ValueError, RuntimeError):
+            return False
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While something is tried that may well fail, of which FFmpeg would complain."""
     level = av.logging.get_level()
-    av.logging.set_level(av.logging.PANIC)  # FFmpeg would complain of the hardware that is not there
+    av.logging.set_level(av.logging.PANIC)
     try:
-        context = av.CodecContext.create(name, "w")
-        set_up(context, encoder, (256, 256), Fraction(1, 25), Fraction(25), DEFAULT_QUALITY)
-        frame = to_frame(np.zeros((256, 256, 3), np.uint8), encoder, VideoReformatter())
-        frame.pts, frame.time_base = 0, Fraction(1, 25)
-        return bool([*context.encode(frame), *context.encode(None)])
-    except (av.error.FFmpegError, ValueError, RuntimeError):
-        return False
+        yield
     finally:
         av.logging.set_level(level)
 
 
 def _fits(name: str, suffix: str) -> bool:
-    with av.open(_Nowhere(), "w", format=format_of(suffix)) as output:
+    with av.open(Nowhere(), "w", format=format_of(suffix)) as output:
         return av.codec.Codec(name, "w").canonical_name in output.supported_codecs
 
 
@@ -116,8 +126,8 @@ def format_of(suffix: str) -> str:
     return {".m4v": "mp4", ".mkv": "matroska"}.get(suffix, suffix[1:])
 
 
-class _Nowhere:
-    """A file that forgets."""
+class Nowhere:
+    """A file that forgets, to try what a container takes."""
 
     def write(self, data: bytes) -> int:
         return len(data)
@@ -140,7 +150,7 @@ def set_up(
     """Make a codec context ready for `to_frame`'s frames. size: (width, height)."""
     context.width, context.height = size
     context.pix_fmt = encoder.pixel_format
-    context.time_base, context.framerate = time_base, rate
+    context.time_base, context.framerate = time_base, min(rate, MAX_RATE)
     context.options = encoder.options_for(quality)
     context.flags |= Flags.global_header  # mp4 and its like want the codec's headers once, not in every keyframe
     if not encoder.pixel_format.startswith("bgr"):

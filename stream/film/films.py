@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from . import codecs, sound
-from .clip import PICTURES, FilmError, PictureClip, VideoClip, is_pattern
+from . import codecs
+from .clip import VideoClip, url
+from .errors import FilmError
 from .packets import PacketFile, read_packets
+from .pictures import PICTURES, PictureClip, is_pattern, numbered
+from .sound import add_sound, ways
 from .work import Work
 
 RAW_BYTES = 64 * 1024 * 1024  # so much of a segment may lie raw on the disk
@@ -50,6 +54,9 @@ class Film(Protocol):
 
     def finish(self, complete: bool) -> None:
         """Make the file of all that was put. An incomplete one can still be resumed."""
+
+    def abandon(self) -> None:
+        """Put no more, whatever happened; what is complete stays in `work`."""
 
 
 def order_film(order: Order) -> Film:
@@ -153,8 +160,14 @@ class VideoFilm:
         self.description = self.encoder.name
         self.work = Work(order.path, (order.size[1], order.size[0], 3))
         self._order = order
+        self._sound = ways(order.clip, suffix) if order.clip.has_sound else {}
         self._segments = _Segments(order, self.work, self.encoder)
-        self.put = self._segments.put
+
+    def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
+        self._segments.put(picture, pts, duration)
+
+    def abandon(self) -> None:
+        self._segments.abandon()
 
     def finish(self, complete: bool) -> None:
         self._segments.close()
@@ -163,25 +176,36 @@ class VideoFilm:
         options = {}
         if order.path.suffix.lower() in MP4_LIKE:
             # Edit lists, which say when a track begins, count in the movie's timescale: milliseconds unless told.
-            options = {"movflags": "+faststart", "movie_timescale": str(order.clip.time_base.denominator)}
+            units = order.clip.time_base.denominator
+            options = {"movflags": "+faststart", "movie_timescale": str(units * max(1, -(-90_000 // units)))}
         # A film of a part of the clip has that part of its sound.
         end_s = order.end_s if complete else order.start_s + self._ends_s()
-        with av.open(str(done), "w", format=codecs.format_of(order.path.suffix.lower()), options=options) as output:
+        with av.open(url(done), "w", format=codecs.format_of(order.path.suffix.lower()), options=options) as output:
             video = output.add_stream(self.encoder.name, rate=order.clip.rate)
             codecs.set_up(
                 video.codec_context, self.encoder, order.size, order.clip.time_base, order.clip.rate, order.quality
             )
             if self.encoder.tag and order.path.suffix.lower() in MP4_LIKE:
                 video.codec_context.codec_tag = self.encoder.tag
-            ways = [self._video(video)]
-            if order.clip.has_sound:
-                ways.append(sound.copied(order.clip, output, order.start_s, end_s))
-            for packet in heapq.merge(*ways, key=lambda packet: packet.dts * packet.time_base):
-                output.mux(packet)
+            tracks = [self._video(video)]
+            if self._sound:
+                tracks.append(add_sound(order.clip, output, self._sound, order.start_s, end_s))
+            for packet in heapq.merge(*tracks, key=lambda packet: packet.dts * packet.time_base):
+                try:
+                    output.mux(packet)
+                except (av.error.InvalidDataError, av.error.ArgumentError):
+                    if packet.stream is video:
+                        raise
+                    order.clip.damaged += 1  # a broken packet of sound is not worth a film
         os.replace(done, order.path)
 
     def _video(self, stream) -> Iterator[av.Packet]:
-        for packet in _packets(self.work, self._order.clip.time_base):
+        end = 0
+        packets = _packets(self.work, self._order.clip.time_base)
+        for packet, following in pairwise(chain(packets, [None])):
+            end = max(end, packet.pts + packet.duration)
+            if following is None:
+                packet.duration = end - packet.pts  # the film is as long as the last in the file says, not the last shown
             packet.stream = stream
             yield packet
 
@@ -189,9 +213,6 @@ class VideoFilm:
         last = self.work.segments()[-1][2]
         time_base = self._order.clip.time_base
         return max(packet.pts + packet.duration for packet in read_packets(last, time_base)) * time_base
-
-    def abandon(self) -> None:
-        self._segments.abandon()
 
 
 class GifFilm:
@@ -202,13 +223,19 @@ class GifFilm:
         self.work = Work(order.path, (order.size[1], order.size[0], 3))
         self._order = order
         self._segments = _Segments(order, self.work, codecs.LOSSLESS)
-        self.put, self.abandon = self._segments.put, self._segments.abandon
+
+    def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
+        self._segments.put(picture, pts, duration)
+
+    def abandon(self) -> None:
+        self._segments.abandon()
 
     def finish(self, complete: bool) -> None:
         self._segments.close()
         palette = self._palette()
         done = self.work.part()
-        with av.open(str(done), "w", format="gif", options={"loop": "0"}) as output:
+        options = {"loop": "0", "final_delay": str(self._last_delay())}
+        with av.open(url(done), "w", format="gif", options=options) as output:
             stream = output.add_stream("gif", rate=self._order.clip.rate)
             stream.width, stream.height = self._order.size
             stream.pix_fmt = "pal8"
@@ -217,6 +244,12 @@ class GifFilm:
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
         os.replace(done, self._order.path)
+
+    def _last_delay(self) -> int:
+        """How long the last picture is shown, in hundredths of a second."""
+        last = self.work.segments()[-1][2]
+        time_base = self._order.clip.time_base
+        return max(1, round([packet.duration for packet in read_packets(last, time_base)][-1] * time_base * 100))
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         last = -1
@@ -275,10 +308,10 @@ class PictureFilm:
 
     def __init__(self, order: Order):
         self._is_sequence = is_pattern(order.path)
-        if not self._is_sequence and not order.clip.is_single:
+        if self._is_sequence:
+            numbered(order.path, 1)
+        elif order.clip.expected(order.start_s, order.end_s) != 1:
             raise FilmError(f"{order.path} holds one picture only; for many, put a number in its name: out/%05d.png.")
-        if self._is_sequence and "%" not in order.path.name:
-            raise FilmError(f"{order.path} needs a number in its name, not a star: out/%05d.png.")
         self.description = order.path.suffix[1:].lower()
         self.work = Work(order.path, (order.size[1], order.size[0], 3))
         self._order = order
@@ -286,10 +319,9 @@ class PictureFilm:
 
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
         self._count += 1
-        number = self.work.sealed + self._count
         file = self._order.path
         if self._is_sequence:
-            file = file.with_name(file.name % number)
+            file = numbered(file, self.work.sealed + self._count)
         part = self.work.part()
         quality = {"quality": self._order.quality} if file.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
         Image.fromarray(picture).save(part, Image.registered_extensions()[file.suffix.lower()], **quality)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -12,9 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from .clip import FilmError
+from .errors import FilmError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SUFFIX = ".partial"
+PLAN = "plan.json"
+
+
+def folder_of(film: Path) -> Path:
+    """Where an interrupted run's work on a film lies."""
+    return film.with_name(film.name + SUFFIX)
+
+
+def is_begun(film: Path) -> bool:
+    """Is there work of an interrupted run? (A folder without a plan is one that was being thrown away.)"""
+    return (folder_of(film) / PLAN).is_file()
 
 
 class Work:
@@ -25,37 +42,40 @@ class Work:
     """
 
     def __init__(self, film: Path, shape: tuple[int, int, int]):
-        self.folder = film.with_name(film.name + SUFFIX)
+        self.folder = folder_of(film)
+        self._film = film
         self._shape, self._bytes = shape, int(np.prod(shape))
         self._spool = None
         self._first = 0  # number of the first raw picture
-        self._lock = threading.Lock()  # the engine's thread keeps, the encoder's seals
+        self._lock = threading.Lock()  # the engine's thread keeps, the encoder's seals, the reader's takes up
+        self._claimed: int | None = None
         self.sealed = self.done = 0
 
-    @property
-    def exists(self) -> bool:
-        return (self.folder / "plan.json").is_file()
-
     def begin(self, plan: dict[str, Any]) -> None:
-        """Start from nothing; what another run left is thrown away."""
+        """Start from nothing; what another run left is thrown away. Raises FilmError."""
+        if self.folder.exists():
+            self._claim()
         self.discard()
         self.folder.mkdir()
-        (self.folder / "plan.json").write_text(json.dumps(plan, indent=1))
+        self._claim()
+        part = self.part()
+        part.write_text(json.dumps(plan, indent=1))
+        part.rename(self.folder / PLAN)
         self._open_spool(0)
 
     def resume(self, plan: dict[str, Any]) -> None:
         """Take up what another run left, if it was made the same way. Raises FilmError."""
         try:
-            before = json.loads((self.folder / "plan.json").read_text())
+            self._claim()
+            before = json.loads((self.folder / PLAN).read_text())
         except (OSError, ValueError) as error:
             raise FilmError(f"{self.folder} cannot be resumed; --overwrite starts over.") from error
         plan = json.loads(json.dumps(plan))
         for name in plan.keys() | before.keys():
             if plan.get(name) != before.get(name):
-                raise FilmError(
-                    f"--resume: {name} was {before.get(name)} and is {plan.get(name)} now; "
-                    "give the same settings, or --overwrite to start over."
-                )
+                was, now = (str(it.get(name)) for it in (before, plan))
+                change = f"was {was} and is {now} now" if len(was) + len(now) < 80 else "is not what it was"
+                raise FilmError(f"--resume: {name} {change}; give the same settings, or --overwrite to start over.")
         segments = self.segments()
         self.sealed = segments[-1][0] + segments[-1][1] if segments else 0
         for file in self.folder.iterdir():
@@ -68,7 +88,7 @@ class Work:
 
     def raw(self, number: int) -> np.ndarray:
         """A picture of an earlier run that has to be encoded again, sealed <= number < done."""
-        with self._spool_file(self._first).open("rb") as spool:
+        with self._lock, self._spool_file(self._first).open("rb") as spool:
             spool.seek((number - self._first) * self._bytes)
             return np.frombuffer(spool.read(self._bytes), np.uint8).reshape(self._shape)
 
@@ -116,13 +136,28 @@ class Work:
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+        if self._claimed is not None:
+            os.close(self._claimed)
+            self._claimed = None
 
     def discard(self) -> None:
         """All is done, or not wanted any more."""
         self.close()
         if self.folder.exists():
+            (self.folder / PLAN).unlink(missing_ok=True)  # first: who is killed in between has nothing to resume
             shutil.rmtree(self.folder)
         self.sealed = self.done = 0
+
+    def _claim(self) -> None:
+        """Two runs at once would mix their pictures. Raises FilmError."""
+        if fcntl is None:
+            return
+        self._claimed = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise FilmError(f"Another run is painting {self._film} at this moment.") from error
 
     def _open_spool(self, first: int) -> None:
         self._first = first

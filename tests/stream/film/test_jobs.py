@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import main
-from stream.film.clip import FilmError
+from stream.film.errors import FilmError
 from stream.jobs import Job, Wishes, check, jobs_for
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, look, make_clip, pictures_of
@@ -191,6 +191,8 @@ def test_numbered_pictures_are_not_written_over(clip, tmp_path, capsys):
 
 def test_an_interrupted_run_is_not_thrown_away_by_accident(clip, tmp_path):
     (tmp_path / "out.mp4.partial").mkdir()
+    check(Job(clip, tmp_path / "out.mp4"), Wishes())  # without a plan: what a run did not get to throw away
+    (tmp_path / "out.mp4.partial" / "plan.json").write_text("{}")
     with pytest.raises(FilmError, match="--resume goes on with it, --overwrite starts over"):
         check(Job(clip, tmp_path / "out.mp4"), Wishes())
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.settings import Controls
-from stream.film.clip import FilmError, open_clip
+from stream.film.clip import open_clip
+from stream.film.errors import FilmError
 from stream.film.films import Order, order_film
 from stream.render import Take, render
 
@@ -46,13 +47,16 @@ def paint(source: Path, target: Path, painter=None, *, size=SIZE, batch=4, resum
     film.work.resume({}) if resume else film.work.begin({})
     painter = painter or Painter()
     stops = iter([False] * stop_after + [True]) if stop_after is not None else None
-    complete = render(
-        Take(clip, Controls(), size, batch=batch, **take),
-        painter,
-        film,
-        should_stop=(lambda: next(stops)) if stops else (lambda: False),
-    )
-    film.finish(complete)
+    try:
+        complete = render(
+            Take(clip, Controls(), size, batch=batch, **take),
+            painter,
+            film,
+            should_stop=(lambda: next(stops)) if stops else (lambda: False),
+        )
+        film.finish(complete)
+    finally:
+        film.work.close()  # as the system does with what a killed process had open
     if complete:
         film.work.discard()
     return film
