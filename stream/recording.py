@@ -51,6 +51,7 @@ class Recording:
         self._ended, self._leave = ended, []
         self._backlog = Backlog()
         self._reel: Reel | None = None
+        self._final: dict[str, Any] | None = None  # its state once it is over
         self._early: deque[Sound] = deque(maxlen=EARLY_SOUNDS)
         self._newest: Picture | None = None
         self._thread = threading.Thread(target=self._run, name=f"recording {stream.name}", daemon=True)
@@ -83,12 +84,14 @@ class Recording:
 
     def state(self) -> dict[str, Any]:
         """What GET /api/streams/{stream}/recording answers."""
-        reel, name = self._reel, self._name
+        reel, name = self._reel, self._name  # before asking whether it is over: then the reel is let go
+        if self._final is not None:
+            return self._final
         return {
             "state": self._state,
             "file": name,
             "url": name and f"/api/recordings/{name}",
-            "started": self._started.isoformat(timespec="seconds"),
+            "started": self._started.isoformat(timespec="milliseconds"),
             "seconds": round(reel.seconds, 3) if reel is not None else 0.0,
             "bytes": self._file.bytes,
             "frames": reel.frames if reel is not None else 0,
@@ -117,7 +120,10 @@ class Recording:
         except Exception as error:
             self._let_go()
             self._break_off(error)
-        self._ended(self)
+        finally:
+            self._final = self.state()
+            self._reel = self._newest = None  # some 10 MB, while the stream still tells how its recording ended
+            self._ended(self)
 
     def _record(self) -> None:
         while (item := self._backlog.take(TICK_S)) is not None or not self._backlog.is_closed:
@@ -190,5 +196,10 @@ class Recording:
         if self._reel is not None:
             self._reel.abandon()
         self._file.close()
-        self._detail = f"The recording broke off: {reason}. What was written is kept as {self.stem}{PART}."
-        self._name, self._state = self.stem + PART, "failed"
+        part = self._folder / (self.stem + PART)
+        if self._file.is_playable and part.exists():  # nobody removed it meanwhile
+            self._name, kept = part.name, f"What was written is kept as {part.name}."
+        else:
+            part.unlink(missing_ok=True)
+            self._name, kept = None, "There is no film."
+        self._detail, self._state = f"The recording broke off: {reason}. {kept}", "failed"

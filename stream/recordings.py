@@ -65,7 +65,8 @@ class Recordings:
 
     def stop(self, stream: Stream) -> dict[str, Any]:
         """End a stream's recording; returns its last state. Raises NoRecording."""
-        recording = self._running.get(stream)
+        with self._lock:  # not one that is about to start
+            recording = self._running.get(stream)
         if recording is None:
             raise NoRecording(f"Stream {stream.name} is not being recorded.")
         return recording.stop()
@@ -87,7 +88,10 @@ class Recordings:
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if not _OURS.fullmatch(path.name) or path.name in self._unfinished() or not path.is_file():
                 continue
-            facts = path.stat()
+            try:
+                facts = path.stat()
+            except OSError:  # it was moved away meanwhile
+                continue
             films.append(
                 {
                     "file": path.name,

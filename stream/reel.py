@@ -44,6 +44,7 @@ class ReelFile:
         """Raises OSError; FileExistsError when there is such a file."""
         self.fault: OSError | None = None
         self.bytes = 0
+        self.is_playable = False  # it holds something that was committed
         self._head: int | None = None  # where the fragment that is being written begins
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115
 
@@ -61,7 +62,7 @@ class ReelFile:
             self._file.seek(self._head + 4)
             self._write(MOOF)
             self._file.seek(end)
-            self._head = None
+            self._head, self.is_playable = None, True
 
     def _write(self, data: bytes) -> None:
         if self.fault is not None:
@@ -169,6 +170,7 @@ class Reel:
         for stream in (self._video, self._audio):
             self._mux(stream.encode(None))
         self._mp4.close()
+        self._file.commit()
 
     def abandon(self) -> None:
         """Let go of a file that takes no more; what it holds plays up to its last whole fragment."""

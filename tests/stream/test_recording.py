@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,6 +322,82 @@ async def test_the_token_and_the_origin_guard_recordings(start_server, folder):
         assert (await send(server, method, path, headers=stranger))[0] == 403
     assert not folder.exists()
     assert (await send(server, "POST", headers={"Authorization": "Bearer s3cret"}))[0] == 201
+
+
+async def test_a_stop_right_behind_the_start_waits_for_it(server, folder, monkeypatch):
+    may_start, starting, start = threading.Event(), threading.Event(), recording.Recording.start
+
+    def held_up(self):
+        starting.set()
+        may_start.wait(20)
+        start(self)
+
+    monkeypatch.setattr(recording.Recording, "start", held_up)
+    started = asyncio.create_task(send(server, "POST"))
+    await until(starting.is_set)
+    stopped = asyncio.create_task(send(server, "DELETE"))
+    await asyncio.sleep(0.1)  # it reaches the server
+    may_start.set()
+    assert ((await started)[0], (await stopped)[0]) == (201, 200)
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_publisher_that_changes_its_resolution_leaves_the_films_as_it_is(server, folder):
+    async with recorded(server, folder) as (live, end):
+        for size in (48, 96, 33):
+            live.captured_s += FRAME_S
+            before = live.stream.last_picture
+            live.publication.put(np.full((size, 2 * size, 3), BLUE, np.uint8), arrived_s=live.captured_s)
+            await until(lambda before=before: live.stream.last_picture is not before)
+        await live.recorded(3)
+        film = await end()
+    assert film.sizes == {(SIZE, SIZE)}
+    assert film.colours.argmax(axis=1).tolist() == [0] * 4
+
+
+async def test_a_finished_recording_holds_no_encoder(server, folder):
+    """One took 10 MB for as long as its stream was known."""
+    async with recorded(server, folder) as (live, end):
+        await live.show(RED, RED)
+        await live.recorded(2)
+        await end()
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is Reel]
+    assert (await send(server, "GET"))[1]["frames"] == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, a folder that holds an open file cannot be removed")
+async def test_a_folder_that_is_removed_takes_the_film_with_it_and_that_is_said(server, folder):
+    live = Live(server)
+    await send(server, "POST")
+    live.captured_s = time.monotonic()
+    await live.show(RED, RED)
+    await live.recorded(2)
+    shutil.rmtree(folder)
+    status, ended = await send(server, "DELETE")
+    assert (status, ended["state"], ended["file"]) == (200, "failed", None)
+    assert ended["detail"] == "The recording broke off: No such file or directory. There is no film."
+    assert (await send(server, "POST"))[0] == 201
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of resources there")
+async def test_a_disk_that_is_full_from_the_first_leaves_no_file(server, folder):
+    import resource
+
+    live = Live(server)
+    await send(server, "POST")
+    live.captured_s = time.monotonic()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        while live.stream.recording.is_running:
+            await live.show(RED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    failed = (await send(server, "GET"))[1]
+    assert (failed["state"], failed["file"], failed["url"]) == ("failed", None, None)
+    assert failed["detail"].endswith(". There is no film.")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of resources there")
