@@ -98,7 +98,8 @@ def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
 def keep_while_sending(receiver: RTCRtpReceiver) -> None:
     """No consent checks (RFC 7675) of who sends to us: FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s.
 
-    They guard others from being flooded, and we hardly send to a publisher. When it is gone its media ends.
+    They guard others from being flooded, and we hardly send to a publisher. One that is gone sends nothing, which
+    drain_video notices sooner.
     """
     receiver.transport.transport._connection.query_consent = _no_checks
 
