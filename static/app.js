@@ -315,7 +315,7 @@ async function restore(file) {
     const { model, controls } = await settingsIn(file);
     const unknown = settings.restore(controls);
     const other = model && model !== state.server?.model ? `; it was made with ${model}` : "";
-    note(`Settings taken from the picture${other}${unknown.length ? `; not known here: ${unknown.join(", ")}` : ""}`);
+    note(`Settings taken from the picture${other}${unknown.length ? `; not known here: ${unknown.join(", ").slice(0, 80)}` : ""}`);
   } catch (error) {
     note(describe(asProblem(error)).title);
   }
@@ -453,7 +453,7 @@ bindKeys(
     ["b", "B", "Bypass: the picture as it came", () => panel?.input("bypass")?.click()],
     ["/", "/", "Write the prompt", () => panel?.input("prompt")?.focus()],
     ["h", "H", "Statistics", toggleHud],
-    ["m", "M", "Mirror", toggleMirror],
+    ["m", "M", "Mirror the picture on this page; viewers, films and saved pictures have it as the camera does", toggleMirror],
     ["v", "V", "Send sound: the microphone's, or the file's own", toggleMicrophone],
     ["l", "L", "Listen to what viewers hear", toggleListen],
     ["r", "R", "Record a film on the server; again to stop", toggleRecording],

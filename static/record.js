@@ -17,7 +17,7 @@ export class Recorder {
   constructor(stream, parts) {
     this.#route = `/api/streams/${stream}/recording`;
     this.#parts = parts;
-    parts.film.querySelector("button").addEventListener("click", () => (parts.film.hidden = true));
+    parts.film.querySelector("button").addEventListener("click", () => this.#dismiss());
   }
 
   /** The statistics of the stream, or null when none come. */
@@ -25,6 +25,9 @@ export class Recorder {
     const before = this.#running;
     this.#running = stats?.recording ?? null;
     if (before && !this.#running && stats?.last_recording?.started === before.started) this.#ended(stats.last_recording);
+    if (before && this.#running && this.#running.started !== before.started) {
+      this.#tell("The film so far is saved; the recording goes on in a next one.", before);
+    }
     const { button, dot } = this.#parts;
     button.setAttribute("aria-pressed", String(Boolean(this.#running)));
     dot.hidden = !this.#running;
@@ -36,7 +39,7 @@ export class Recorder {
     this.#asking = true;
     try {
       const method = this.#running ? "DELETE" : "POST";
-      this.#parts.film.hidden = true;
+      this.#dismiss();
       const state = await (await call(this.#route, { method })).json();
       this.heard(state.state === "recording" ? { recording: state } : { recording: null, last_recording: state });
     } catch (error) {
@@ -54,8 +57,16 @@ export class Recorder {
     this.#tell(words.filter(Boolean).join(" "), { url, file });
   }
 
+  /** What had the keyboard's focus in it hands it on. */
+  #dismiss() {
+    const { button, film } = this.#parts;
+    if (film.contains(document.activeElement)) button.focus();
+    film.hidden = true;
+  }
+
   #tell(text, { url, file } = {}) {
     const { film } = this.#parts;
+    film.hidden = false; // before its words: what changes while it is hidden is not read out
     const link = film.querySelector("a");
     film.querySelector("span").textContent = text;
     link.hidden = !url;
@@ -64,6 +75,5 @@ export class Recorder {
       link.download = file;
       link.setAttribute("aria-label", `Download ${file}`);
     }
-    film.hidden = false;
   }
 }

@@ -68,7 +68,8 @@ export class Settings {
 
   /** Values from elsewhere, on top of what holds; returns the names that are no settings here. */
   restore(values) {
-    const known = Object.keys(values).filter((name) => Object.hasOwn(this.server, name));
+    const fits = (value, own) => typeof value === typeof own && value !== null;
+    const known = Object.keys(values).filter((name) => Object.hasOwn(this.server, name) && fits(values[name], this.server[name]));
     for (const name of known) this.#pending.set(name, values[name]);
     this.#remember();
     this.#on.changed(this.values);

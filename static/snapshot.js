@@ -6,7 +6,7 @@ import { Problem } from "./messages.js";
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const HEAD = "lcmirror\0\0\0\0\0"; // an uncompressed iTXt chunk of ours, without a language
 const MAX_FILE = 64 * 2 ** 20; // bytes; the largest picture a model may paint is smaller
-const MAX_TEXT = 256 * 1024; // bytes; all controls at their longest are a tenth of that
+const MAX_TEXT = 48 * 1024; // bytes; all controls at their longest are half of that, and the server takes 64 kB at once
 
 /** Saves the newest picture as a file. */
 export async function takeSnapshot(stream) {

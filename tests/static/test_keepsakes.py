@@ -74,8 +74,9 @@ def test_the_button_records_a_film_that_plays(server, page, tmp_path):
         film.play();
     }""")
     until(page, "() => film.ended && film.duration >= 2 && film.videoWidth === 256")
-    page.locator("#film button").click()
+    page.locator("#film button").press("Enter")
     expect(page.locator("#film")).to_be_hidden()
+    expect(page.locator("#record")).to_be_focused()
 
 
 def test_a_recording_that_another_tab_started_is_shown_and_can_be_stopped(server, new_tab):
@@ -161,6 +162,39 @@ def test_what_this_model_refuses_of_a_picture_is_said_and_the_rest_is_taken(serv
     until_told(page, f"{server.url}/api/streams/other-model/controls", lambda values: values["seed"] == 5)
     expect(page.locator("#prompt")).to_have_value("ink")
     page.errors.clear()  # the browser notes every refused request
+
+
+def test_values_of_another_kind_are_left_out(server, page, tmp_path):
+    page.goto(f"{server.url}/?stream=odd-values")
+    page.wait_for_selector("#strength", state="attached", timeout=PATIENCE_MS)
+    controls = f"{server.url}/api/streams/odd-values/controls"
+    before = ask(controls)
+    odd = {"lora_weights": None, "strength": "much", "seed": [1], "bypass": 1, "prompt": "ink"}
+    (tmp_path / "odd.png").write_bytes(
+        snapshots.write(np.zeros((8, 8, 3), np.uint8), {"version": 1, "controls": {**odd, "x" * 500: 1}})
+    )
+    drop(page, tmp_path / "odd.png", "image/png")
+    expect(page.locator("#status")).to_contain_text("not known here: lora_weights, strength, seed, bypass, x")
+    until_told(page, controls, lambda values: values["prompt"] == "ink")
+    assert ask(controls) == {**before, "prompt": "ink"}
+    expect(page.locator("#strength")).to_have_value(str(before["strength"]))
+
+
+def test_a_film_that_goes_on_in_a_next_one_is_told_with_a_link(server, page):
+    page.goto(f"{server.url}/?stream=long")
+    page.wait_for_selector("#strength", state="attached", timeout=PATIENCE_MS)
+    page.evaluate("""async () => {
+        const { Recorder } = await import('/static/record.js');
+        const parts = { button: 'record', dot: 'recording', film: 'film' };
+        for (const name in parts) parts[name] = document.getElementById(parts[name]);
+        const recorder = new Recorder('other', parts);
+        for (const name of ['first', 'second']) {
+            const recording = { started: name, file: name, url: `/api/recordings/${name}`, seconds: 1, detail: '' };
+            recorder.heard({ recording });
+        }
+    }""")
+    expect(page.locator("#film")).to_contain_text("The film so far is saved")
+    expect(page.locator("#film a")).to_have_attribute("download", "first")
 
 
 def test_without_a_picture_there_is_none_to_save(server, page):
