@@ -158,9 +158,9 @@ class VideoClip:
 
     def _time_of(self, frame: av.VideoFrame) -> int | None:
         """When it is shown, as the file says."""
-        if self._delay is None or frame.dts is None:
+        if self._delay is None:
             return frame.pts
-        return frame.dts - self._delay
+        return None if frame.dts is None else frame.dts - self._delay
 
     def _all_frames(self) -> Iterator[av.VideoFrame]:
         with self.open() as container:
@@ -221,6 +221,8 @@ def url(path: Path) -> str:
 
 def seek(container, at_s: Fraction) -> bool:
     """Whether it could be done."""
+    if container.format.name == "mpeg":  # its times are half a frame off after a seek
+        return False
     try:
         container.seek(int(at_s * av.time_base), backward=True)
     except av.error.FFmpegError:

@@ -205,7 +205,9 @@ class VideoFilm:
         for packet, following in pairwise(chain(packets, [None])):
             end = max(end, packet.pts + packet.duration)
             if following is None:
-                packet.duration = end - packet.pts  # the film is as long as the last in the file says, not the last shown
+                packet.duration = (
+                    end - packet.pts
+                )  # the film is as long as the last in the file says, not the last shown
             packet.stream = stream
             yield packet
 

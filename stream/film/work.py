@@ -53,8 +53,6 @@ class Work:
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Start from nothing; what another run left is thrown away. Raises FilmError."""
-        if self.folder.exists():
-            self._claim()
         self.discard()
         self.folder.mkdir()
         self._claim()
@@ -141,16 +139,17 @@ class Work:
             self._claimed = None
 
     def discard(self) -> None:
-        """All is done, or not wanted any more."""
-        self.close()
+        """All is done, or not wanted any more. Raises FilmError."""
         if self.folder.exists():
+            self._claim()
             (self.folder / PLAN).unlink(missing_ok=True)  # first: who is killed in between has nothing to resume
             shutil.rmtree(self.folder)
+        self.close()
         self.sealed = self.done = 0
 
     def _claim(self) -> None:
         """Two runs at once would mix their pictures. Raises FilmError."""
-        if fcntl is None:
+        if fcntl is None or self._claimed is not None:
             return
         self._claimed = os.open(self.folder, os.O_RDONLY)
         try:

@@ -13,7 +13,6 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 CARPHONE = Path(__file__).resolve().parents[2] / "data" / "carphone.mp4"
-SAMPLE_RATE = 44_100
 
 
 @cache
@@ -56,7 +55,8 @@ def make_clip(
             stream.codec_context.sample_aspect_ratio = sample_aspect
         if full_range:
             stream.codec_context.color_range = ColorRange.JPEG
-        sound = output.add_stream(audio, rate=SAMPLE_RATE, layout="stereo") if audio else None
+        rate_hz = 48_000 if audio == "libopus" else 44_100
+        sound = output.add_stream(audio, rate=rate_hz, layout="stereo") if audio else None
         for picture, time_s in zip(frames, times_s, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             if full_range:
@@ -65,10 +65,10 @@ def make_clip(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if sound:
-            samples = np.zeros(int(SAMPLE_RATE * (times_s[-1] + 1 / Fraction(rate))), np.float32)
+            samples = np.zeros(int(rate_hz * (times_s[-1] + 1 / Fraction(rate))), np.float32)
             for beep_s in beeps_s:
-                first = round(beep_s * SAMPLE_RATE)
-                tone = np.sin(np.arange(round(0.02 * SAMPLE_RATE)) * 2 * np.pi * 1000 / SAMPLE_RATE)
+                first = round(beep_s * rate_hz)
+                tone = np.sin(np.arange(round(0.02 * rate_hz)) * 2 * np.pi * 1000 / rate_hz)
                 samples[first : first + len(tone)] = 0.8 * tone
             _encode_sound(output, sound, samples)
     return path
@@ -76,8 +76,8 @@ def make_clip(
 
 def _encode_sound(output, stream, samples: np.ndarray) -> None:
     frame = av.AudioFrame.from_ndarray(np.stack([samples, samples]), format="fltp", layout="stereo")
-    frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
     context = stream.codec_context
+    frame.sample_rate, frame.pts, frame.time_base = context.sample_rate, 0, Fraction(1, context.sample_rate)
     resampler = av.AudioResampler(context.format, context.layout, context.sample_rate, context.frame_size or 1024)
     for piece in [*resampler.resample(frame), *resampler.resample(None)]:
         output.mux(stream.encode(piece))
@@ -126,13 +126,17 @@ def flash_and_beep_s(path: Path) -> tuple[list[float], list[float]]:
     """When white pictures begin, and when beeps begin, in seconds."""
     with av.open(str(path)) as clip:
         bright = [(float(frame.time), frame.to_ndarray(format="gray").mean() > 128) for frame in clip.decode(video=0)]
+    mono = av.AudioResampler(format="fltp", layout="mono")
     with av.open(str(path)) as clip:
-        sound = [(float(f.time), np.abs(f.to_ndarray().reshape(-1)), f.sample_rate) for f in clip.decode(audio=0)]
+        sound = [
+            (float(f.time), f.to_ndarray()[0], f.sample_rate)
+            for raw in clip.decode(audio=0)
+            for f in mono.resample(raw)
+        ]
     flashes = [now[0] for before, now in zip([(0, False), *bright], bright, strict=False) if now[1] and not before[1]]
     beeps: list[float] = []
     for at_s, samples, rate in sound:
-        loud = np.flatnonzero(samples > 0.2 * (1 if samples.dtype.kind == "f" else 32767))
+        loud = np.flatnonzero(np.abs(samples) > 0.2)
         if len(loud) and (not beeps or at_s - beeps[-1] > 0.2):
-            channels = 1 if samples.size <= 2048 else 2
-            beeps.append(at_s + (loud[0] % (samples.size // channels)) / rate)
+            beeps.append(at_s + loud[0] / rate)
     return flashes, beeps

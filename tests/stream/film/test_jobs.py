@@ -13,9 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import main
 from stream.film.errors import FilmError
+from stream.film.work import Work
 from stream.jobs import Job, Wishes, check, jobs_for
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, look, make_clip, pictures_of
@@ -177,6 +179,9 @@ def test_what_goes_where(tmp_path):
         jobs_for([videos], tmp_path / "out.mp4")
     with pytest.raises(FilmError, match="both become"):
         jobs_for([videos / "a.mp4", tmp_path / "a.avi"], out)
+    (pictures / "film.mp4").touch()
+    with pytest.raises(FilmError, match="1 videos and 2 pictures: name the files"):
+        jobs_for([pictures], out)
     (tmp_path / "bare").mkdir()
     with pytest.raises(FilmError, match="neither a video nor a picture"):
         jobs_for([tmp_path / "bare"], out)
@@ -195,6 +200,63 @@ def test_an_interrupted_run_is_not_thrown_away_by_accident(clip, tmp_path):
     (tmp_path / "out.mp4.partial" / "plan.json").write_text("{}")
     with pytest.raises(FilmError, match="--resume goes on with it, --overwrite starts over"):
         check(Job(clip, tmp_path / "out.mp4"), Wishes())
+
+
+def test_pictures_do_not_write_over_themselves(tmp_path, capsys):
+    for number, picture in enumerate(carphone(3), start=1):
+        Image.fromarray(picture).save(tmp_path / f"{number:04d}.png")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for source in (tmp_path, tmp_path / "%04d.png", tmp_path / "*.png"):
+        assert render(source, tmp_path / "%04d.png", "--overwrite") == 2
+        assert "would write over 0001.png, which is to be painted" in sentence(capsys)
+    assert render(tmp_path / "0001.png", tmp_path / "%d.png", "--overwrite") == 2
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert render(tmp_path, tmp_path / "painted_%d.png") == 0
+    assert len(list(tmp_path.glob("painted_*.png"))) == 3
+
+
+def test_a_corrupt_picture_among_others(tmp_path, capsys):
+    for number, picture in enumerate(carphone(3)):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    assert render(tmp_path, tmp_path / "out.mp4") == 2
+    assert "1.png is not a picture that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_what_is_finished_is_not_painted_again(clip, tmp_path, capsys):
+    """A run that was killed while it threw its work away."""
+    (tmp_path / "out.mp4").write_bytes(b"finished")
+    (tmp_path / "out.mp4.partial").mkdir()
+    (tmp_path / "out.mp4.partial" / "00000000.raw").write_bytes(bytes(100))
+    assert render(clip, tmp_path / "out.mp4", "--resume", "--size", "clip") == 0
+    assert "is there already" in sentence(capsys)
+    assert (tmp_path / "out.mp4").read_bytes() == b"finished"
+    assert not (tmp_path / "out.mp4.partial").exists()
+
+
+def test_two_runs_do_not_share_a_film(clip, tmp_path, capsys):
+    first = Work(tmp_path / "out.mp4", (64, 64, 3))
+    first.begin({})
+    for option in ("--resume", "--overwrite"):
+        assert render(clip, tmp_path / "out.mp4", option, "--size", "clip") == 2
+        assert "Another run is painting" in sentence(capsys)
+    assert (tmp_path / "out.mp4.partial" / "plan.json").exists()
+    first.discard()
+    assert render(clip, tmp_path / "out.mp4") == 0
+
+
+def test_odd_names(clip, tmp_path, capsys):
+    assert render(clip, tmp_path / "1:2 %s [x].mp4", "--size", "clip") == 0
+    assert len(look(tmp_path / "1:2 %s [x].mp4").times_s) == 10
+    capsys.readouterr()
+    assert render(clip, tmp_path / ("x" * 300 + ".mp4")) == 2
+    assert "name too long" in sentence(capsys).lower()
+
+
+def test_one_frame_of_a_film(clip, tmp_path):
+    assert render(clip, tmp_path / "one.png", "--start", "0.2", "--end", "0.23") == 0
+    assert Image.open(tmp_path / "one.png").size == (64, 64)
 
 
 def start(*arguments, **options) -> subprocess.Popen:

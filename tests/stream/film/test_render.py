@@ -240,6 +240,26 @@ def test_an_interrupted_film_plays_with_its_sound_and_goes_on(tmp_path):
     assert_same_film(tmp_path / "out.mp4", tmp_path / "whole.mp4")
 
 
+def test_a_resumed_run_can_be_stopped_before_it_paints(tmp_path):
+    clip = make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)))
+    paint(clip, tmp_path / "out.mp4", stop_after=10)
+    painter = Painter()
+    paint(clip, tmp_path / "out.mp4", painter, resume=True, stop_after=3)
+    assert painter.batches == []
+    assert len(look(tmp_path / "out.mp4").times_s) == 40
+
+
+def test_a_long_last_picture_stays_long(tmp_path):
+    shown_ms = [100, 50, 1500]
+    colours = [Image.new("RGB", SIZE, colour) for colour in ("red", "blue", "green")]
+    colours[0].save(tmp_path / "in.gif", save_all=True, append_images=colours[1:], duration=shown_ms)
+    for suffix in (".mp4", ".mov", ".mkv", ".webm", ".gif"):
+        paint(tmp_path / "in.gif", tmp_path / f"out{suffix}")
+        film = look(tmp_path / f"out{suffix}")
+        assert film.times_s == [0, Fraction(1, 10), Fraction(3, 20)]
+        assert film.duration_s == pytest.approx(1.65, abs=0.01)
+
+
 def test_other_settings_do_not_resume(tmp_path):
     clip = make_clip(tmp_path / "in.mp4", carphone(8), constant(8, Fraction(25)))
     film = order_film(Order(open_clip(clip), tmp_path / "out.mp4", SIZE))
