@@ -1,6 +1,6 @@
 """Are picture and sound in step where they are seen and heard? Flashes and beeps, from FFmpeg to real Chromium.
 
-    python -m benchmarks.av_sync [--events 40] [--json FILE] [-- serve options]
+    python -m benchmarks.av_sync [--events 120] [--json FILE] [-- serve options]
 
 FFmpeg publishes over WHIP, from its own process, pictures that flash and beep at the same instants. The page for OBS
 plays the stream in Chromium. Every displayed picture is read at the time it is shown (requestVideoFrameCallback's
@@ -137,11 +137,13 @@ def offsets(seen: list[tuple[float, list[float]]], heard: list[float]) -> tuple[
     return onset, moment
 
 
-def row(name: str, values_ms: list[float]) -> dict[str, object]:
+def row(name: str, values_ms: list[float], due: int | None = None) -> dict[str, object]:
+    """due: how many there should be; flashes that could not be read, or have no beep, are missed."""
     sizes = [abs(value) for value in values_ms]
     return {
         "offset": name,
         "events": len(sizes),
+        "missed": "" if due is None else max(0, due - len(sizes)),
         "p50 ms": round(report.percentile(sizes, 50), 1),
         "p95 ms": round(report.percentile(sizes, 95), 1),
         "max ms": round(max(sizes), 1),
@@ -170,6 +172,7 @@ def run(events: int, serve_options: list[str]) -> tuple[list[dict], dict]:
             page.wait_for_function("() => document.querySelector('video').videoWidth > 0")
             page.evaluate(WATCH)
             page.wait_for_timeout(SETTLING_S * 1000)
+            early = offsets(*page.evaluate("[seen, heard]"))[1]
             page.evaluate("() => { seen.length = heard.length = believed.length = 0; }")
             page.wait_for_timeout((seconds - SETTLING_S) * 1000)
             seen, heard, believed = page.evaluate("[seen, heard, believed]")
@@ -189,12 +192,14 @@ def run(events: int, serve_options: list[str]) -> tuple[list[dict], dict]:
         "unread pictures": sum(since_flash(fields) is None for _, fields in seen),
         "pictures": len(seen),
     }
-    return [row("moment", moment), row("onset", onset), row("browser", believed)], about
+    due = int((seconds - SETTLING_S) * FPS / EVERY)
+    rows = [row("moment", moment, due), row("onset", onset, due), row("browser", believed)]
+    return [*rows, row(f"moment, first {SETTLING_S:.0f} s", early, int(SETTLING_S * FPS / EVERY))], about
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=40, help="flashes to measure")
+    parser.add_argument("--events", type=int, default=120, help="flashes to measure")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--publish", nargs=3, metavar=("URL", "FOLDER", "PICTURES"), help=argparse.SUPPRESS)
     parser.add_argument("serve", nargs="*", help="options for `main.py serve`, after --")
