@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def render_fps(stylizer, clip_path: Path, controls: Controls, batch: int, folder
     return pictures / (time.perf_counter() - started_s)
 
 
-def throughput(clip_path: Path, batch: int | None) -> list[dict]:
+def throughput(clip_path: Path, batch: int | None) -> tuple[list[dict], list[dict]]:
+    """(one row, the rounds behind it)."""
     stylizer = load(PRESETS["mini"], compile=False)
     controls = TABLE["mini"].defaults
     batch = batch or jobs.BATCH[stylizer.device.type]
@@ -66,11 +68,22 @@ def throughput(clip_path: Path, batch: int | None) -> list[dict]:
             after = engine_fps(stylizer, frames, controls, batch)
             # The machine's own speed wanders: the engine is timed on both sides of each rendering.
             alone = (before + after) / 2
-            rounds.append({"engine fps": alone, "render fps": whole, "ratio": round(whole / alone, 3)})
+            rounds.append({"engine fps": round(alone, 2), "render fps": round(whole, 2), "ratio": whole / alone})
             print(rounds[-1], flush=True)
             before = after
-    middle = {name: round(statistics.median(each[name] for each in rounds), 3) for name in rounds[0]}
-    return [*({"round": number, **each} for number, each in enumerate(rounds, 1)), {"round": "median", **middle}]
+    return [summary(rounds, batch)], rounds
+
+
+def summary(rounds: list[dict], batch: int) -> dict:
+    ratios = sorted(each["ratio"] for each in rounds)
+    return {
+        "batch": batch,
+        "rounds": len(rounds),
+        "engine fps": statistics.median(each["engine fps"] for each in rounds),
+        "render fps": statistics.median(each["render fps"] for each in rounds),
+        "ratio": f"{statistics.median(ratios):.3f}",
+        "least, most": f"{ratios[0]:.2f}, {ratios[-1]:.2f}",
+    }
 
 
 def resident_mb() -> float:
@@ -78,8 +91,8 @@ def resident_mb() -> float:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
 
 
-def memory(clip_path: Path) -> list[dict]:
-    """Resident megabytes while a long clip is rendered with --bypass, one sample in five seconds."""
+def memory(clip_path: Path) -> tuple[list[dict], list[dict]]:
+    """Resident megabytes while a long clip is rendered with --bypass, sampled every 5 s: (one row, samples)."""
     stylizer = load(PRESETS["mini"], compile=False)
     controls = TABLE["mini"].defaults.merged({"bypass": True})
     samples: list[dict] = []
@@ -98,8 +111,15 @@ def memory(clip_path: Path) -> list[dict]:
     finally:
         ended.set()
         watcher.join()
-    print(f"{fps:.1f} fps")
-    return samples
+    clip = open_clip(clip_path)
+    row = {
+        "pictures": clip.expected(Fraction(0), None),
+        "fps": fps,
+        "MB after 5 s": samples[0]["resident MB"],
+        "MB at the end": samples[-1]["resident MB"],
+        "MB at most": max(sample["resident MB"] for sample in samples),
+    }
+    return [row], samples
 
 
 def main() -> None:
@@ -110,8 +130,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     environment.prepare()
-    rows = memory(options.clip) if options.memory else throughput(options.clip, options.batch)
-    about = {**report.machine("cpu"), "model": "mini", "clip": options.clip.name}
+    rows, samples = memory(options.clip) if options.memory else throughput(options.clip, options.batch)
+    about = {**report.machine("cpu"), "model": "mini", "clip": options.clip.name, "samples": samples}
     report.publish("Rendering a file" + (", bypassed" if options.memory else ""), about, rows, options.json)
 
 

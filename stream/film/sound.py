@@ -186,7 +186,7 @@ class _Encoded:
         self._target = output.add_stream(way.encoder, rate=way.rate, layout=way.layout)
         self._target.codec_context.bit_rate = BIT_RATE * self._target.codec_context.channels
         _keep_description(stream, self._target)
-        self._timeline = Timeline(stream.time_base)
+        self._timeline = Timeline(stream.time_base, strictly=False)  # TrueHD's packets are shorter than Matroska's unit
         self._resampler = self._new_resampler()
         self.is_over = False
 
