@@ -454,7 +454,7 @@ bindKeys(
     ["/", "/", "Write the prompt", () => panel?.input("prompt")?.focus()],
     ["h", "H", "Statistics", toggleHud],
     ["m", "M", "Mirror the picture on this page; viewers, films and saved pictures have it as the camera does", toggleMirror],
-    ["v", "V", "Send sound: the microphone's, or the file's own", toggleMicrophone],
+    ["v", "V", "Send sound: the microphone's, or the file's or tab's own", toggleMicrophone],
     ["l", "L", "Listen to what viewers hear", toggleListen],
     ["r", "R", "Record a film on the server; again to stop", toggleRecording],
     ["s", "S", "Save this picture; dropped on the page, it gives its settings back", saveSnapshot],

@@ -13,7 +13,8 @@ from pipeline.settings import Controls
 from .camera import CameraError, open_camera
 from .capture import Capture
 from .engine_room import EngineRoom, Report, Stylizer
-from .serving import EXIT_BAD_INPUT, end_of_signals, finish, until_told
+from .exits import EXIT_BAD_INPUT
+from .serving import end_of_signals, finish, until_told
 from .status_line import StatusLine, status_text, undisturbed
 from .streams import Stream, Streams
 from .virtual_camera import VirtualCamera, VirtualCameraError

@@ -15,12 +15,11 @@ from aiohttp import web
 from pipeline.settings import Controls
 
 from .engine_room import EngineRoom, Report, Stylizer
+from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 from .recordings import FOLDER
 from .server import make_app
 from .streams import Streams
 from .virtual_camera import VirtualCamera, VirtualCameraError
-
-EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
 
 def serve(
