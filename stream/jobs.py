@@ -170,26 +170,33 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
         film.work.discard()
         return True
     take = Take(clip, controls, size, wishes.start_s, wishes.end_s, wishes.cuts, wishes.side_by_side, studio.batch)
-    try:
+    with _in_words(job, film):
         job.target.parent.mkdir(exist_ok=True)
         plan = _plan(clip, wishes, controls, spec, film, studio)
         if wishes.resume and work.is_begun(job.target):
             film.work.resume(plan)
         else:
             film.work.begin(plan)
-        _tell(clip, size, wishes, film)
-        return _render(job, take, studio.stylizer(spec), film, interrupted)
+        try:
+            _tell(clip, size, wishes, film)
+            return _render(job, take, studio.stylizer(spec), film, interrupted)
+        finally:
+            film.abandon()
+            if film.work.done:
+                film.work.close()
+            else:
+                film.work.discard()
+
+
+@contextlib.contextmanager
+def _in_words(job: Job, film: Film) -> Iterator[None]:
+    """A full disk and the like as FilmError."""
+    try:
+        yield
     except (OSError, av.error.FFmpegError) as error:
         kept = " What is painted so far is kept; --resume goes on with it." if film.work.done else ""
-        raise FilmError(
-            f"{job.target} cannot be written: {(error.strerror or str(error)).rstrip('.')}.{kept}"
-        ) from error
-    finally:
-        film.abandon()
-        if film.work.done:
-            film.work.close()
-        else:
-            film.work.discard()
+        reason = (error.strerror or str(error)).rstrip(".")
+        raise FilmError(f"{job.target} cannot be written: {reason}.{kept}") from error
 
 
 def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callable[[], bool]) -> bool:

@@ -235,6 +235,17 @@ def test_what_is_finished_is_not_painted_again(clip, tmp_path, capsys):
     assert not (tmp_path / "out.mp4.partial").exists()
 
 
+def test_other_settings_leave_the_work_alone(clip, tmp_path, capsys):
+    before = Work(tmp_path / "out.mp4", (64, 64, 3))
+    before.begin({"seed": 1})
+    before.keep(np.zeros((64, 64, 3), np.uint8))
+    before.close()
+    assert render(clip, tmp_path / "out.mp4", "--resume", "--size", "clip") == 2
+    assert "give the same settings, or --overwrite to start over" in sentence(capsys)
+    before.resume({"seed": 1})
+    assert before.done == 1
+
+
 def test_two_runs_do_not_share_a_film(clip, tmp_path, capsys):
     first = Work(tmp_path / "out.mp4", (64, 64, 3))
     first.begin({})
