@@ -63,17 +63,15 @@ class Work:
 
     def resume(self, plan: dict[str, Any]) -> None:
         """Take up what another run left, if it was made the same way. Raises FilmError."""
+        self._claim()
         try:
-            self._claim()
-            before = json.loads((self.folder / PLAN).read_text())
+            _compare(json.loads((self.folder / PLAN).read_text()), json.loads(json.dumps(plan)))
         except (OSError, ValueError) as error:
+            self.close()
             raise FilmError(f"{self.folder} cannot be resumed; --overwrite starts over.") from error
-        plan = json.loads(json.dumps(plan))
-        for name in plan.keys() | before.keys():
-            if plan.get(name) != before.get(name):
-                was, now = (str(it.get(name)) for it in (before, plan))
-                change = f"was {was} and is {now} now" if len(was) + len(now) < 80 else "is not what it was"
-                raise FilmError(f"--resume: {name} {change}; give the same settings, or --overwrite to start over.")
+        except FilmError:
+            self.close()
+            raise
         segments = self.segments()
         self.sealed = segments[-1][0] + segments[-1][1] if segments else 0
         for file in self.folder.iterdir():
@@ -164,6 +162,14 @@ class Work:
 
     def _spool_file(self, first: int) -> Path:
         return self.folder / f"{first:08d}.raw"
+
+
+def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in now.keys() | before.keys():
+        if now.get(name) != before.get(name):
+            values = f"was {before.get(name)} and is {now.get(name)} now"
+            change = values if len(values) < 100 else "is not what it was"
+            raise FilmError(f"--resume: {name} {change}; give the same settings, or --overwrite to start over.")
 
 
 def _unbroken(segments: list[tuple[int, int, Path]]) -> Iterator[tuple[int, int, Path]]:
