@@ -200,14 +200,15 @@ class VideoFilm:
         os.replace(done, order.path)
 
     def _video(self, stream) -> Iterator[av.Packet]:
-        end = 0
+        delay, end = None, 0
         packets = _packets(self.work, self._order.clip.time_base)
         for packet, following in pairwise(chain(packets, [None])):
+            if delay is None:
+                delay = packet.pts - packet.dts
             end = max(end, packet.pts + packet.duration)
             if following is None:
-                packet.duration = (
-                    end - packet.pts
-                )  # the film is as long as the last in the file says, not the last shown
+                # mp4 adds up how long packets are decoded: together as long as the pictures are shown.
+                packet.duration = max(1, min(end - delay - packet.dts, end - packet.pts))
             packet.stream = stream
             yield packet
 
