@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from pipeline import environment, load
 from pipeline.errors import LoadError
-from pipeline.presets import LCM_LORA_SD15, TABLE
-from pipeline.settings import Controls, Lora, ModelSpec
+from pipeline.presets import LCM_LORA_SD15, LCM_LORA_SDXL, TABLE
+from pipeline.settings import ControlNet, Controls, Lora, ModelSpec
 from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
 COMMANDS = ("serve", "render", "camera", "models", "bench")
@@ -71,9 +71,13 @@ def _parser() -> Parser:
 
     render = commands.add_parser("render", prog="render", help="repaint video files, GIFs and pictures, every frame")
     render.set_defaults(run=_render)
-    render.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="videos, pictures, folders")
+    render.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="videos, pictures, folders")
     render.add_argument("output", type=Path, metavar="OUTPUT", help="a file (.mp4, .gif, out/%%05d.png), a folder")
     _model_options(render, size=_size_or_clip, size_help="output size, multiples of 8, or `clip` for the clip's shape")
+    render.add_argument("--text-to-image", action="store_true", help="from the prompt alone; INPUT only for a control")
+    render.add_argument("--count", type=_positive, default=1, metavar="N", help="pictures from text, seed after seed")
+    render.add_argument("--mask", type=Path, metavar="FILE", help="picture or video, white where to repaint")
+    render.add_argument("--feather", type=_pixels, default=8, metavar="PIXELS", help="how soft the mask's border is")
     render.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     render.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     render.add_argument("--start", type=_time, default=Fraction(0), metavar="TIME", help="seconds, or [H:]M:S")
@@ -110,6 +114,12 @@ def _parser() -> Parser:
 def _model_options(parser: Parser, size=None, size_help: str = "output size, multiples of 8") -> None:
     parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
     parser.add_argument("--lora", action="append", metavar="PATH[:WEIGHT]", help="LoRAs instead of the model's usual")
+    parser.add_argument("--unet", metavar="PATH", help="in place of the base's own: a full LCM, for one")
+    parser.add_argument("--vae", metavar="PATH", help="in place of the base's own, as madebyollin/taesd")
+    parser.add_argument(
+        "--controlnet", action="append", metavar="PATH[:CONTROL[:WEIGHT]]", help="ControlNets instead of the model's"
+    )
+    parser.add_argument("--adapter", metavar="PATH[:CONTROL]", help="a T2I-Adapter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--size", type=size or _size, metavar="WxH", help=size_help)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
@@ -141,6 +151,12 @@ def _port(text: str) -> int:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return int(text)
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) > 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels from 0 to 1000")
     return int(text)
 
 
@@ -213,17 +229,28 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
     from pipeline import fetching
 
     name = _auto(options.device) if options.model == "auto" else options.model
+    changes: dict[str, Any] = {}
     if name in TABLE:
         spec, defaults = TABLE[name].spec, TABLE[name].defaults
     else:
         spec, defaults = ModelSpec(name), TABLE["sd15"].defaults
         fetching.check(spec)
-        if options.lora is None and not fetching.is_few_step(spec):
-            print(f"{name} is not few-step by itself: adding {LCM_LORA_SD15.path} (name others with --lora).")
-            spec = replace(spec, loras=(LCM_LORA_SD15,))
-    changes = {}
+        family = fetching.family(spec)
+        if options.lora is None and options.unet is None and not fetching.is_few_step(spec):
+            lora = {"SD1.5": LCM_LORA_SD15, "SDXL": LCM_LORA_SDXL}[family.name]
+            print(f"{name} is not few-step by itself: adding {lora.path} (name others with --lora).")
+            changes["loras"] = (lora,)
+        changes["width"] = changes["height"] = family.size
+    for part in ("unet", "vae"):
+        if getattr(options, part) is not None:
+            changes[part] = getattr(options, part)
     if options.lora is not None:
         changes["loras"] = tuple(_lora(text) for text in options.lora)
+    if options.controlnet is not None:
+        changes["controlnet"] = tuple(_controlnet(text) for text in options.controlnet)
+    if options.adapter is not None:
+        net = _controlnet(options.adapter)
+        changes |= {"adapter": net.path, "control": net.control}
     if options.size is not None:
         changes["width"], changes["height"] = options.size
     try:
@@ -232,6 +259,19 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         raise UsageError(str(error)) from error
     fetching.check(spec)
     return name, spec, defaults
+
+
+def _controlnet(text: str) -> ControlNet:
+    """PATH, PATH:CONTROL or PATH:CONTROL:WEIGHT; what follows a colon and is neither belongs to the path."""
+    from pipeline.annotators import ANNOTATORS
+
+    path, _, last = text.rpartition(":")
+    try:
+        weight = float(last)
+    except ValueError:
+        path, weight = text, 1.0
+    before, _, control = path.rpartition(":")
+    return ControlNet(before, control, weight) if control in ANNOTATORS and before else ControlNet(path, weight=weight)
 
 
 def _lora(text: str) -> Lora:
@@ -336,6 +376,12 @@ def _render(options: argparse.Namespace) -> int:
     clip_shape = options.size == "clip"
     if clip_shape:
         options.size = None
+    if not options.inputs and not options.text_to_image:
+        raise UsageError("render needs an INPUT and an OUTPUT (or --text-to-image).")
+    if options.mask is not None and options.text_to_image:
+        raise UsageError("--mask says what of a clip to repaint: it does not go with --text-to-image.")
+    if clip_shape and not options.inputs:
+        raise UsageError("--size clip needs a clip: give WxH.")
     if options.end is not None and options.end <= options.start:
         raise UsageError("--end must be later than --start.")
     from stream import jobs
@@ -352,6 +398,10 @@ def _render(options: argparse.Namespace) -> int:
         clip_shape=clip_shape,
         overwrite=options.overwrite,
         resume=options.resume,
+        mask=options.mask,
+        feather=options.feather,
+        text_to_image=options.text_to_image,
+        count=options.count,
     )
     try:
         work = jobs.jobs_for(options.inputs, options.output)
@@ -388,7 +438,7 @@ def _models(options: argparse.Namespace) -> int:
         return EXIT_DONE
     for row in _preset_rows():
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
-        print(f"{row['name']:16} {row['size']:8} {row['about']}; {row['needs']}. [{where}]")
+        print(f"{row['name']:22} {row['size']:10} {row['about']}; {row['needs']}. [{where}]")
     return EXIT_DONE
 
 

@@ -113,8 +113,8 @@ def diffusers_engine(stylizer: Stylizer, controls: Controls) -> Callable[[np.nda
     scheduler = LCMScheduler(**config, set_alpha_to_one=False, prediction_type=parts.schedule.prediction)
     pipe = StableDiffusionImg2ImgPipeline(
         vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
+        text_encoder=parts.text_encoders[0],
+        tokenizer=parts.tokenizers[0],
         unet=parts.unet,
         scheduler=scheduler,
         safety_checker=None,

@@ -34,7 +34,7 @@ from .stylizer import Stylizer
 PARTS = ("encode", "denoise", "decode")
 MANIFEST = "manifest.json"
 # What the generated code is made from, besides diffusers' own modules.
-EXPORTED_SOURCES = ("control.py", "denoiser.py", "stylizer.py", "compiling.py")
+EXPORTED_SOURCES = ("extras.py", "denoiser.py", "stylizer.py", "compiling.py")
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def compile_beside(stylizer: Stylizer, report: Report) -> None:
 def cache_key(stylizer: Stylizer) -> str:
     """Everything the generated code depends on: shapes, configs and versions, not weights."""
     parts = stylizer.components
-    modules = (parts.unet, parts.vae, *([parts.controlnet] if parts.controlnet is not None else []))
+    nets = [module for extra in parts.extras for module in extra.children()]
     device = stylizer.device
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
     identity = [
@@ -80,8 +80,11 @@ def cache_key(stylizer: Stylizer) -> str:
         str(device),
         str(stylizer.dtype),
         (stylizer.spec.width, stylizer.spec.height),
-        parts.tokenizer.model_max_length,
-        [{name: value for name, value in module.config.items() if name != "_name_or_path"} for module in modules],
+        [tokenizer.model_max_length for tokenizer in parts.tokenizers],
+        [
+            {name: value for name, value in module.config.items() if name != "_name_or_path"}
+            for module in (parts.unet, parts.vae, *nets)
+        ],
         [(Path(__file__).parent / name).read_text() for name in EXPORTED_SOURCES],
     ]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .control import ControlNetExtra
+from .extras import Call, Extra, summed
 
 
 class Denoiser(nn.Module):
-    """UNet plus what joins its call. An extra maps the call's inputs to further keyword arguments of the UNet.
+    """UNet plus what joins its call. A module, so that all of it compiles and exports as one."""
 
-    A module, so that all of it compiles and exports as one.
-    """
-
-    def __init__(self, unet: UNet2DConditionModel, extra: ControlNetExtra | None = None):
+    def __init__(self, unet: UNet2DConditionModel, extras: Sequence[Extra] = ()):
         super().__init__()
         self.unet = unet
-        self.extra = extra
+        self.extras = nn.ModuleList(extras)
 
     def forward(
         self,
@@ -27,24 +26,37 @@ class Denoiser(nn.Module):
         embeds: Tensor,
         guidance: Tensor | None = None,
         timestep_cond: Tensor | None = None,
-        control: Tensor | None = None,
-        control_scale: Tensor | None = None,
+        pooled: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        *conditions: Tensor,
     ) -> Tensor:
         """The model's output, float32 [B, C, h, w].
 
         x: latents [B, C, h, w]; t: int64 [B]; embeds: [B, tokens, width].
-        guidance: float32 [B, 1, 1, 1] turns on CFG: embeds are then [2B, ...], the unconditional half first.
-        timestep_cond: [B, 256], full LCMs only. control: [B, 3, H, W] in [0, 1]; control_scale: [B, 1, 1, 1].
+        guidance: float32 [B, 1, 1, 1] turns on CFG: embeds and pooled are then [2B, ...], the unconditional half first.
+        timestep_cond: [B, 256], full LCMs only. pooled: [B, width] and time_ids: [B, 6], SDXL only.
+        conditions: of all extras one after the other, each [B, ...].
         """
         if guidance is not None:
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-            if control is not None:
-                control, control_scale = torch.cat([control, control]), torch.cat([control_scale, control_scale])
-        joins = {}
-        if self.extra is not None:
-            joins = self.extra(x, t, embeds, control, control_scale)
-        out = self.unet(x, t, encoder_hidden_states=embeds, timestep_cond=timestep_cond, return_dict=False, **joins)[0]
-        out = out.float()
+            x, t, time_ids, *conditions = (
+                None if it is None else torch.cat([it, it]) for it in (x, t, time_ids, *conditions)
+            )
+        added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+        call, wide, joins, first = Call(x, t, embeds, added), x, [], 0
+        for extra in self.extras:
+            own = conditions[first : first + extra.count]
+            first += extra.count
+            wide = extra.widen(wide, *own)
+            joins.append(extra(call, *own))
+        out = self.unet(
+            wide,
+            t,
+            encoder_hidden_states=embeds,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs=added,
+            return_dict=False,
+            **summed(joins),
+        )[0].float()
         if guidance is None:
             return out
         unconditional, conditional = out.chunk(2)

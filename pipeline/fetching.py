@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from .errors import LoadError, first_line
 from .settings import ModelSpec
 
+if TYPE_CHECKING:
+    from .families import Family
+
 Report = Callable[[str, float | None], None]
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-PIPELINE_FOLDERS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+PIPELINE_FOLDERS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"}
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
 
 
 def references(spec: ModelSpec) -> dict[str, str]:
     """Everything a spec names: part -> reference."""
-    parts = {"base": spec.base, "unet": spec.unet, "vae": spec.vae, "controlnet": spec.controlnet}
+    parts = {"base": spec.base, "unet": spec.unet, "vae": spec.vae, "adapter": spec.adapter}
+    for number, net in enumerate(spec.controlnets, start=1):
+        parts["controlnet" if number == 1 else f"controlnet {number}"] = net.path
     parts |= {f"lora {lora.name}": lora.path for lora in spec.loras}
     return {part: reference for part, reference in parts.items() if reference is not None}
 
@@ -56,10 +62,8 @@ def _is_hub_id(reference: str) -> bool:
 
 
 def _check_checkpoint(path: Path) -> None:
-    """Of a single file: is it a whole SD1.5-shaped model? Its key names tell."""
+    """Of a single file: is it a whole model? Its key names tell."""
     names = check_safetensors(path)
-    if any(name.startswith("conditioner.embedders.") for name in names):
-        raise LoadError(f"{path} is an SDXL checkpoint: only SD1.5-shaped models are served yet.")
     if not any(name.startswith("model.diffusion_model.") for name in names):
         kind = "a LoRA: name it with --lora" if any("lora" in name for name in names) else "no whole checkpoint"
         raise LoadError(f"{path} is {kind}.")
@@ -99,6 +103,19 @@ def is_few_step(spec: ModelSpec) -> bool:
     except (LoadError, OSError, ValueError):
         return False
     return index.get("scheduler", ["", ""])[1] == "LCMScheduler" or unet.get("time_cond_proj_dim") is not None
+
+
+def family(spec: ModelSpec) -> Family:
+    """Of what is on disk; a hub id that was never fetched counts as SD1.5."""
+    from .families import SD, family_of_folder, family_of_keys
+
+    path = Path(spec.base)
+    if path.is_file():
+        return family_of_keys(set(check_safetensors(path)))
+    try:
+        return family_of_folder(locate(spec.base, download=False, report=lambda detail, progress: None))
+    except (LoadError, OSError, ValueError):
+        return SD
 
 
 def _check_folder(part: str, folder: Path) -> None:

@@ -12,16 +12,19 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     ControlNetModel,
+    DiffusionPipeline,
     LCMScheduler,
-    StableDiffusionPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import fetching, loras
-from .control import ANNOTATORS
+from .annotators import ANNOTATORS
 from .devices import pick_dtype
 from .errors import LoadError, first_line
+from .extras import AdapterExtra, ControlNetExtra, Extra, InpaintingExtra
+from .families import Family, family_of_folder, family_of_keys
 from .fetching import Report
 from .lcm import NoiseSchedule
 from .settings import ModelSpec
@@ -33,24 +36,29 @@ VAES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 class Components:
     """A loaded model: modules in eval mode on one device, weights in one dtype."""
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
+    family: Family
+    tokenizers: tuple[CLIPTokenizer, ...]
+    text_encoders: tuple[CLIPTextModel, ...]
     unet: UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
-    controlnet: ControlNetModel | None
+    extras: tuple[Extra, ...]
     schedule: NoiseSchedule
     loras: loras.LoraSet | None
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet takes the mask as an input."""
+        return any(isinstance(extra, InpaintingExtra) for extra in self.extras)
+
 
 def load_components(spec: ModelSpec, device: torch.device, *, download: bool, report: Report) -> Components:
     """Find (or fetch) every part, load it, check that the parts fit, fuse the LoRAs. Raises LoadError."""
     fetching.check(spec)
-    if spec.controlnet and spec.control not in ANNOTATORS:
-        raise LoadError(f"There is no control image {spec.control!r}: choose from {', '.join(sorted(ANNOTATORS))}.")
-    if spec.adapter:
-        raise LoadError("T2I-Adapters are not served yet: use controlnet.")
+    for name in spec.annotators:
+        if name not in ANNOTATORS:
+            raise LoadError(f"There is no control image {name!r}: choose from {', '.join(sorted(ANNOTATORS))}.")
     dtype = pick_dtype(spec.dtype, device)
     paths = {
         part: fetching.locate(reference, download=download, report=report)
@@ -59,32 +67,45 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     report("Loading weights", None)
     transformers.utils.logging.disable_progress_bar()  # `report` tells progress
     try:
-        pipe = _load_pipeline(spec, paths, dtype, download)
-        controlnet = _from_folder(ControlNetModel, paths["controlnet"], "", dtype) if spec.controlnet else None
+        family, pipe = _load_pipeline(spec, paths, dtype, download)
+        nets = [
+            _from_folder(ControlNetModel, paths[part], "", dtype)
+            for part in fetching.references(spec)
+            if part.startswith("controlnet")
+        ]
+        adapter = _from_folder(T2IAdapter, paths["adapter"], "", dtype) if spec.adapter else None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LoadError(f"{spec.base} cannot be loaded: {first_line(error)}.") from error
-    _check_fit(spec, pipe, controlnet)
+    text_encoders = tuple(getattr(pipe, name) for _, name, _ in family.encoders)
+    _check_fit(spec, pipe.unet.config, pipe.vae.config, sum(encoder.config.hidden_size for encoder in text_encoders))
+    _check_extras(spec, family, pipe.unet.config, nets, adapter)
 
     pipe.to(device)
+    if pipe.vae.config.get("force_upcast") and dtype == torch.float16:
+        pipe.vae.to(torch.float32)  # SDXL's own overflows in half precision
     lora_set = None
     if spec.loras:
         report("Fusing LoRAs", None)
         files = {lora.name: str(lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
-        lora_set = loras.extract(pipe, spec.loras, files)
+        lora_set = loras.extract(pipe, text_encoders, spec.loras, files)
         lora_set.apply({lora.name: lora.weight for lora in spec.loras})
-    modules = [pipe.text_encoder, pipe.unet, pipe.vae]
-    if controlnet is not None:
-        modules.append(controlnet.to(device))
-    for module in modules:
-        module.eval().requires_grad_(False)
-    for module in modules[1:]:
+    extras: list[Extra] = []
+    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
+        extras.append(InpaintingExtra())
+    extras += [ControlNetExtra(net, of.control, of.weight) for net, of in zip(nets, spec.controlnets, strict=True)]
+    if adapter is not None:
+        extras.append(AdapterExtra(adapter, spec.control))
+    for module in (*text_encoders, pipe.unet, pipe.vae, *extras):
+        module.to(device).eval().requires_grad_(False)
+    for module in (pipe.unet, pipe.vae, *extras):
         module.to(memory_format=torch.channels_last)
     return Components(
-        pipe.tokenizer,
-        pipe.text_encoder,
+        family,
+        tuple(getattr(pipe, name) for name, _, _ in family.encoders),
+        text_encoders,
         pipe.unet,
         pipe.vae,
-        controlnet,
+        tuple(extras),
         read_schedule(pipe.scheduler.config),
         lora_set,
         device,
@@ -118,48 +139,45 @@ def lora_file(path: Path) -> Path:
 
 def _load_pipeline(
     spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype, download: bool
-) -> StableDiffusionPipeline:
+) -> tuple[Family, DiffusionPipeline]:
     """The base with the parts that replace its own: a container, whose __call__ is never used."""
     base = paths["base"]
     if base.is_file():
-        pipe = _from_single_file(base, dtype, download)
+        family, pipe = _from_single_file(base, dtype, download)
         if spec.unet:
             pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
         if spec.vae:
             pipe.vae = _from_folder(_vae_class(paths["vae"]), paths["vae"], "vae", dtype)
-        return pipe
-    index = json.loads((base / "model_index.json").read_text())
-    if "text_encoder_2" in index:
-        raise LoadError(f"{spec.base} is a {index.get('_class_name')} model: only SD1.5-shaped models are served yet.")
+        return family, pipe
+    family = family_of_folder(base)
     vae = paths.get("vae", base)
-    return StableDiffusionPipeline(
-        tokenizer=CLIPTokenizer.from_pretrained(base, subfolder="tokenizer", local_files_only=True),
-        text_encoder=_from_folder(CLIPTextModel, base, "text_encoder", dtype),
-        unet=_from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
-        vae=_from_folder(_vae_class(vae), vae, "vae", dtype),
-        scheduler=LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "unet": _from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
+        "vae": _from_folder(_vae_class(vae), vae, "vae", dtype),
+        "scheduler": LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
+    }
+    for tokenizer, encoder, kind in family.encoders:
+        parts[tokenizer] = CLIPTokenizer.from_pretrained(base, subfolder=tokenizer, local_files_only=True)
+        parts[encoder] = _from_folder(kind, base, encoder, dtype)
+    return family, family.pipeline(**parts, **family.without)
 
 
-def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> StableDiffusionPipeline:
-    """A checkpoint of one file. Its configs come from a folder of its name beside it, or the hub's copy of SD1.5's."""
+def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> tuple[Family, DiffusionPipeline]:
+    """A checkpoint of one file. Its configs come from a folder of its name beside it, or from the hub."""
+    family = family_of_keys(set(fetching.check_safetensors(path)))
     beside = path.with_suffix("")
     has_configs = (beside / "model_index.json").is_file()
-    pipe = StableDiffusionPipeline.from_single_file(
+    pipe = family.pipeline.from_single_file(
         str(path),
         torch_dtype=dtype,
-        safety_checker=None,
-        requires_safety_checker=False,
         local_files_only=has_configs or not download,
+        **family.without,
         **({"config": str(beside)} if has_configs else {}),
     )
     if fetching.is_few_step(ModelSpec(str(path))) and pipe.unet.config.time_cond_proj_dim is None:
         raise LoadError(f"{path} is a full LCM, which loads only from a diffusers folder or hub id.")
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    return pipe
+    return family, pipe
 
 
 def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
@@ -183,26 +201,37 @@ def _vae_class(path: Path) -> type:
     return VAES[name]
 
 
-def _check_fit(spec: ModelSpec, pipe: StableDiffusionPipeline, controlnet: ControlNetModel | None) -> None:
+def _check_fit(spec: ModelSpec, unet: dict, vae: dict, prompt_width: int) -> None:
     """Parts of different families load one by one and fail only in the middle of a frame: compare them here."""
-    unet, vae = pipe.unet.config, pipe.vae.config
-    if unet.in_channels != vae.latent_channels:
+    if unet.in_channels not in (vae.latent_channels, 2 * vae.latent_channels + 1):  # the latter for inpainting
         raise LoadError(
             f"The UNet of {spec.unet or spec.base} takes {unet.in_channels} channels and the VAE of "
             f"{spec.vae or spec.base} gives {vae.latent_channels}: they belong to different models."
         )
-    width = pipe.text_encoder.config.hidden_size
-    if unet.cross_attention_dim != width:
+    if unet.cross_attention_dim != prompt_width:
         raise LoadError(
             f"The UNet of {spec.unet or spec.base} reads prompts of width {unet.cross_attention_dim} and the text "
-            f"encoder of {spec.base} writes {width}: they belong to different models."
+            f"encoder of {spec.base} writes {prompt_width}: they belong to different models."
         )
-    if controlnet is not None:
-        mine = (controlnet.config.in_channels, controlnet.config.cross_attention_dim)
-        theirs = (unet.in_channels, unet.cross_attention_dim)
-        same_blocks = tuple(controlnet.config.block_out_channels) == tuple(unet.block_out_channels)
-        if mine != theirs or not same_blocks:
+
+
+def _check_extras(
+    spec: ModelSpec, family: Family, unet: dict, nets: list[ControlNetModel], adapter: T2IAdapter | None
+) -> None:
+    blocks = tuple(unet.block_out_channels)
+    for net, of in zip(nets, spec.controlnets, strict=True):
+        mine = (net.config.in_channels, net.config.cross_attention_dim)
+        theirs = (unet.out_channels, unet.cross_attention_dim)
+        if mine != theirs or tuple(net.config.block_out_channels) != blocks:
             raise LoadError(
-                f"ControlNet {spec.controlnet} (channels {mine[0]}, prompt width {mine[1]}) does not fit the UNet of "
+                f"ControlNet {of.path} (channels {mine[0]}, prompt width {mine[1]}) does not fit the UNet of "
                 f"{spec.unet or spec.base} (channels {theirs[0]}, prompt width {theirs[1]})."
+            )
+    if adapter is not None:
+        for_sdxl = adapter.config.adapter_type == "full_adapter_xl"
+        if for_sdxl != family.pooled or tuple(adapter.config.channels[: len(blocks)]) != blocks:
+            raise LoadError(
+                f"T2I-Adapter {spec.adapter} is an {adapter.config.adapter_type} of channels "
+                f"{list(adapter.config.channels)}: it does not fit the {family.name} UNet of {spec.unet or spec.base} "
+                f"(channels {list(blocks)})."
             )

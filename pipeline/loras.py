@@ -6,10 +6,12 @@ a weight changes. W0 is kept, because adding and subtracting in half precision d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -59,7 +61,9 @@ class LoraSet:
         return True
 
 
-def extract(pipe: StableDiffusionPipeline, loras: tuple[Lora, ...], files: dict[str, str]) -> LoraSet:
+def extract(
+    pipe: DiffusionPipeline, text_encoders: Sequence[nn.Module], loras: tuple[Lora, ...], files: dict[str, str]
+) -> LoraSet:
     """Load each LoRA through diffusers (which knows every key style), keep its factors, leave plain layers behind.
 
     files: LoRA name -> local .safetensors file. Raises LoadError when a file does not fit the model whole.
@@ -72,7 +76,7 @@ def extract(pipe: StableDiffusionPipeline, loras: tuple[Lora, ...], files: dict[
         except (ValueError, RuntimeError, KeyError) as error:
             raise LoadError(f"LoRA {lora.path} does not fit this model: {first_line(error)}.") from error
         found = 0
-        for module in (*pipe.unet.modules(), *pipe.text_encoder.modules()):
+        for module in chain(*(part.modules() for part in (pipe.unet, *text_encoders))):
             if not isinstance(module, LoraLayer) or _adapter_name(lora.name) not in module.lora_A:
                 continue
             name = _adapter_name(lora.name)
@@ -86,7 +90,7 @@ def extract(pipe: StableDiffusionPipeline, loras: tuple[Lora, ...], files: dict[
                 f"LoRA {lora.path} fits {found} of its {expected} layers here: it was made for another kind of model."
             )
         pipe.unload_lora_weights()
-    touch_prompts = any(parameter in patches for parameter in pipe.text_encoder.parameters())
+    touch_prompts = any(parameter in patches for encoder in text_encoders for parameter in encoder.parameters())
     return LoraSet(patches, tuple(lora.name for lora in loras), touch_prompts)
 
 

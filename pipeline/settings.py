@@ -25,18 +25,28 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class ControlNet:
+    """One ControlNet, the annotator that feeds it, and its weight beside others (times the live `control_scale`)."""
+
+    path: str
+    control: str = "canny"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The key of a loaded engine: everything whose change means loading or compiling again.
 
     Each of `base`, `unet`, `vae`, `controlnet`, `adapter` is a hub id, a local diffusers folder, or (base) one
-    .safetensors file. `vae=None` keeps the base's own. Sizes are in pixels, multiples of 8.
+    .safetensors file. `vae=None` keeps the base's own. Several ControlNets are a tuple of ControlNet; a single one
+    given by its path is fed by `control`, and so is an adapter. Sizes are in pixels, multiples of 8.
     """
 
     base: str
     unet: str | None = None
     vae: str | None = None
     loras: tuple[Lora, ...] = ()
-    controlnet: str | None = None
+    controlnet: str | ControlNet | tuple[ControlNet, ...] | None = None
     adapter: str | None = None
     control: str = "canny"
     width: int = 512
@@ -47,9 +57,28 @@ class ModelSpec:
         for side, pixels in (("width", self.width), ("height", self.height)):
             if pixels % 8 or not 64 <= pixels <= 4096:
                 raise ValueError(f"{side} {pixels} must be a multiple of 8 from 64 to 4096.")
+        object.__setattr__(self, "loras", tuple(_made(Lora, lora) for lora in self.loras))
+        if isinstance(self.controlnet, list | tuple):
+            object.__setattr__(self, "controlnet", tuple(_made(ControlNet, each) for each in self.controlnet))
         names = [lora.name for lora in self.loras]
         if len(set(names)) < len(names):
             raise ValueError(f"Two LoRAs have the same name (of {', '.join(names)}): give them names of their own.")
+
+    @property
+    def controlnets(self) -> tuple[ControlNet, ...]:
+        if isinstance(self.controlnet, str):
+            return (ControlNet(self.controlnet, self.control),)
+        return (self.controlnet,) if isinstance(self.controlnet, ControlNet) else self.controlnet or ()
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Of every part that looks at a control image."""
+        return (*(each.control for each in self.controlnets), *((self.control,) if self.adapter else ()))
+
+
+def _made(kind: type, value: Any) -> Any:
+    """From a dict, as JSON keeps it."""
+    return kind(**value) if isinstance(value, dict) else value
 
 
 def _ui(step: float | None = None, unit: str = "", needs: str | None = None, widget: str | None = None):

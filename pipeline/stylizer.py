@@ -8,12 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from . import color, lcm
-from .control import ANNOTATORS, ControlNetExtra
 from .denoiser import Denoiser
+from .extras import Scene
 from .loading import Components
 from .prompts import PromptEncoder
 from .settings import Controls, ModelSpec
@@ -27,7 +28,7 @@ class Encoder(torch.nn.Module):
         self.vae = vae
 
     def forward(self, picture: Tensor) -> Tensor:
-        encoded = self.vae.encode(picture)
+        encoded = self.vae.encode(picture.to(self.vae.dtype))
         # An AutoencoderKL's mode, not a sample: a fresh draw each frame flickers.
         latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return latents.float() * self.vae.config.scaling_factor
@@ -56,6 +57,8 @@ class Recipe:
     rows: tuple[Tensor, ...]  # per step, float32 [1, 4]: pipeline.lcm.table
     noise: tuple[Tensor, ...]  # per step, float32 [1, C, h, w]
     embeds: tuple[Tensor, ...]  # (prompt,) or with CFG (negative prompt, prompt): [1, tokens, width]
+    pooled: tuple[Tensor, ...]  # the same of the pooled text, [1, width]; () where the family has none
+    time_ids: Tensor | None  # [1, 6], with the pooled text
     guidance: Tensor | None  # float32 [1, 1, 1, 1]
     timestep_cond: Tensor | None  # [1, 256]
     control_scale: Tensor | None  # [1, 1, 1, 1]
@@ -96,14 +99,13 @@ class Stylizer:
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
         self.encode = Encoder(parts.vae)
-        extra = ControlNetExtra(parts.controlnet) if parts.controlnet is not None else None
-        self.denoise = Denoiser(parts.unet, extra)
+        self.denoise = Denoiser(parts.unet, parts.extras)
         self.decode = Decoder(parts.vae)
-        self.prompts = PromptEncoder(parts.tokenizer, parts.text_encoder)
+        self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders)
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
             factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
-        self.latent_shape = (parts.unet.config.in_channels, spec.height // factor, spec.width // factor)
+        self.latent_shape = (parts.vae.config.latent_channels, spec.height // factor, spec.width // factor)
         self._recipe = lru_cache(64)(self._make_recipe)
 
     @property
@@ -122,8 +124,8 @@ class Stylizer:
             "guidance": True,
             "cfg": self.guidance_embedding_dim is None,
             "lora": bool(self.loras),
-            "control": self.components.controlnet is not None,
-            "canny": self.components.controlnet is not None and self.spec.control == "canny",
+            "control": bool(self.spec.annotators),
+            "canny": any(name.startswith("canny") for name in self.spec.annotators),
         }
         return frozenset(name for name, present in here.items() if present)
 
@@ -142,54 +144,111 @@ class Stylizer:
             return "source"
         return (controls.steps, self._uses_cfg(controls), tuple(sorted(self._lora_weights(controls).items())))
 
-    def __call__(self, frames, controls: Controls | Sequence[Controls]):
+    def __call__(self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None):
         """Stylize a batch.
 
         frames: uint8 [N, H, W, 3] RGB, numpy or torch, any size. controls: one for all, or one for each frame (of equal
-        `shape_key`). Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises ValueError on
-        frames of another shape or type, and where `check` does.
+        `shape_key`). mask: uint8 [N, H, W], 255 where to repaint; what lies outside is decoded like the rest, so to
+        paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that the control images are made of,
+        in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises
+        ValueError on frames of another shape or type, and where `check` does.
         """
-        given_numpy = isinstance(frames, np.ndarray)
-        tensor = torch.from_numpy(frames) if given_numpy else frames
-        if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[3] != 3 or 0 in tensor.shape:
-            raise ValueError(f"frames must be uint8 [N, H, W, 3], not {tensor.dtype} {list(tensor.shape)}.")
-        each = [controls] * len(tensor) if isinstance(controls, Controls) else list(controls)
-        if len(each) != len(tensor):
-            raise ValueError(f"{len(tensor)} frames came with {len(each)} controls.")
+        pixels = self._fitted("frames", frames)
+        each = [controls] * len(pixels) if isinstance(controls, Controls) else list(controls)
+        if len(each) != len(pixels):
+            raise ValueError(f"{len(pixels)} frames came with {len(each)} controls.")
         if len({self.shape_key(one) for one in each}) > 1:
             raise ValueError("The controls of one batch must have equal shape keys.")
         for one in {id(one): one for one in each}.values():
             self.check(one)
-        out = self._stylize(tensor.to(self.device, non_blocking=True), each)
-        return out.cpu().numpy() if given_numpy else out.to(frames.device)
+        if mask is not None:
+            mask = self._fitted_mask(mask, tuple(frames.shape[:3]))
+        control = pixels if control_frames is None else self._fitted("control_frames", control_frames, len(pixels))
+        out = self._stylize(pixels, each, mask, control)
+        return out.cpu().numpy() if isinstance(frames, np.ndarray) else out.to(frames.device)
 
     @torch.inference_mode()
-    def _stylize(self, frames: Tensor, controls: list[Controls]) -> Tensor:
-        pixels = color.fit(frames, self.spec.width, self.spec.height)
+    def imagine(self, controls: Controls, count: int = 1, control_frames=None) -> np.ndarray:
+        """Text-to-image: uint8 [count, spec.height, spec.width, 3]; picture i has the seed `controls.seed` + i.
+
+        control_frames: uint8 [count, H, W, 3] for a ControlNet or adapter. `strength` has no meaning here. Raises
+        ValueError as calls do.
+        """
+        self.check(controls)
+        each = [controls.model_copy(update={"seed": (controls.seed + i) % 2**32}) for i in range(count)]
+        control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
+        grey = torch.zeros((count, 3, self.spec.height, self.spec.width), device=self.device, dtype=self.dtype)
+        x0 = torch.zeros((count, *self.latent_shape), device=self.device)
+        return self._paint(grey, x0, each, None, control, from_noise=True).cpu().numpy()
+
+    def _fitted(self, name: str, frames, count: int | None = None) -> Tensor:
+        """uint8 [N, H, W, 3] of either kind -> uint8 [N, 3, height, width] on the device. Raises ValueError."""
+        tensor = torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames
+        if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[3] != 3 or 0 in tensor.shape:
+            raise ValueError(f"{name} must be uint8 [N, H, W, 3], not {tensor.dtype} {list(tensor.shape)}.")
+        if count is not None and len(tensor) != count:
+            raise ValueError(f"{name} are {len(tensor)}, and there are {count} pictures to make.")
+        return color.fit(tensor.to(self.device, non_blocking=True), self.spec.width, self.spec.height)
+
+    def _fitted_mask(self, mask, expected: tuple[int, ...]) -> Tensor:
+        """uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as the frames are. Raises ValueError."""
+        tensor = torch.from_numpy(mask) if isinstance(mask, np.ndarray) else mask
+        if tensor.dtype != torch.uint8 or tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"mask must be uint8 {list(expected)}, like the frames, not {tensor.dtype} {list(tensor.shape)}."
+            )
+        rgb = tensor.to(self.device)[..., None].expand(-1, -1, -1, 3)
+        return (color.fit(rgb, self.spec.width, self.spec.height)[:, :1] > 127).to(self.dtype)
+
+    @torch.inference_mode()
+    def _stylize(self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor) -> Tensor:
         if self.shape_key(controls[0]) == "source":
             return pixels.permute(0, 2, 3, 1).contiguous()
+        picture = color.to_model(pixels, self.dtype)
+        # An inpainting pipeline at full strength starts from noise alone; image to image never does.
+        from_noise = mask is not None and controls[0].strength == 1
+        return self._paint(picture, self.encode(picture), controls, mask, control, from_noise=from_noise)
+
+    def _paint(
+        self,
+        picture: Tensor,
+        source: Tensor,
+        controls: list[Controls],
+        mask: Tensor | None,
+        control: Tensor | None,
+        *,
+        from_noise: bool,
+    ) -> Tensor:
+        """picture: [B, 3, H, W] in [-1, 1] and its latents `source`; mask: [B, 1, H, W] or None for all of it."""
         if self.components.loras:
             self._apply_loras(controls[0])
-        recipe = Recipe.join([self._recipe(*self._recipe_key(one)) for one in controls])
-        control = self._control_image(pixels, controls)
+        recipe = Recipe.join([self._recipe(*self._recipe_key(one, from_noise)) for one in controls])
+        everything = picture.new_ones((len(picture), 1, *picture.shape[2:])) if mask is None else mask
+        scene = Scene(controls, picture, everything, control, recipe.control_scale, self.encode)
+        conditions = [tensor for extra in self.components.extras for tensor in extra.prepare(scene)]
+        embeds, pooled = torch.cat(recipe.embeds), torch.cat(recipe.pooled) if recipe.pooled else None
+        # An inpainting UNet sees what to keep; any other has it put back after every step.
+        kept = None if mask is None or self.components.inpaints else 1 - F.interpolate(mask, source.shape[2:]).float()
 
-        x = self.encode(color.to_model(pixels, self.dtype))
-        embeds = torch.cat(recipe.embeds)
+        x = source
         for t, row, noise in zip(recipe.timesteps, recipe.rows, recipe.noise, strict=True):
             x = lcm.noised(x, noise, row)
-            model_input = x.to(self.dtype, memory_format=torch.channels_last)
+            if kept is not None:
+                x = torch.lerp(x, lcm.noised(source, recipe.noise[0], row), kept)
             out = self.denoise(
-                model_input, t, embeds, recipe.guidance, recipe.timestep_cond, control, recipe.control_scale
+                x.to(self.dtype, memory_format=torch.channels_last),
+                t,
+                embeds,
+                recipe.guidance,
+                recipe.timestep_cond,
+                pooled,
+                recipe.time_ids,
+                *conditions,
             )
             x = lcm.denoised(x, out, row)
+        if kept is not None:
+            x = torch.lerp(x, source, kept)
         return color.to_frames(self.decode(x))
-
-    def _control_image(self, pixels: Tensor, controls: list[Controls]) -> Tensor | None:
-        if self.components.controlnet is None:
-            return None
-        annotate = ANNOTATORS[self.spec.control]
-        images = [annotate(p, c.canny_low, c.canny_high) for p, c in zip(pixels, controls, strict=True)]
-        return torch.stack(images).to(self.dtype, memory_format=torch.channels_last)
 
     def _apply_loras(self, controls: Controls) -> None:
         loras = self.components.loras
@@ -204,24 +263,29 @@ class Stylizer:
     def _uses_cfg(self, controls: Controls) -> bool:
         return self.guidance_embedding_dim is None and controls.guidance > 1.0
 
-    def _recipe_key(self, controls: Controls) -> tuple:
+    def _recipe_key(self, controls: Controls, from_noise: bool) -> tuple:
         negative = controls.negative_prompt if self._uses_cfg(controls) else None
         return (
             controls.prompt,
             negative,
-            controls.strength,
+            1.0 if from_noise else controls.strength,
             controls.steps,
             controls.guidance,
             controls.seed,
             controls.control_scale,
+            from_noise,
         )
 
     @torch.inference_mode()
-    def _make_recipe(self, prompt, negative, strength, steps, guidance, seed, control_scale) -> Recipe:
+    def _make_recipe(self, prompt, negative, strength, steps, guidance, seed, control_scale, from_noise) -> Recipe:
         schedule, device = self.components.schedule, self.device
         run = lcm.timesteps(schedule, steps, strength)
+        rows = lcm.table(schedule, run)
+        if from_noise:
+            rows[0, :2] = torch.tensor([0.0, 1.0])
         dim = self.guidance_embedding_dim
-        texts = (prompt,) if negative is None else (negative, prompt)
+        texts = [self.prompts(prompt)] if negative is None else [self.prompts.negative(negative), self.prompts(prompt)]
+        height, width = self.spec.height, self.spec.width
 
         def scalar(value: float, dtype: torch.dtype) -> Tensor:
             return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
@@ -229,10 +293,15 @@ class Stylizer:
         return Recipe(
             # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
             timesteps=tuple(torch.tensor([t], device=device) for t in run),
-            rows=tuple(lcm.table(schedule, run).to(device).split(1)),
+            rows=tuple(rows.to(device).split(1)),
             noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self.latent_shape)),
-            embeds=tuple(self.prompts(text) for text in texts),
+            embeds=tuple(text.states for text in texts),
+            pooled=tuple(text.pooled for text in texts if text.pooled is not None),
+            # Original size, crop, target size: as if the picture had been photographed just so.
+            time_ids=torch.tensor([[height, width, 0, 0, height, width]], device=device, dtype=self.dtype)
+            if self.components.family.pooled
+            else None,
             guidance=None if negative is None else scalar(guidance, torch.float32),
             timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, self.dtype),
-            control_scale=None if self.components.controlnet is None else scalar(control_scale, self.dtype),
+            control_scale=scalar(control_scale, self.dtype) if self.spec.annotators else None,
         )

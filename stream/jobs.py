@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 from tqdm import tqdm
 
 from pipeline.settings import Controls, ModelSpec
 
 from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 from .film import codecs, work
-from .film.clip import VIDEOS, VideoClip, open_clip
+from .film.blank import BlankClip
+from .film.clip import VIDEOS, Clip, VideoClip, open_clip
 from .film.errors import FilmError
 from .film.films import Film, Order, order_film
-from .film.pictures import PictureClip, fitting_pattern, is_pattern, is_picture, picture_files, visible
+from .film.pictures import fitting_pattern, is_pattern, is_picture, picture_files, visible
 from .render import Paint, Take, render
 
 # Frames painted at once, by device: from here on more gained little. Measured on CPUs: benchmarks/results.
@@ -33,9 +35,9 @@ GIF_RATE = 50  # browsers take a delay of less than two hundredths of a second f
 
 @dataclass(frozen=True)
 class Job:
-    """One clip and the film to make of it."""
+    """One clip and the film to make of it; without a clip pictures come from the prompt alone."""
 
-    source: Path
+    source: Path | None
     target: Path
     makes_folder: bool = False  # the target's folder, if it is not there
 
@@ -54,11 +56,17 @@ class Wishes:
     clip_shape: bool = False  # the clip's own shape, in as many pixels as the model's size has
     overwrite: bool = False
     resume: bool = False
+    mask: Path | None = None
+    feather: int = 8
+    text_to_image: bool = False
+    count: int = 1  # of pictures from text alone
 
 
 def jobs_for(sources: Sequence[Path], target: Path) -> list[Job]:
     """One source makes one film, or goes into a folder; several, or a folder of videos, go into a folder. Raises
     FilmError."""
+    if not sources:
+        return [Job(None, target)]
     clips = [clip for source in sources for clip in _clips_of(source)]
     into_folder = target.is_dir() or len(sources) > 1 or clips != list(sources)
     if not into_folder:
@@ -93,17 +101,16 @@ def _film_name(clip: Path) -> str:
 
 def check(job: Job, wishes: Wishes) -> None:
     """All that is known to go wrong before a model is loaded. Raises FilmError."""
-    source, target = job.source, job.target
-    if not source.exists() and not is_pattern(source):
-        raise FilmError(f"There is no file {source}.")
+    target = job.target
+    for source in (job.source, wishes.mask):
+        if source is not None and not source.exists() and not is_pattern(source):
+            raise FilmError(f"There is no file {source}.")
+        if source is not None:
+            _check_source(source, target)
     if not target.parent.is_dir() and not (job.makes_folder and target.parent.parent.is_dir()):
         raise FilmError(f"There is no folder {target.parent} to write {target.name} into.")
     if target.is_dir():
         raise FilmError(f"{target} is a folder.")
-    if target.exists() and source.exists() and target.samefile(source):
-        raise FilmError(f"{target} is the clip itself: give the film another name.")
-    if read := {file.resolve() for file in picture_files(source) or []} & {file.resolve() for file in _taken(target)}:
-        raise FilmError(f"{target} would write over {min(read).name}, which is to be painted: give another folder.")
     if wishes.overwrite or (wishes.resume and work.is_begun(target)):
         return
     if work.is_begun(target):
@@ -113,6 +120,13 @@ def check(job: Job, wishes: Wishes) -> None:
         )
     if not wishes.resume and (taken := _taken(target)):
         raise FilmError(f"{taken[0]} exists already: --overwrite replaces it.")
+
+
+def _check_source(source: Path, target: Path) -> None:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise FilmError(f"{target} is the clip itself: give the film another name.")
+    if read := {file.resolve() for file in picture_files(source) or []} & {file.resolve() for file in _taken(target)}:
+        raise FilmError(f"{target} would write over {min(read).name}, which is to be painted: give another folder.")
 
 
 def _taken(target: Path) -> list[Path]:
@@ -158,7 +172,7 @@ def run(jobs: Sequence[Job], wishes: Wishes, controls: Controls, studio: Studio)
 
 def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrupted: Callable[[], bool]) -> bool:
     """One film; False when it was interrupted."""
-    clip = open_clip(job.source, wishes.fps or Fraction(25))
+    clip = _clip(job, wishes, studio)
     if wishes.fps is not None and isinstance(clip, VideoClip):
         raise FilmError(f"--fps is for pictures: {job.source} has its own timing.")
     spec = _shaped(studio.spec, clip) if wishes.clip_shape else studio.spec
@@ -169,7 +183,19 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
         print(f"{job.target} is there already, and nothing of it is left to resume.", file=sys.stderr)
         film.work.discard()
         return True
-    take = Take(clip, controls, size, wishes.start_s, wishes.end_s, wishes.cuts, wishes.side_by_side, studio.batch)
+    take = Take(
+        clip,
+        controls,
+        size,
+        wishes.start_s,
+        wishes.end_s,
+        wishes.cuts,
+        wishes.side_by_side,
+        studio.batch,
+        fresh=job.source is None,
+        mask=None if wishes.mask is None else open_clip(wishes.mask),
+        feather=wishes.feather,
+    )
     with _in_words(job, film):
         job.target.parent.mkdir(exist_ok=True)
         plan = _plan(clip, wishes, controls, spec, film, studio)
@@ -179,13 +205,36 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
             film.work.begin(plan)
         try:
             _tell(clip, size, wishes, film)
-            return _render(job, take, studio.stylizer(spec), film, interrupted)
+            return _render(job, take, _paint(studio.stylizer(spec), job, wishes), film, interrupted)
         finally:
             film.abandon()
             if film.work.done:
                 film.work.close()
             else:
                 film.work.discard()
+
+
+def _clip(job: Job, wishes: Wishes, studio: Studio) -> Clip:
+    fps = wishes.fps or Fraction(25)
+    if job.source is None:
+        return BlankClip(wishes.count, fps, (studio.spec.width, studio.spec.height))
+    return open_clip(job.source, fps)
+
+
+def _paint(stylizer: Any, job: Job, wishes: Wishes) -> Paint:
+    """The stylizer, or one that paints from the prompt alone and takes the clip, if any, for control images."""
+    if not wishes.text_to_image:
+        return stylizer
+
+    def imagine(frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray:
+        seen = [None] * len(frames) if job.source is None else [frame[None] for frame in frames]
+        try:
+            each = [stylizer.imagine(own, control_frames=frame) for own, frame in zip(controls, seen, strict=True)]
+        except ValueError as error:
+            raise FilmError(str(error)) from error
+        return np.concatenate(each)
+
+    return imagine
 
 
 @contextlib.contextmanager
@@ -213,11 +262,13 @@ def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callabl
     if film.work.done == 0:
         if not complete:
             return False
-        raise FilmError(f"{job.source} has no picture in the part that was asked for.")
+        raise FilmError(f"{take.clip.path} has no picture in the part that was asked for.")
     film.finish(complete)
     damaged = take.clip.damaged
     if damaged:
-        print(f"{job.source} is damaged in {damaged} places; what could be read of it was painted.", file=sys.stderr)
+        print(
+            f"{take.clip.path} is damaged in {damaged} places; what could be read of it was painted.", file=sys.stderr
+        )
     if complete:
         film.work.discard()
         return True
@@ -230,7 +281,7 @@ def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callabl
     return False
 
 
-def _shaped(spec: ModelSpec, clip: VideoClip | PictureClip) -> ModelSpec:
+def _shaped(spec: ModelSpec, clip: Clip) -> ModelSpec:
     """The model's number of pixels in the clip's shape, in multiples of 8."""
     pixels, aspect = spec.width * spec.height, clip.width / clip.height
     width, height = (max(64, round(side / 8) * 8) for side in (math.sqrt(pixels * aspect), math.sqrt(pixels / aspect)))
@@ -241,10 +292,12 @@ def _shaped(spec: ModelSpec, clip: VideoClip | PictureClip) -> ModelSpec:
 
 
 def _plan(
-    clip: VideoClip | PictureClip, wishes: Wishes, controls: Controls, spec: ModelSpec, film: Film, studio: Studio
+    clip: Clip, wishes: Wishes, controls: Controls, spec: ModelSpec, film: Film, studio: Studio
 ) -> dict[str, Any]:
     """All that decides what the pictures look like; equal plans give equal pictures."""
-    files = clip.files if isinstance(clip, PictureClip) else [clip.path]
+    files = [clip.path] if isinstance(clip, VideoClip) else clip.files
+    if wishes.mask is not None:
+        files = [*files, *(picture_files(wishes.mask) or [wishes.mask])]
     return {
         "clip": [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "part": [str(wishes.start_s), None if wishes.end_s is None else str(wishes.end_s)],
@@ -252,6 +305,8 @@ def _plan(
         "quality": wishes.quality,
         "fps": str(clip.rate),
         "side-by-side": wishes.side_by_side,
+        "feather": wishes.feather,
+        "text to image": [wishes.text_to_image, wishes.count],
         "cuts": wishes.cuts,
         "batch": studio.batch,
         "model": {**dataclasses.asdict(spec), **studio.way},
@@ -259,7 +314,7 @@ def _plan(
     }
 
 
-def _tell(clip: VideoClip | PictureClip, size: tuple[int, int], wishes: Wishes, film: Film) -> None:
+def _tell(clip: Clip, size: tuple[int, int], wishes: Wishes, film: Film) -> None:
     """What a user would wonder about afterwards."""
     if abs(math.log(clip.width / clip.height * size[1] / size[0])) > 0.05:
         print(

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 
 from pipeline.settings import Controls
 
-from .film.clip import VideoClip
+from .film.clip import Clip
 from .film.cuts import CutDetector
 from .film.films import Film
-from .film.pictures import PictureClip, Still
+from .film.pictures import Still
 
 AHEAD = 2  # batches that wait in front of the engine and behind it: enough to never idle, little to hold
 
@@ -26,16 +28,20 @@ class _Stopped(Exception):
 
 
 class Paint(Protocol):
-    """What rendering asks of pipeline.Stylizer."""
+    """What rendering asks of pipeline.Stylizer; `mask` only where the take has one."""
 
-    def __call__(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray: ...
+    def __call__(self, frames: np.ndarray, controls: Sequence[Controls], *, mask: np.ndarray = ...) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Take:
-    """What to render of a clip, and how. size: (width, height) of the painted picture."""
+    """What to render of a clip, and how. size: (width, height) of the painted picture.
 
-    clip: VideoClip | PictureClip
+    cuts: new noise for each shot; fresh: for each picture. mask: a clip that is white where to repaint, frame by frame;
+    its last one holds on. feather: pixels over which the source and the painting blend at its border.
+    """
+
+    clip: Clip
     controls: Controls
     size: tuple[int, int]
     start_s: Fraction = Fraction(0)
@@ -43,13 +49,17 @@ class Take:
     cuts: bool = False
     side_by_side: bool = False
     batch: int = 1
+    fresh: bool = False
+    mask: Clip | None = None
+    feather: int = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Due:
-    """A frame whose turn has come."""
+    """A frame whose turn has come. mask: uint8 [height, width]."""
 
     still: Still
+    mask: np.ndarray | None
     shot: int
     picture: np.ndarray | None  # what an earlier run painted of it
 
@@ -105,16 +115,29 @@ def _due(take: Take, film: Film, should_stop: Callable[[], bool]) -> Iterator[_D
     """All frames whose pictures no segment of the film holds; the others are decoded and passed over."""
     detector = CutDetector()
     done, sealed = film.work.done, film.work.sealed
-    for number, moment in enumerate(take.clip.moments(take.start_s, take.end_s)):
+    moments = take.clip.moments(take.start_s, take.end_s)
+    for number, (moment, masking) in enumerate(zip(moments, _masks(take), strict=False)):
         if number < sealed:
             if should_stop():
                 raise _Stopped
             if not take.cuts:
                 continue
         still = moment.still(take.size)
-        shot = detector.shot_of(still.rgb) if take.cuts else 0
+        shot = detector.shot_of(still.rgb) if take.cuts else number if take.fresh else 0
         if number >= sealed:
-            yield _Due(still, shot, film.work.raw(number) if number < done else None)
+            mask = masking.still(take.size).rgb.max(axis=2) if masking else None
+            yield _Due(still, mask, shot, film.work.raw(number) if number < done else None)
+
+
+def _masks(take: Take) -> Iterator[Any]:
+    """The mask's moments, without end."""
+    last = None
+    if take.mask is not None:
+        for last in take.mask.moments(
+            take.start_s if take.mask.expected(Fraction(0), None) != 1 else Fraction(0), None
+        ):
+            yield last
+    yield from repeat(last)
 
 
 def _batches(items: Iterator[_Due], size: int) -> Iterator[list[_Due]]:
@@ -136,7 +159,11 @@ def _painted(take: Take, paint: Paint, film: Film, batch: list[_Due]) -> list[tu
     filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
     frames = np.stack([due.still.rgb for due in filled])
     out = []
-    for due, picture in zip(batch, paint(frames, [_of_shot(take.controls, due.shot) for due in filled]), strict=False):
+    masks = {} if take.mask is None else {"mask": np.stack([due.mask for due in filled])}
+    painted = paint(frames, [_of_shot(take.controls, due.shot) for due in filled], **masks)
+    for due, picture in zip(batch, painted, strict=False):
+        if due.mask is not None:
+            picture = _pasted(due.still.rgb, picture, due.mask, take.feather)
         if take.side_by_side:
             picture = np.concatenate([due.still.rgb, picture], axis=1)
         film.work.keep(picture)
@@ -144,6 +171,15 @@ def _painted(take: Take, paint: Paint, film: Film, batch: list[_Due]) -> list[tu
     return out
 
 
+def _pasted(source: np.ndarray, picture: np.ndarray, mask: np.ndarray, feather: int) -> np.ndarray:
+    """The painting inside the mask, the source outside, blended over `feather` pixels."""
+    share = (mask > 127).astype(np.float32)
+    if feather:
+        share = cv2.GaussianBlur(share, (0, 0), feather / 2)
+    share = share[..., None]
+    return (source + share * (picture.astype(np.float32) - source)).round().astype(np.uint8)
+
+
 def _of_shot(controls: Controls, shot: int) -> Controls:
     """Noise is fixed within a shot, so that what stands still does not flicker, and drawn anew for the next."""
-    return controls if shot == 0 else controls.model_copy(update={"seed": controls.seed + shot})
+    return controls if shot == 0 else controls.model_copy(update={"seed": (controls.seed + shot) % 2**32})

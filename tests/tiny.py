@@ -15,12 +15,14 @@ from diffusers import (
     ControlNetModel,
     LCMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 16  # of the text encoder, and so of the UNet's cross attention
 UNET = {
@@ -41,6 +43,26 @@ SMALLEST = {
     "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+# SDXL's topology: no attention at the top, more transformer layers below, added text and sizes.
+XL = {
+    **UNET,
+    "block_out_channels": (4, 8, 8),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2),
+    "cross_attention_dim": 2 * WIDTH,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 6 * 4 + WIDTH,
+}
+# SSD-1B is SDXL with layers taken out, another number in each direction and none with attention in the middle.
+SSD = {
+    **XL,
+    "transformer_layers_per_block": (1, 1, 1),
+    "reverse_transformer_layers_per_block": ((1, 1, 2), (1, 1, 1), 1),
+    "mid_block_type": None,
 }
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "proj_in", "ff.net.2"]
 
@@ -68,12 +90,8 @@ def checkpoint(
 ) -> Path:
     """An SD1.5-shaped pipeline in diffusers' folder layout. guidance_embedding makes it a full LCM."""
     torch.manual_seed(seed)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=514, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=WIDTH,
-        )
-    )  # fmt: skip
+    xl = unet.get("addition_embed_type") == "text_time"
+    text_encoder = CLIPTextModel(text_config())
     vae = (
         AutoencoderKL(
             block_out_channels=(4, 4, 4, 4), norm_num_groups=2, latent_channels=4,
@@ -87,7 +105,15 @@ def checkpoint(
     )  # fmt: skip
     network = UNet2DConditionModel(**unet, time_cond_proj_dim=256 if guidance_embedding else None)
     _give_contrast(vae, network)
-    pipe = StableDiffusionPipeline(
+    if xl:
+        own = {
+            "text_encoder_2": CLIPTextModelWithProjection(text_config()),
+            "tokenizer_2": tokenizer(folder / "tokenizer_2"),
+            "add_watermarker": False,
+        }
+    else:
+        own = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline)(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer(folder / "tokenizer"),
@@ -96,12 +122,17 @@ def checkpoint(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction,
             set_alpha_to_one=False, steps_offset=1, clip_sample=False,
         ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **own,
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return folder
+
+
+def text_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=514, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=WIDTH,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -118,16 +149,11 @@ def _give_contrast(vae, unet) -> None:
         unet.time_embedding.cond_proj.weight *= 10
 
 
-def controlnet(folder: Path, *, gain: float = 1.0, seed: int = 1) -> Path:
+def controlnet(folder: Path, *, unet: dict = UNET, gain: float = 1.0, seed: int = 1) -> Path:
     """A ControlNet of the checkpoint's shape. Its zero convolutions are given weights of deviation `gain`."""
     torch.manual_seed(seed)
-    shape = {name: UNET[name] for name in ("in_channels", "block_out_channels", "layers_per_block", "down_block_types")}
-    net = ControlNetModel(
-        **shape,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        conditioning_embedding_out_channels=(4, 8, 8, 8),
+    net = ControlNetModel.from_unet(
+        UNet2DConditionModel(**unet), conditioning_embedding_out_channels=(4, 8, 8, 8), load_weights_from_unet=False
     )
     with torch.no_grad():
         for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
@@ -135,6 +161,24 @@ def controlnet(folder: Path, *, gain: float = 1.0, seed: int = 1) -> Path:
         for layer in net.controlnet_cond_embedding.modules():
             if isinstance(layer, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(layer.weight)
+    net.save_pretrained(folder)
+    return folder
+
+
+def adapter(folder: Path, *, sdxl: bool = False, seed: int = 3) -> Path:
+    """A T2I-Adapter of the checkpoint's shape, strong enough to show."""
+    torch.manual_seed(seed)
+    blocks = (XL if sdxl else UNET)["block_out_channels"]
+    net = T2IAdapter(
+        in_channels=3,
+        channels=[*blocks, *blocks[-1:] * (4 - len(blocks))],
+        num_res_blocks=1,
+        downscale_factor=16 if sdxl else 8,
+        adapter_type="full_adapter_xl" if sdxl else "full_adapter",
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)
     net.save_pretrained(folder)
     return folder
 

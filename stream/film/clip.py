@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -36,6 +37,22 @@ def open_clip(path: Path, fps: Fraction = Fraction(25)) -> VideoClip | PictureCl
     if pictures is not None:
         raise FilmError(f"There is no picture in {path}." if path.is_dir() else f"No picture fits {path}.")
     return VideoClip(path)
+
+
+class Clip(Protocol):
+    """Pictures with times. width, height: as shown. time_base: seconds a unit. rate: pictures a second, on average."""
+
+    path: Path
+    width: int
+    height: int
+    time_base: Fraction
+    rate: Fraction
+    has_sound: bool
+    damaged: int
+
+    def expected(self, start_s: Fraction, end_s: Fraction | None) -> int | None: ...
+
+    def moments(self, start_s: Fraction = ..., end_s: Fraction | None = ...) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

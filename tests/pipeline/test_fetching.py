@@ -138,7 +138,6 @@ def test_what_is_no_hub_id_is_refused_early(reference):
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("conditioner.embedders.0.weight", "SDXL"),
         ("lora_unet_down.lora_down.weight", "--lora"),
         ("something.weight", "no whole checkpoint"),
     ],

@@ -168,20 +168,25 @@ class TestRefusals:
         with pytest.raises(LoadError, match=r"wide.*32.*16"):
             load(ModelSpec(str(base), controlnet=str(tmp_path / "wide"), **SIZE), "cpu")
 
-    def test_a_vae_of_other_channels(self, base, tmp_path):
-        config = json.loads((base / "unet" / "config.json").read_text())
-        inpaint = tiny.checkpoint(tmp_path / "inpaint", unet={**tiny.UNET, "in_channels": 9})
-        assert config["in_channels"] == 4
-        with pytest.raises(LoadError, match="9 channels"):
-            load(ModelSpec(str(inpaint), **SIZE), "cpu")
+    def test_a_vae_of_other_channels(self, tmp_path):
+        odd = tiny.checkpoint(tmp_path / "odd", unet={**tiny.UNET, "in_channels": 5})
+        with pytest.raises(LoadError, match="5 channels"):
+            load(ModelSpec(str(odd), **SIZE), "cpu")
 
-    def test_sdxl_is_named_and_not_served_yet(self, base, tmp_path):
-        shutil.copytree(base, tmp_path / "xl")
+    def test_a_pipeline_of_another_kind(self, base, tmp_path):
+        shutil.copytree(base, tmp_path / "refiner")
         index = json.loads((base / "model_index.json").read_text())
-        index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "CLIPTextModel"]}
-        (tmp_path / "xl" / "model_index.json").write_text(json.dumps(index))
-        with pytest.raises(LoadError, match="StableDiffusionXLPipeline"):
-            load(ModelSpec(str(tmp_path / "xl"), **SIZE), "cpu")
+        index |= {"_class_name": "SomethingElsePipeline", "text_encoder": [None, None]}
+        (tmp_path / "refiner" / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(LoadError, match="SomethingElsePipeline"):
+            load(ModelSpec(str(tmp_path / "refiner"), **SIZE), "cpu")
+
+    def test_extras_of_another_family(self, base, tmp_path):
+        adapter = tiny.adapter(tmp_path / "adapter", sdxl=True)
+        with pytest.raises(LoadError, match=r"T2I-Adapter .*full_adapter_xl.* does not fit the SD1\.5 UNet"):
+            load(ModelSpec(str(base), adapter=str(adapter), **SIZE), "cpu")
+        with pytest.raises(LoadError, match="There is no control image 'depth'"):
+            load(ModelSpec(str(base), adapter=str(adapter), control="depth", **SIZE), "cpu")
 
     def test_weights_cut_off_in_the_middle(self, base, tmp_path):
         shutil.copytree(base, tmp_path / "cut")

@@ -15,7 +15,7 @@ from diffusers import (
 from PIL import Image
 
 from pipeline import Controls, Lora, ModelSpec, load
-from pipeline.control import canny
+from pipeline.annotators import canny
 from tests import tiny
 
 WIDTH, HEIGHT = 96, 64  # not square: a swapped side would show
@@ -123,7 +123,7 @@ def test_controlnet_canny(weights, frames, steps, guidance, negative):
     )
     pipe.load_lora_weights(str(weights["lora"]))
 
-    edges = [canny(torch.from_numpy(frame).permute(2, 0, 1), 100, 200) for frame in frames]
+    edges = [canny(torch.from_numpy(frame).permute(2, 0, 1), Controls()) for frame in frames]
     edges = np.stack([(255 * edge).byte().permute(1, 2, 0).numpy() for edge in edges])
 
     def theirs_with(control):

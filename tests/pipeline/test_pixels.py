@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import color, control
+from pipeline import canny, color
 from tests.chromium import CLIP
 
 
@@ -25,7 +25,7 @@ def photo() -> np.ndarray:
 @pytest.mark.parametrize(("low", "high"), [(100, 200), (200, 100), (0, 0), (20, 60), (50, 255), (255, 255)])
 def test_canny_on_the_device_is_opencvs_on_every_pixel(photo, low, high):
     expected = cv2.Canny(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), low, high) > 0
-    ours = control.canny_on_device(torch.from_numpy(photo).permute(2, 0, 1), low, high)
+    ours = canny.canny_on_device(torch.from_numpy(photo).permute(2, 0, 1), low, high)
     assert expected.any()
     assert np.array_equal(ours.numpy(), expected)
 
@@ -36,7 +36,7 @@ def test_canny_is_opencvs_on_noise_too(data):
     low, high = data.draw(st.integers(0, 255)), data.draw(st.integers(0, 255))
     pixels = np.random.default_rng(data.draw(st.integers(0, 999))).integers(0, 256, (height, width, 3), np.uint8)
     expected = cv2.Canny(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), low, high) > 0
-    assert np.array_equal(control.canny_on_device(torch.from_numpy(pixels).permute(2, 0, 1), low, high), expected)
+    assert np.array_equal(canny.canny_on_device(torch.from_numpy(pixels).permute(2, 0, 1), low, high), expected)
 
 
 def test_hysteresis_runs_until_nothing_changes():
@@ -45,7 +45,7 @@ def test_hysteresis_runs_until_nothing_changes():
     candidate[4] = True
     strong = torch.zeros_like(candidate)
     strong[4, 0] = True
-    assert control._hysteresis(strong, candidate)[4].all()
+    assert canny._hysteresis(strong, candidate)[4].all()
 
 
 @given(w=st.integers(1, 2000), h=st.integers(1, 2000), to_w=st.integers(8, 1024), to_h=st.integers(8, 1024))

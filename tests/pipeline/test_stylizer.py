@@ -90,8 +90,9 @@ def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
 
 def test_a_prompt_is_encoded_once(stylizer, frames, monkeypatch):
     calls = []
-    encode = stylizer.prompts.text_encoder.forward
-    monkeypatch.setattr(stylizer.prompts.text_encoder, "forward", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    (encoder,) = stylizer.prompts.text_encoders
+    encode = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *a, **k: calls.append(1) or encode(*a, **k))
     for strength in (0.3, 0.5, 0.7):
         for _ in range(3):
             stylizer(frames, Controls(prompt="a prompt nobody asked for yet", strength=strength))

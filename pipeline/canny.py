@@ -1,15 +1,12 @@
-"""Frames -> control images on the device, and how a ControlNet joins the denoising call."""
+"""OpenCV's Canny edges, also where the frames are: on the device."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel
-from torch import Tensor, nn
+from torch import Tensor
 
 _TAN_22_5 = 13573  # tan(22.5 degrees) in 15-bit fixed point, as OpenCV rounds it
 _PASSES_PER_CHECK = 16  # hysteresis passes between two looks at whether anything still changes
@@ -73,25 +70,6 @@ def _hysteresis(strong: Tensor, candidate: Tensor) -> Tensor:
             return edges[0, 0].bool()
 
 
-def canny(pixels: Tensor, low: int, high: int) -> Tensor:
-    """Edge image: uint8 [3, h, w] -> float32 [3, h, w] of 0 and 1."""
-    find_edges = canny_on_host if pixels.device.type == "cpu" else canny_on_device
-    return find_edges(pixels, low, high).float().expand(3, -1, -1)
-
-
-ANNOTATORS: dict[str, Callable[[Tensor, int, int], Tensor]] = {"canny": canny}
-
-
-class ControlNetExtra(nn.Module):
-    """The seam's view of a ControlNet: what it adds to the UNet's call, given the same inputs and a control image."""
-
-    def __init__(self, controlnet: ControlNetModel):
-        super().__init__()
-        self.controlnet = controlnet
-
-    def forward(self, x: Tensor, t: Tensor, embeds: Tensor, image: Tensor, scale: Tensor) -> dict[str, object]:
-        """x [B, C, h, w], t int64 [B], embeds [B, tokens, width], image [B, 3, H, W] in [0, 1], scale [B, 1, 1, 1]."""
-        down, mid = self.controlnet(
-            x, t, encoder_hidden_states=embeds, controlnet_cond=image, conditioning_scale=scale, return_dict=False
-        )
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+def find_edges(pixels: Tensor, low: int, high: int) -> Tensor:
+    """uint8 [3, h, w] -> bool [h, w]."""
+    return (canny_on_host if pixels.device.type == "cpu" else canny_on_device)(pixels, low, high)

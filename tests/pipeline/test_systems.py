@@ -1,0 +1,308 @@
+"""Every system of the LCM guides, ours against diffusers' own pipeline: equal weights, seed and timesteps, float32.
+
+One table: a row says what is loaded here, and which pipeline is its twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, LCMScheduler, T2IAdapter
+from PIL import Image
+
+from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline.annotators import ANNOTATORS
+from tests import tiny
+
+PROMPT, NEGATIVE = "an oil painting of a cat", "blurry, grey"
+SEED = 7
+TOLERANCE = 2  # of 255
+SIZES = ((96, 64), (64, 64))
+
+WEIGHTS: dict[str, Callable[[Path], Any]] = {
+    "sd": tiny.checkpoint,
+    "sd full": lambda folder: tiny.checkpoint(folder, guidance_embedding=True),
+    "sd inpainting": lambda folder: tiny.checkpoint(folder, unet={**tiny.UNET, "in_channels": 9}),
+    "xl": lambda folder: tiny.checkpoint(folder, unet=tiny.XL),
+    "xl full": lambda folder: tiny.checkpoint(folder, unet=tiny.XL, guidance_embedding=True),
+    "ssd": lambda folder: tiny.checkpoint(folder, unet=tiny.SSD),
+    "sd lora": lambda folder: tiny.lora(folder, weights("sd")).parent,
+    "sd style": lambda folder: tiny.lora(folder, weights("sd"), seed=5).parent,
+    "xl lora": lambda folder: tiny.lora(folder, weights("xl")).parent,
+    "xl style": lambda folder: tiny.lora(folder, weights("xl"), seed=5).parent,
+    "ssd lora": lambda folder: tiny.lora(folder, weights("ssd")).parent,
+    "inpainting lora": lambda folder: tiny.lora(folder, weights("sd inpainting")).parent,
+    "sd canny": tiny.controlnet,
+    "sd grey": lambda folder: tiny.controlnet(folder, seed=11),
+    "xl canny": lambda folder: tiny.controlnet(folder, unet=tiny.XL),
+    "sd adapter": tiny.adapter,
+    "xl adapter": lambda folder: tiny.adapter(folder, sdxl=True),
+}
+ROOT: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root(tmp_path_factory):
+    ROOT[:] = [tmp_path_factory.mktemp("systems")]
+    yield
+    weights.cache_clear()
+
+
+@cache
+def weights(name: str) -> Path:
+    return WEIGHTS[name](ROOT[0] / name)
+
+
+@dataclass(frozen=True)
+class System:
+    """base, loras, controls: names in WEIGHTS. task: text, image or mask. guidances: with the negative prompt above 1
+    where it acts."""
+
+    base: str
+    twin: str
+    task: str
+    loras: dict[str, float] = field(default_factory=dict)
+    nets: tuple[tuple[str, str, float], ...] = ()  # (weights, annotator, weight)
+    adapter: str | None = None
+    control: str = "canny"
+    guidances: tuple[float, ...] = (1.0, 1.8)
+    strengths: tuple[float, ...] = (0.5,)
+
+
+CANNY, GREY = ("sd canny", "canny", 1.0), ("sd grey", "grey", 0.7)
+SYSTEMS = {
+    "LCM text to image, SD1.5": System("sd full", "LatentConsistencyModelPipeline", "text", guidances=(1.0, 8.0)),
+    "LCM text to image, SDXL": System("xl full", "StableDiffusionXLPipeline", "text", guidances=(1.0, 8.0)),
+    "LCM-LoRA text to image, SD1.5": System("sd", "StableDiffusionPipeline", "text", {"sd lora": 1.0}),
+    "LCM-LoRA text to image, SDXL": System("xl", "StableDiffusionXLPipeline", "text", {"xl lora": 1.0}),
+    "LCM-LoRA text to image, SSD-1B": System("ssd", "StableDiffusionXLPipeline", "text", {"ssd lora": 1.0}),
+    "LCM-LoRA image to image, SDXL": System("xl", "StableDiffusionXLImg2ImgPipeline", "image", {"xl lora": 1.0}),
+    "LCM-LoRA image to image, SSD-1B": System("ssd", "StableDiffusionXLImg2ImgPipeline", "image", {"ssd lora": 1.0}),
+    "style LoRA beside the full LCM": System(
+        "xl full", "StableDiffusionXLPipeline", "text", {"xl style": 0.8}, guidances=(8.0,)
+    ),
+    "LCM-LoRA and style LoRA": System("xl", "StableDiffusionXLPipeline", "text", {"xl lora": 1.0, "xl style": 0.8}),
+    "inpainting UNet": System(
+        "sd inpainting", "StableDiffusionInpaintPipeline", "mask", {"inpainting lora": 1.0},
+        guidances=(1.0, 4.0), strengths=(0.5, 1.0),
+    ),
+    "inpainting with any UNet": System(
+        "sd", "StableDiffusionInpaintPipeline", "mask", {"sd lora": 1.0}, guidances=(1.0, 4.0), strengths=(0.5, 1.0)
+    ),
+    "inpainting, SDXL": System(
+        "xl", "StableDiffusionXLInpaintPipeline", "mask", {"xl lora": 1.0}, guidances=(1.0, 4.0), strengths=(0.5,)
+    ),
+    "ControlNet text to image": System(
+        "sd", "StableDiffusionControlNetPipeline", "text", {"sd lora": 1.0}, (CANNY,), guidances=(1.0, 1.5)
+    ),
+    "ControlNet and the full LCM": System(
+        "sd full", "StableDiffusionControlNetPipeline", "text", nets=(CANNY,), guidances=(1.0, 8.0)
+    ),
+    "two ControlNets": System(
+        "sd", "StableDiffusionControlNetImg2ImgPipeline", "image", {"sd lora": 1.0}, (CANNY, GREY)
+    ),
+    "ControlNet, SDXL": System(
+        "xl", "StableDiffusionXLControlNetPipeline", "text", {"xl lora": 1.0}, nets=(("xl canny", "canny", 1.0),)
+    ),
+    "T2I-Adapter, SD1.5": System("sd", "StableDiffusionAdapterPipeline", "text", adapter="sd adapter"),
+    "T2I-Adapter, SDXL": System(
+        "xl", "StableDiffusionXLAdapterPipeline", "text", {"xl lora": 1.0}, adapter="xl adapter", guidances=(1.0, 1.5)
+    ),
+    "T2I-Adapter, full SDXL, edges at 384": System(
+        "xl full", "StableDiffusionXLAdapterPipeline", "text", adapter="xl adapter", control="canny-384",
+        guidances=(5.0,),
+    ),
+    "ControlNet, inpainting and style LoRA": System(
+        "sd inpainting", "StableDiffusionControlNetInpaintPipeline", "mask", {"inpainting lora": 0.8}, (CANNY,),
+        guidances=(1.0, 2.0),
+    ),
+}  # fmt: skip
+CASES = [
+    pytest.param(system, steps, guidance, strength, SIZES[steps == 2], id=f"{name}-{steps}-{guidance}-{strength}")
+    for name, system in SYSTEMS.items()
+    for steps in (1, 2, 4)
+    for guidance in system.guidances
+    for strength in system.strengths
+]
+
+
+def pictures(width: int, height: int) -> np.ndarray:
+    """Three different pictures with edges in them: uint8 [3, height, width, 3]."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    out = []
+    for cx, cy, r in ((20, 20, 15), (50, 40, 20), (40, 32, 28)):
+        disc = ((x - cx) ** 2 + (y - cy) ** 2 < r**2)[..., None]
+        out.append(np.where(disc, rng.integers(120, 255, 3), rng.integers(0, 100, 3)) + (x // 8 % 2)[..., None] * 20)
+    return np.stack(out).clip(0, 255).astype(np.uint8)
+
+
+def masks(width: int, height: int) -> np.ndarray:
+    """uint8 [3, height, width]: a half, a disc, all but a corner. Not along the latents' borders."""
+    y, x = np.mgrid[:height, :width]
+    shapes = [x > width * 0.45, (x - 40) ** 2 + (y - 30) ** 2 < 400, (x > 19) | (y > 13)]
+    return np.stack(shapes).astype(np.uint8) * 255
+
+
+@cache
+def ours(system_name: str, size: tuple[int, int]):
+    system = SYSTEMS[system_name]
+    spec = ModelSpec(
+        str(weights(system.base)),
+        loras=tuple(Lora(str(weights(name)), weight) for name, weight in system.loras.items()),
+        controlnet=tuple(ControlNet(str(weights(name)), control, weight) for name, control, weight in system.nets),
+        adapter=system.adapter and str(weights(system.adapter)),
+        control=system.control,
+        width=size[0],
+        height=size[1],
+        dtype="float32",
+    )
+    return load(spec, "cpu", compile=False)
+
+
+@cache
+def twin(system_name: str):
+    system = SYSTEMS[system_name]
+    parts: dict[str, Any] = {}
+    if system.nets:
+        nets = [ControlNetModel.from_pretrained(weights(name)) for name, _, _ in system.nets]
+        parts["controlnet"] = nets if len(nets) > 1 else nets[0]
+    if system.adapter:
+        parts["adapter"] = T2IAdapter.from_pretrained(weights(system.adapter))
+    pipe = getattr(diffusers, system.twin).from_pretrained(weights(system.base), **parts)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    names = [name.replace(" ", "_") for name in system.loras]
+    for name, adapter in zip(system.loras, names, strict=True):
+        pipe.load_lora_weights(str(weights(name)), adapter_name=adapter)
+    if names:
+        pipe.set_adapters(names, list(system.loras.values()))
+    return pipe
+
+
+def control_image(name: str, frame: np.ndarray) -> Image.Image:
+    image = ANNOTATORS[name](torch.from_numpy(frame).permute(2, 0, 1), Controls())
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def theirs(name: str, size, frames, mask, controls: Controls) -> np.ndarray:
+    """Each picture alone, as whole grey levels."""
+    system, pipe = SYSTEMS[name], twin(name)
+    call: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": controls.guidance, "output_type": "np"}
+    if "LatentConsistency" not in system.twin:
+        call["negative_prompt"] = controls.negative_prompt or None
+    if system.task != "text" or "Adapter" not in system.twin:
+        call |= {"width": size[0], "height": size[1]}
+    if "XLImg2Img" in system.twin or system.twin == "StableDiffusionImg2ImgPipeline":
+        del call["width"], call["height"]
+    full = system.task == "text" or controls.strength == 1
+    call["num_inference_steps"] = controls.steps if full else round(controls.steps / controls.strength)
+    if system.task != "text":
+        call["strength"] = controls.strength
+    scale = controls.control_scale
+    if system.nets:
+        scales = [scale * weight for _, _, weight in system.nets]
+        call["controlnet_conditioning_scale"] = scales if len(scales) > 1 else scales[0]
+    if system.adapter:
+        call["adapter_conditioning_scale"] = scale
+    out = []
+    for i, frame in enumerate(frames):
+        seed = SEED + i if system.task == "text" else SEED
+        own: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(seed)}
+        if system.nets:
+            images = [control_image(control, frame) for _, control, _ in system.nets]
+            key = "image" if system.task == "text" else "control_image"
+            own[key] = images if len(images) > 1 else images[0]
+        if system.adapter:
+            own["image"] = control_image(system.control, frame)
+        if system.task != "text":
+            own["image"] = Image.fromarray(frame)
+        if system.task == "mask":
+            own["mask_image"] = Image.fromarray(mask[i])
+        out.append(np.round(pipe(**call, **own).images[0] * 255))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(("system", "steps", "guidance", "strength", "size"), CASES)
+def test_equals_diffusers(system, steps, guidance, strength, size):
+    name = next(name for name, row in SYSTEMS.items() if row is system)
+    frames, mask = pictures(*size), masks(*size)
+    stylizer = ours(name, size)
+    uses_negative = guidance > 1 and stylizer.guidance_embedding_dim is None
+    controls = Controls(
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE if uses_negative and steps != 1 else "",
+        steps=steps,
+        guidance=guidance,
+        strength=strength,
+        seed=SEED,
+        control_scale=0.8,
+    )
+    if system.task == "text":
+        needs_control = bool(system.nets or system.adapter)
+        mine = stylizer.imagine(controls, count=3, control_frames=frames if needs_control else None)
+    else:
+        mine = stylizer(frames, controls, mask=mask if system.task == "mask" else None)
+    other = theirs(name, size, frames, mask, controls)
+    assert mine.dtype == np.uint8
+    assert mine.shape == (3, size[1], size[0], 3)
+    assert np.abs(mine - other).max() <= TOLERANCE
+    assert other.std() > 5
+    assert np.abs(other[0] - other[1]).max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, row in SYSTEMS.items() if row.nets or row.adapter])
+def test_a_control_image_shows(name):
+    """Else the equality above would prove nothing of it."""
+    frames, stylizer = pictures(*SIZES[0]), ours(name, SIZES[0])
+    controls = Controls(prompt=PROMPT, steps=2, seed=SEED, guidance=SYSTEMS[name].guidances[0])
+
+    def painted(scale: float, control_frames: np.ndarray) -> np.ndarray:
+        own = controls.merged({"control_scale": scale})
+        if SYSTEMS[name].task == "text":
+            return stylizer.imagine(own, count=3, control_frames=control_frames).astype(int)
+        return stylizer(frames, own, control_frames=control_frames).astype(int)
+
+    assert np.abs(painted(0.8, frames) - painted(0.0, frames)).max() > 5 * TOLERANCE
+    assert np.abs(painted(0.8, frames) - painted(0.8, frames[:, :, ::-1].copy())).max() > 5 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, row in SYSTEMS.items() if row.task == "mask"])
+def test_a_mask_shows(name):
+    frames, mask, stylizer = pictures(*SIZES[0]), masks(*SIZES[0]), ours(name, SIZES[0])
+    controls = Controls(prompt=PROMPT, steps=2, seed=SEED)
+    painted = stylizer(frames, controls, mask=mask).astype(int)
+    assert np.abs(painted - stylizer(frames, controls, mask=255 - mask)).max() > 5 * TOLERANCE
+    everything = np.full_like(mask, 255)
+    assert np.array_equal(stylizer(frames, controls), stylizer(frames, controls, mask=everything))
+
+
+def test_what_does_not_fit_is_said():
+    stylizer = ours("two ControlNets", SIZES[0])
+    frames, mask = pictures(*SIZES[0]), masks(*SIZES[0])
+    with pytest.raises(ValueError, match=r"mask must be uint8 \[3, 64, 96\], like the frames, not torch.uint8 \[2"):
+        stylizer(frames, Controls(), mask=mask[:2])
+    with pytest.raises(ValueError, match="mask must be uint8"):
+        stylizer(frames, Controls(), mask=mask.astype(np.float32))
+    with pytest.raises(ValueError, match="control_frames are needed"):
+        stylizer.imagine(Controls())
+    with pytest.raises(ValueError, match="control_frames are 3, and there are 2 pictures"):
+        stylizer.imagine(Controls(), count=2, control_frames=frames)
+
+
+@pytest.mark.parametrize("name", sorted(ANNOTATORS))
+@pytest.mark.parametrize("size", [(96, 64), (63, 65)])
+def test_annotators_keep_size_and_range(name, size):
+    frame = torch.from_numpy(pictures(*size)[0]).permute(2, 0, 1)
+    image = ANNOTATORS[name](frame, Controls())
+    assert image.shape == frame.shape
+    assert image.dtype == torch.float32
+    assert 0 <= image.min() < image.max() <= 1
