@@ -37,6 +37,9 @@ class SleepingStylizer:
     def check(self, controls: Controls) -> None:
         pass
 
+    def remarks(self, controls: Controls) -> dict[str, str]:
+        return {}
+
     def shape_key(self, controls: Controls) -> int:
         return controls.steps
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from .errors import LoadError, first_line
 from .settings import Lora
 
+_DOWNS = (".lora_A.", "lora_down.", "lora.down.", "lora_linear_layer.down.")  # in the key styles that there are
+
 
 @dataclass(frozen=True)
 class _Patch:
@@ -71,6 +73,7 @@ def extract(
     patches: dict[nn.Parameter, list[_Patch]] = {}
     for lora in loras:
         expected = _count_layers(files[lora.name])
+        _check_width(lora, files[lora.name], pipe.unet.config.cross_attention_dim)
         try:
             pipe.load_lora_weights(files[lora.name], adapter_name=_adapter_name(lora.name))
         except (ValueError, RuntimeError, KeyError) as error:
@@ -94,6 +97,22 @@ def extract(
     return LoraSet(patches, tuple(lora.name for lora in loras), touch_prompts)
 
 
+def _check_width(lora: Lora, file: str, expected: int) -> None:
+    """The width of the prompts that a LoRA of the UNet was made for tells its family. Raises LoadError."""
+    with safe_open(file, framework="pt") as tensors:
+        for key in list(tensors.keys()):
+            if "attn2" in key and "to_k" in key and any(down in key for down in _DOWNS):
+                width = tensors.get_slice(key).get_shape()[1]
+                if width != expected:
+                    kinds = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
+                    mine, theirs = (f"{w} ({kinds[w]})" if w in kinds else str(w) for w in (width, expected))
+                    raise LoadError(
+                        f"LoRA {lora.path} was made for prompts of width {mine}, and this model's have {theirs}: "
+                        "it belongs to another kind of model."
+                    )
+                return
+
+
 def _adapter_name(name: str) -> str:
     return name.replace(".", "_")  # torch module names take no dots
 
@@ -104,5 +123,4 @@ def _count_layers(file: str) -> int:
         keys = list(tensors.keys())
     if any("dora_scale" in key for key in keys):
         raise LoadError(f"LoRA {file} is a DoRA, which is not served.")
-    downs = (".lora_A.", "lora_down.", "lora.down.", "lora_linear_layer.down.")
-    return sum(any(down in key for down in downs) for key in keys)
+    return sum(any(down in key for down in _DOWNS) for key in keys)

@@ -138,6 +138,24 @@ class Stylizer:
         if controls.steps > self.components.schedule.original_steps:
             raise ValueError(f"steps: this model's schedule holds {self.components.schedule.original_steps}.")
 
+    def remarks(self, controls: Controls) -> dict[str, str]:
+        """control -> a sentence, for each setting that has no effect with this model, or a doubtful one."""
+        guided = self.guidance_embedding_dim is None
+        said = {}
+        if controls.negative_prompt and not guided:
+            said["negative_prompt"] = "No effect: a full LCM takes its guidance as an input, without a second pass."
+        elif controls.negative_prompt and not self._uses_cfg(controls):
+            said["negative_prompt"] = "No effect at a guidance of 1 or less."
+        if guided and controls.guidance > 2 and any("lcm" in lora.name.lower() for lora in self.spec.loras):
+            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2."
+        if not guided and 1 < controls.guidance < 3:
+            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1."
+        needs = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}
+        for name, feature in needs.items():
+            if feature not in self.features and getattr(controls, name) != Controls.model_fields[name].default:
+                said[name] = "No effect: nothing in this model looks at a control image."
+        return said
+
     def shape_key(self, controls: Controls) -> Hashable:
         """Frames whose controls have equal keys can share a batch."""
         if controls.bypass or controls.strength == 0:

@@ -137,7 +137,10 @@ listen(
       settings.keep();
     },
     stats: onStats,
-    controls: (values) => settings.heard(values),
+    controls: (values, remarks) => {
+      settings.heard(values);
+      panel?.remark(remarks);
+    },
     status: onStatus,
   },
   listening.signal,

@@ -52,6 +52,14 @@ export class Panel {
     }
   }
 
+  /** remarks: {name: what to say of a setting that does nothing here}. */
+  remark(remarks = {}) {
+    for (const [name, field] of this.#fields) {
+      field.help.textContent = remarks[name] ?? field.description;
+      field.help.classList.toggle("remark", name in remarks);
+    }
+  }
+
   setDefaults(defaults) {
     this.#defaults = defaults;
     this.show(this.#latest);
@@ -88,7 +96,8 @@ export class Panel {
       this.#on.change(name, value, typing);
     };
     const field = kind(name, property, label, changed);
-    const help = element("p", { id: `${name}-help`, className: "help", textContent: property.description ?? "" });
+    field.description = property.description ?? "";
+    const help = (field.help = element("p", { id: `${name}-help`, className: "help", textContent: field.description }));
     field.error = element("p", { id: `${name}-error`, className: "error" });
     field.error.setAttribute("role", "alert");
     field.input.setAttribute("aria-describedby", `${help.id} ${field.error.id}`);

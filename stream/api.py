@@ -156,7 +156,9 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
     next_stats_s = loop_time = asyncio.get_running_loop().time()
     while True:
         changed.clear()
-        current = {"status": room.status(), "controls": {"controls": watched.controls.model_dump()}}
+        controls = watched.controls
+        told_of_controls = {"controls": controls.model_dump(), "remarks": room.remarks(controls)}
+        current = {"status": room.status(), "controls": told_of_controls}
         for kind, state in current.items():
             if told.get(kind) != state:
                 told[kind] = state

@@ -36,6 +36,8 @@ class Stylizer(Protocol):
 
     def check(self, controls: Controls) -> None: ...
 
+    def remarks(self, controls: Controls) -> dict[str, str]: ...
+
     def shape_key(self, controls: Controls) -> Hashable: ...
 
     def __call__(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray: ...
@@ -149,6 +151,10 @@ class EngineRoom:
         """Raises ValueError(one sentence) when the loaded model cannot do what the controls ask."""
         if self._stylizer is not None:
             self._stylizer.check(controls)
+
+    def remarks(self, controls: Controls) -> dict[str, str]:
+        """control -> a sentence, for each that has no effect with the loaded model; {} until it is loaded."""
+        return {} if self._stylizer is None else self._stylizer.remarks(controls)
 
     def fitted(self, controls: Controls) -> Controls:
         """The controls without the LoRAs that the loaded model does not have; as they are until it is loaded."""

@@ -205,7 +205,10 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
             film.work.begin(plan)
         try:
             _tell(clip, size, wishes, film)
-            return _render(job, take, _paint(studio.stylizer(spec), job, wishes), film, interrupted)
+            stylizer = studio.stylizer(spec)
+            for name, remark in stylizer.remarks(controls).items():
+                print(f"--{name.replace('_', '-')}: {remark}", file=sys.stderr)
+            return _render(job, take, _paint(stylizer, job, wishes), film, interrupted)
         finally:
             film.abandon()
             if film.work.done:

@@ -181,6 +181,12 @@ class TestRefusals:
         with pytest.raises(LoadError, match="SomethingElsePipeline"):
             load(ModelSpec(str(tmp_path / "refiner"), **SIZE), "cpu")
 
+    def test_a_lora_of_another_family(self, base, tmp_path):
+        xl = tiny.checkpoint(tmp_path / "xl", unet=tiny.XL)
+        file = tiny.lora(tmp_path / "lora", xl)
+        with pytest.raises(LoadError, match=r"was made for prompts of width 32, and this model's have 16"):
+            load(ModelSpec(str(base), loras=(Lora(str(file)),), **SIZE), "cpu")
+
     def test_extras_of_another_family(self, base, tmp_path):
         adapter = tiny.adapter(tmp_path / "adapter", sdxl=True)
         with pytest.raises(LoadError, match=r"T2I-Adapter .*full_adapter_xl.* does not fit the SD1\.5 UNet"):

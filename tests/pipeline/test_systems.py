@@ -298,6 +298,18 @@ def test_what_does_not_fit_is_said():
         stylizer.imagine(Controls(), count=2, control_frames=frames)
 
 
+def test_settings_without_effect_are_named():
+    lora, full = ours("LCM-LoRA text to image, SDXL", SIZES[0]), ours("ControlNet and the full LCM", SIZES[0])
+    assert lora.remarks(Controls(guidance=1.5, negative_prompt="blurry")) == {}
+    assert set(lora.remarks(Controls(negative_prompt="blurry", control_scale=0.5, canny_low=3))) == {
+        "negative_prompt", "control_scale", "canny_low",
+    }  # fmt: skip
+    assert set(full.remarks(Controls(negative_prompt="blurry", control_scale=0.5, guidance=2.0))) == {
+        "negative_prompt", "guidance",
+    }  # fmt: skip
+    assert full.remarks(Controls(guidance=8.0)) == {}
+
+
 @pytest.mark.parametrize("name", sorted(ANNOTATORS))
 @pytest.mark.parametrize("size", [(96, 64), (63, 65)])
 def test_annotators_keep_size_and_range(name, size):

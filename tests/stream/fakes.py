@@ -35,6 +35,9 @@ class FakeStylizer:
             if name not in self.loras:
                 raise ValueError(f"lora_weights: there is no LoRA named {name}.")
 
+    def remarks(self, controls: Controls) -> dict[str, str]:
+        return {"negative_prompt": "No effect here."} if controls.negative_prompt else {}
+
     def shape_key(self, controls: Controls):
         return controls.steps, controls.bypass
 

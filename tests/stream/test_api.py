@@ -174,6 +174,7 @@ async def test_events_tell_status_controls_and_statistics_and_changes_by_others(
         await server.patch(CONTROLS, prompt="by another")
         told = await wait_for_event(socket, "controls")
         assert told["controls"]["prompt"] == "by another"
+        assert told["remarks"] == {}
         server.room._status.change(compiled="compiling")
         assert (await wait_for_event(socket, "status"))["compiled"] == "compiling"
         async with Publisher(server.http, f"{server.url}/whip/one"):

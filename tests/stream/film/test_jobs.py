@@ -16,9 +16,11 @@ import pytest
 from PIL import Image
 
 import main
+from stream.film.clip import open_clip
 from stream.film.errors import FilmError
 from stream.film.work import Work
 from stream.jobs import Job, Wishes, check, jobs_for
+from tests import tiny
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, look, make_clip, pictures_of
 
@@ -268,6 +270,35 @@ def test_odd_names(clip, tmp_path, capsys):
 def test_one_frame_of_a_film(clip, tmp_path):
     assert render(clip, tmp_path / "one.png", "--start", "0.2", "--end", "0.23") == 0
     assert Image.open(tmp_path / "one.png").size == (64, 64)
+
+
+def test_a_mask_keeps_what_lies_outside(clip, tmp_path):
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 48:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--model", "mini", "--size", "96x64", "--prompt", "ink", "--mask", tmp_path / "mask.png"]
+    assert main.main(["render", *map(str, [clip, tmp_path / "out_%d.png", *options])]) == 0
+    source = [still.rgb for still in open_clip(clip).stills((96, 64))]
+    for number in (1, 10):
+        painted = np.asarray(Image.open(tmp_path / f"out_{number}.png")).astype(int)
+        np.testing.assert_allclose(painted[:, :28], source[number - 1][:, :28], atol=1)
+        assert np.abs(painted[:, 64:] - source[number - 1][:, 64:]).mean() > 10
+    assert main.main(["render", *map(str, [clip, tmp_path / "two.mp4", *options[:-1], tmp_path / "none.png"])]) == 2
+
+
+def test_words_alone(tmp_path, capsys):
+    base = tiny.checkpoint(tmp_path / "base", guidance_embedding=True)
+    words = ["render", "--text-to-image", "--model", str(base), "--size", "96x64", "--guidance", "8", "--steps", "1"]
+    assert main.main([*words, str(tmp_path / "one.png"), "--seed", "4"]) == 0
+    assert main.main([*words, str(tmp_path / "%d.png"), "--seed", "3", "--count", "3"]) == 0
+    one, *many = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "1.png", "2.png", "3.png"))
+    assert np.array_equal(one, many[1])  # picture i has the seed + i
+    assert not np.array_equal(many[0], many[1])
+    assert main.main([*words, str(tmp_path / "film.mp4"), "--count", "5", "--fps", "5"]) == 0
+    assert look(tmp_path / "film.mp4").times_s == constant(5, Fraction(5))
+    capsys.readouterr()
+    assert main.main(["render", str(tmp_path / "film.mp4")]) == 2
+    assert "render needs an INPUT and an OUTPUT" in sentence(capsys)
 
 
 def start(*arguments, **options) -> subprocess.Popen:
