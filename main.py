@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -101,6 +101,7 @@ def _parser() -> Parser:
     models.set_defaults(run=_models)
     models.add_argument("action", nargs="?", choices=["pull"], help="download a preset's weights")
     models.add_argument("name", nargs="?", metavar="NAME")
+    models.add_argument("--models-dir", type=Path, metavar="DIR", help="list what ComfyUI or A1111 have, too")
 
     bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, ours and diffusers' own pipeline")
     bench.set_defaults(run=_bench)
@@ -113,6 +114,9 @@ def _parser() -> Parser:
 
 def _model_options(parser: Parser, size=None, size_help: str = "output size, multiples of 8") -> None:
     parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
+    parser.add_argument(
+        "--models-dir", type=Path, metavar="DIR", help="models of ComfyUI or A1111, to go by their names"
+    )
     parser.add_argument("--lora", action="append", metavar="PATH[:WEIGHT]", help="LoRAs instead of the model's usual")
     parser.add_argument("--unet", metavar="PATH", help="in place of the base's own: a full LCM, for one")
     parser.add_argument("--vae", metavar="PATH", help="in place of the base's own, as madebyollin/taesd")
@@ -229,11 +233,12 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
     from pipeline import fetching
 
     name = _auto(options.device) if options.model == "auto" else options.model
+    called = _names_of(options.models_dir)
     changes: dict[str, Any] = {}
     if name in TABLE:
         spec, defaults = TABLE[name].spec, TABLE[name].defaults
     else:
-        spec, defaults = ModelSpec(name), TABLE["sd15"].defaults
+        spec, defaults = ModelSpec(called("checkpoint", name)), TABLE["sd15"].defaults
         fetching.check(spec)
         family = fetching.family(spec)
         if options.lora is None and options.unet is None and not fetching.is_few_step(spec):
@@ -241,13 +246,16 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
             print(f"{name} is not few-step by itself: adding {lora.path} (name others with --lora).")
             changes["loras"] = (lora,)
         changes["width"] = changes["height"] = family.size
-    for part in ("unet", "vae"):
-        if getattr(options, part) is not None:
-            changes[part] = getattr(options, part)
+    if options.unet is not None:
+        changes["unet"] = options.unet
+    if options.vae is not None:
+        changes["vae"] = called("vae", options.vae)
     if options.lora is not None:
-        changes["loras"] = tuple(_lora(text) for text in options.lora)
+        loras = [_lora(text) for text in options.lora]
+        changes["loras"] = tuple(replace(lora, path=called("lora", lora.path)) for lora in loras)
     if options.controlnet is not None:
-        changes["controlnet"] = tuple(_controlnet(text) for text in options.controlnet)
+        nets = [_controlnet(text) for text in options.controlnet]
+        changes["controlnet"] = tuple(replace(net, path=called("controlnet", net.path)) for net in nets)
     if options.adapter is not None:
         net = _controlnet(options.adapter)
         changes |= {"adapter": net.path, "control": net.control}
@@ -259,6 +267,16 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         raise UsageError(str(error)) from error
     fetching.check(spec)
     return name, spec, defaults
+
+
+def _names_of(folder: Path | None) -> Callable[[str, str], str]:
+    """(kind, what was written) -> the path that is meant by it: a file of --models-dir, or what was written."""
+    if folder is None:
+        return lambda kind, name: name
+    from pipeline.library import Library
+
+    library = Library(folder)
+    return lambda kind, name: name if Path(name).exists() else library.find(kind, name) or name
 
 
 def _controlnet(text: str) -> ControlNet:
@@ -439,6 +457,13 @@ def _models(options: argparse.Namespace) -> int:
     for row in _preset_rows():
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
         print(f"{row['name']:22} {row['size']:10} {row['about']}; {row['needs']}. [{where}]")
+    if options.models_dir is not None:
+        from pipeline.library import FOLDERS, Library
+
+        library = Library(options.models_dir)
+        for kind in FOLDERS:
+            for file in library.files(kind):
+                print(f"{file.stem:22} {kind:10} {file}")
     return EXIT_DONE
 
 

@@ -69,7 +69,7 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     try:
         family, pipe = _load_pipeline(spec, paths, dtype, download)
         nets = [
-            _from_folder(ControlNetModel, paths[part], "", dtype)
+            _from_path(ControlNetModel, paths[part], "", dtype, download)
             for part in fetching.references(spec)
             if part.startswith("controlnet")
         ]
@@ -147,13 +147,13 @@ def _load_pipeline(
         if spec.unet:
             pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
         if spec.vae:
-            pipe.vae = _from_folder(_vae_class(paths["vae"]), paths["vae"], "vae", dtype)
+            pipe.vae = _from_path(_vae_class(paths["vae"]), paths["vae"], "vae", dtype, download)
         return family, pipe
     family = family_of_folder(base)
     vae = paths.get("vae", base)
     parts = {
         "unet": _from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
-        "vae": _from_folder(_vae_class(vae), vae, "vae", dtype),
+        "vae": _from_path(_vae_class(vae), vae, "vae", dtype, download),
         "scheduler": LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
     }
     for tokenizer, encoder, kind in family.encoders:
@@ -180,6 +180,15 @@ def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> tuple[F
     return family, pipe
 
 
+def _from_path(kind: type, path: Path, subfolder: str, dtype: torch.dtype, download: bool):
+    """A module from a folder, or from one file, whose config lies in a folder of its name beside it or on the hub."""
+    if path.is_dir():
+        return _from_folder(kind, path, subfolder, dtype)
+    beside = path.with_suffix("")
+    own = {"config": str(beside)} if (beside / "config.json").is_file() else {}
+    return kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=bool(own) or not download, **own)
+
+
 def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
     """A module from `path/subfolder` where that exists, else from `path`; the fp16 variant where there is no other."""
     folder = path / subfolder if subfolder and (path / subfolder).is_dir() else path
@@ -194,6 +203,8 @@ def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
 
 
 def _vae_class(path: Path) -> type:
+    if path.is_file():
+        return AutoencoderKL
     folder = path / "vae" if (path / "vae").is_dir() else path
     name = json.loads((folder / "config.json").read_text()).get("_class_name")
     if name not in VAES:
