@@ -75,7 +75,8 @@ def _parser() -> Parser:
     render.add_argument("output", type=Path, metavar="OUTPUT", help="a file (.mp4, .gif, out/%%05d.png), a folder")
     _model_options(render, size=_size_or_clip, size_help="output size, multiples of 8, or `clip` for the clip's shape")
     render.add_argument("--text-to-image", action="store_true", help="from the prompt alone; INPUT only for a control")
-    render.add_argument("--count", type=_positive, default=1, metavar="N", help="pictures from text, seed after seed")
+    render.add_argument("--count", type=_positive, metavar="N", help="pictures from text, seed after seed; or frames")
+    render.add_argument("--motion", metavar="PATH", help="an AnimateDiff motion adapter: whole clips, from text too")
     render.add_argument("--mask", type=Path, metavar="FILE", help="picture or video, white where to repaint")
     render.add_argument("--feather", type=_pixels, default=8, metavar="PIXELS", help="how soft the mask's border is")
     render.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
@@ -248,6 +249,8 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         changes["width"] = changes["height"] = family.size
     if options.unet is not None:
         changes["unet"] = options.unet
+    if getattr(options, "motion", None) is not None:
+        changes["motion"] = options.motion
     if options.vae is not None:
         changes["vae"] = called("vae", options.vae)
     if options.lora is not None:

@@ -22,7 +22,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own bound
 
 def references(spec: ModelSpec) -> dict[str, str]:
     """Everything a spec names: part -> reference."""
-    parts = {"base": spec.base, "unet": spec.unet, "vae": spec.vae, "adapter": spec.adapter}
+    parts = {"base": spec.base, "unet": spec.unet, "vae": spec.vae, "adapter": spec.adapter, "motion": spec.motion}
     for number, net in enumerate(spec.controlnets, start=1):
         parts["controlnet" if number == 1 else f"controlnet {number}"] = net.path
     parts |= {f"lora {lora.name}": lora.path for lora in spec.loras}

@@ -14,8 +14,10 @@ from diffusers import (
     ControlNetModel,
     DiffusionPipeline,
     LCMScheduler,
+    MotionAdapter,
     T2IAdapter,
     UNet2DConditionModel,
+    UNetMotionModel,
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -74,11 +76,15 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
             if part.startswith("controlnet")
         ]
         adapter = _from_folder(T2IAdapter, paths["adapter"], "", dtype) if spec.adapter else None
+        motion = _from_folder(MotionAdapter, paths["motion"], "", dtype) if spec.motion else None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LoadError(f"{spec.base} cannot be loaded: {first_line(error)}.") from error
     text_encoders = tuple(getattr(pipe, name) for _, name, _ in family.encoders)
     _check_fit(spec, pipe.unet.config, pipe.vae.config, sum(encoder.config.hidden_size for encoder in text_encoders))
     _check_extras(spec, family, pipe.unet.config, nets, adapter)
+    if motion is not None:
+        _check_motion(spec, family, pipe.unet.config, motion)
+        pipe.unet = UNetMotionModel.from_unet2d(pipe.unet, motion).to(dtype)
 
     pipe.to(device)
     if pipe.vae.config.get("force_upcast") and dtype == torch.float16:
@@ -246,3 +252,14 @@ def _check_extras(
                 f"{list(adapter.config.channels)}: it does not fit the {family.name} UNet of {spec.unet or spec.base} "
                 f"(channels {list(blocks)})."
             )
+
+
+def _check_motion(spec: ModelSpec, family: Family, unet: dict, motion: MotionAdapter) -> None:
+    if spec.controlnets or spec.adapter:
+        raise LoadError("A motion adapter does not go together with a ControlNet or T2I-Adapter yet.")
+    theirs, mine = list(unet.block_out_channels), list(motion.config.block_out_channels)
+    if family.pooled or mine != theirs or unet.in_channels != unet.out_channels:
+        raise LoadError(
+            f"Motion adapter {spec.motion} was made for an SD1.5 UNet of channels {mine}: {spec.unet or spec.base} is "
+            f"an {family.name} one of {theirs} that takes {unet.in_channels}."
+        )

@@ -39,7 +39,8 @@ class ModelSpec:
 
     Each of `base`, `unet`, `vae`, `controlnet`, `adapter` is a hub id, a local diffusers folder, or (base) one
     .safetensors file. `vae=None` keeps the base's own. Several ControlNets are a tuple of ControlNet; a single one
-    given by its path is fed by `control`, and so is an adapter. Sizes are in pixels, multiples of 8.
+    given by its path is fed by `control`, and so is an adapter. `motion` is an AnimateDiff motion adapter: such a model
+    makes clips, not pictures. Sizes are in pixels, multiples of 8.
     """
 
     base: str
@@ -49,6 +50,7 @@ class ModelSpec:
     controlnet: str | ControlNet | tuple[ControlNet, ...] | None = None
     adapter: str | None = None
     control: str = "canny"
+    motion: str | None = None
     width: int = 512
     height: int = 512
     dtype: Dtype = "auto"

@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from . import color, lcm
+from . import animation, color, lcm
 from .denoiser import Denoiser
 from .extras import Scene
 from .loading import Components
 from .prompts import PromptEncoder
 from .settings import Controls, ModelSpec
+
+CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
 
 class Encoder(torch.nn.Module):
@@ -171,6 +173,7 @@ class Stylizer:
         in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises
         ValueError on frames of another shape or type, and where `check` does.
         """
+        self._refuse_motion()
         pixels = self._fitted("frames", frames)
         each = [controls] * len(pixels) if isinstance(controls, Controls) else list(controls)
         if len(each) != len(pixels):
@@ -192,12 +195,48 @@ class Stylizer:
         control_frames: uint8 [count, H, W, 3] for a ControlNet or adapter. `strength` has no meaning here. Raises
         ValueError as calls do.
         """
+        self._refuse_motion()
         self.check(controls)
         each = [controls.model_copy(update={"seed": (controls.seed + i) % 2**32}) for i in range(count)]
         control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
         grey = torch.zeros((count, 3, self.spec.height, self.spec.width), device=self.device, dtype=self.dtype)
         x0 = torch.zeros((count, *self.latent_shape), device=self.device)
         return self._paint(grey, x0, each, None, control, from_noise=True).cpu().numpy()
+
+    def _refuse_motion(self) -> None:
+        if self.spec.motion is not None:
+            raise ValueError("A model with a motion adapter makes clips: call animate().")
+
+    @torch.inference_mode()
+    def animate(self, controls: Controls, frames=None, count: int = 16) -> np.ndarray:
+        """A clip by AnimateDiff: uint8 [count, spec.height, spec.width, 3].
+
+        frames: uint8 [N, H, W, 3], a clip to repaint instead, of any length that fits into memory: count is then N.
+        Raises ValueError as calls do, and for a model without a motion adapter.
+        """
+        if self.spec.motion is None:
+            raise ValueError("animate needs a motion adapter: load a ModelSpec with `motion`.")
+        self.check(controls)
+        if self.components.loras:
+            self._apply_loras(controls)
+        if frames is None:
+            source = torch.zeros((1, self.latent_shape[0], count, *self.latent_shape[1:]), device=self.device)
+        else:
+            pixels = self._fitted("frames", frames)
+            count = len(pixels)
+            parts = [self.encode(color.to_model(part, self.dtype)) for part in pixels.split(CLIP_CHUNK)]
+            source = torch.cat(parts).transpose(0, 1)[None]
+        recipe = self._recipe(*self._recipe_key(controls, frames is None))
+        noise = animation.draw_noise(controls.seed, controls.steps, self.latent_shape, count, from_noise=frames is None)
+        embeds = torch.cat(recipe.embeds)
+
+        def call(step: int, x: Tensor) -> Tensor:
+            each = embeds.repeat_interleave(x.shape[2], dim=0)
+            return self.denoise(x.to(self.dtype), recipe.timesteps[step], each, recipe.guidance, recipe.timestep_cond)
+
+        x = animation.denoise(source, [draw.to(self.device) for draw in noise], recipe.rows, call)
+        shown = [color.to_frames(self.decode(part)).cpu() for part in x[0].transpose(0, 1).split(CLIP_CHUNK)]
+        return torch.cat(shown).numpy()
 
     def _fitted(self, name: str, frames, count: int | None = None) -> Tensor:
         """uint8 [N, H, W, 3] of either kind -> uint8 [N, 3, height, width] on the device. Raises ValueError."""

@@ -30,6 +30,7 @@ from .render import Paint, Take, render
 
 # Frames painted at once, by device: from here on more gained little. Measured on CPUs: benchmarks/results.
 BATCH = {"cpu": 4, "cuda": 4, "mps": 2}
+ANIMATED, MAX_ANIMATED = 16, 480  # frames of a clip by AnimateDiff: of its training, and what memory holds
 GIF_RATE = 50  # browsers take a delay of less than two hundredths of a second for ten
 
 
@@ -59,7 +60,7 @@ class Wishes:
     mask: Path | None = None
     feather: int = 8
     text_to_image: bool = False
-    count: int = 1  # of pictures from text alone
+    count: int | None = None  # of pictures from text alone; 1, or a window of frames where the model animates
 
 
 def jobs_for(sources: Sequence[Path], target: Path) -> list[Job]:
@@ -191,8 +192,8 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
         wishes.end_s,
         wishes.cuts,
         wishes.side_by_side,
-        studio.batch,
-        fresh=job.source is None,
+        studio.batch if spec.motion is None else _whole(clip, wishes),
+        fresh=job.source is None and spec.motion is None,
         mask=None if wishes.mask is None else open_clip(wishes.mask),
         feather=wishes.feather,
     )
@@ -217,15 +218,28 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
                 film.work.discard()
 
 
+def _whole(clip: Clip, wishes: Wishes) -> int:
+    """The frames of a clip that is animated: all at once, since each depends on the others."""
+    count = clip.expected(wishes.start_s, wishes.end_s)
+    if count is None or count > MAX_ANIMATED:
+        raise FilmError(f"A model with a motion adapter paints at most {MAX_ANIMATED} frames: give --start and --end.")
+    return max(1, count)
+
+
 def _clip(job: Job, wishes: Wishes, studio: Studio) -> Clip:
     fps = wishes.fps or Fraction(25)
     if job.source is None:
-        return BlankClip(wishes.count, fps, (studio.spec.width, studio.spec.height))
+        count = wishes.count or (1 if studio.spec.motion is None else ANIMATED)
+        return BlankClip(count, fps, (studio.spec.width, studio.spec.height))
     return open_clip(job.source, fps)
 
 
 def _paint(stylizer: Any, job: Job, wishes: Wishes) -> Paint:
     """The stylizer, or one that paints from the prompt alone and takes the clip, if any, for control images."""
+    if stylizer.spec.motion is not None:
+        return lambda frames, controls: stylizer.animate(
+            controls[0], None if job.source is None else frames, count=len(frames)
+        )
     if not wishes.text_to_image:
         return stylizer
 

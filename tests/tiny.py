@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderTiny,
     ControlNetModel,
     LCMScheduler,
+    MotionAdapter,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     T2IAdapter,
@@ -179,6 +180,24 @@ def adapter(folder: Path, *, sdxl: bool = False, seed: int = 3) -> Path:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(2)
+    net.save_pretrained(folder)
+    return folder
+
+
+def motion(folder: Path, *, seed: int = 4) -> Path:
+    """An AnimateDiff motion adapter of the checkpoint's shape; real ones start as identities, this one shows."""
+    torch.manual_seed(seed)
+    net = MotionAdapter(
+        block_out_channels=UNET["block_out_channels"],
+        motion_layers_per_block=2,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=32,
+    )
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "proj_out" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
     net.save_pretrained(folder)
     return folder
 

@@ -301,6 +301,17 @@ def test_words_alone(tmp_path, capsys):
     assert "render needs an INPUT and an OUTPUT" in sentence(capsys)
 
 
+def test_a_motion_adapter_makes_clips(clip, tmp_path, capsys):
+    base, motion = tiny.checkpoint(tmp_path / "base"), tiny.motion(tmp_path / "motion")
+    lora = tiny.lora(tmp_path / "lora", base)
+    model = ["--model", str(base), "--motion", str(motion), "--lora", f"{lora}:0.55", "--size", "64x64", "--steps", "1"]
+    assert main.main(["render", "--text-to-image", str(tmp_path / "words.gif"), *model, "--fps", "8"]) == 0
+    assert look(tmp_path / "words.gif").times_s == [Fraction(round(12.5 * n), 100) for n in range(16)]
+    assert main.main(["render", str(clip), str(tmp_path / "out.mp4"), *model]) == 0
+    assert len(look(tmp_path / "out.mp4").times_s) == 10
+    assert main.main(["render", str(CARPHONE), str(tmp_path / "long.mp4"), *model, "--fps", "9"]) == 2
+
+
 def start(*arguments, **options) -> subprocess.Popen:
     command = [sys.executable, "main.py", "render", *map(str, arguments), "--model", "mini"]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
