@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, LCMScheduler, T2IAdapter
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
 from pipeline.annotators import ANNOTATORS
@@ -296,6 +297,26 @@ def test_what_does_not_fit_is_said():
         stylizer.imagine(Controls())
     with pytest.raises(ValueError, match="control_frames are 3, and there are 2 pictures"):
         stylizer.imagine(Controls(), count=2, control_frames=frames)
+
+
+@pytest.mark.parametrize("name", ["ControlNet, inpainting and style LoRA", "T2I-Adapter, SDXL", "ControlNet, SDXL"])
+def test_no_control_compiles_anything_anew(name, monkeypatch):
+    frames, mask, stylizer = pictures(*SIZES[0]), masks(*SIZES[0]), ours(name, SIZES[0])
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    monkeypatch.setattr(stylizer, "denoise", torch.compile(stylizer.denoise, backend=counter, dynamic=False))
+    of_a_mask = {"mask": mask} if SYSTEMS[name].task == "mask" else {}
+    compiled = []
+    for guidance in (1.0, 1.5):  # CFG doubles the batch: the one difference in shape
+        base = Controls(prompt=PROMPT, guidance=guidance, steps=2)
+        changes = [{}, {"prompt": "another", "negative_prompt": "grey"}, {"strength": 0.8}, {"steps": 4}, {"seed": 9}]
+        changes += [{"control_scale": 0.3}, {"canny_low": 30, "canny_high": 90}, {"guidance": guidance * 1.0}]
+        changes += [{"lora_weights": {stylizer.loras[0]: 0.4}}]
+        for change in changes:
+            stylizer(frames, base.merged(change), **of_a_mask)
+            compiled.append(counter.frame_count)
+    assert compiled[0] > 0
+    assert compiled == [compiled[0]] * 9 + [2 * compiled[0]] * 9
 
 
 def test_settings_without_effect_are_named():
