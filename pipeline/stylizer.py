@@ -168,10 +168,10 @@ class Stylizer:
         """Stylize a batch.
 
         frames: uint8 [N, H, W, 3] RGB, numpy or torch, any size. controls: one for all, or one for each frame (of equal
-        `shape_key`). mask: uint8 [N, H, W], 255 where to repaint; what lies outside is decoded like the rest, so to
-        paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that the control images are made of,
-        in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises
-        ValueError on frames of another shape or type, and where `check` does.
+        `shape_key`). mask: uint8 [N, H, W], or [N, spec.height, spec.width], 255 where to repaint; what lies outside
+        is decoded like the rest, so to paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that
+        the control images are made of, in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same
+        kind as `frames`. Raises ValueError on frames of another shape or type, and where `check` does.
         """
         self._refuse_motion()
         pixels = self._fitted("frames", frames)
@@ -250,7 +250,8 @@ class Stylizer:
     def _fitted_mask(self, mask, expected: tuple[int, ...]) -> Tensor:
         """uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as the frames are. Raises ValueError."""
         tensor = torch.from_numpy(mask) if isinstance(mask, np.ndarray) else mask
-        if tensor.dtype != torch.uint8 or tuple(tensor.shape) != expected:
+        sizes = (expected, (expected[0], self.spec.height, self.spec.width))
+        if tensor.dtype != torch.uint8 or tuple(tensor.shape) not in sizes:
             raise ValueError(
                 f"mask must be uint8 {list(expected)}, like the frames, not {tensor.dtype} {list(tensor.shape)}."
             )

@@ -9,6 +9,7 @@ import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
 import { Recorder } from "./record.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
+import { MaskTool } from "./mask.js";
 import { settingsIn, takeSnapshot } from "./snapshot.js";
 import { listCameras, openCamera, openFile, openMicrophone, openScreen } from "./sources.js";
 import { render, stateWord } from "./stage.js";
@@ -137,9 +138,10 @@ listen(
       settings.keep();
     },
     stats: onStats,
-    controls: (values, remarks) => {
-      settings.heard(values);
+    controls: ({ controls, remarks, masked }) => {
+      settings.heard(controls);
       panel?.remark(remarks);
+      showMask(masked);
     },
     status: onStatus,
   },
@@ -329,6 +331,28 @@ const toggleRecording = () => recorder.toggle();
 $("record").addEventListener("click", toggleRecording);
 $("snapshot").addEventListener("click", saveSnapshot);
 
+// ---- repainting a part
+
+const maskTool = new MaskTool($("mask-canvas"), stream, { failed: (error) => note(describe(asProblem(error)).title) });
+
+function toggleMask() {
+  if ($("mask-bar").hidden) {
+    if (state.phase !== "live") return note("Start first: the mask is drawn on the picture");
+    maskTool.open(output.videoWidth || 1, output.videoHeight || 1);
+  } else maskTool.close();
+  $("mask-bar").hidden = !$("mask-bar").hidden;
+}
+
+/** Pressed while a part is all that is repainted, whoever drew it. */
+const showMask = (masked) => $("mask").setAttribute("aria-pressed", String(Boolean(masked)));
+
+$("mask").addEventListener("click", toggleMask);
+$("mask-close").addEventListener("click", () => {
+  toggleMask();
+  $("mask").focus();
+});
+$("mask-clear").addEventListener("click", () => maskTool.clear());
+
 // ---- start and stop
 
 function start() {
@@ -461,6 +485,7 @@ bindKeys(
     ["l", "L", "Listen to what viewers hear", toggleListen],
     ["r", "R", "Record a film on the server; again to stop", toggleRecording],
     ["s", "S", "Save this picture; dropped on the page, it gives its settings back", saveSnapshot],
+    ["p", "P", "Draw which part of the picture is repainted", toggleMask],
     ["f", "F", "Full screen", toggleFullscreen],
     ["c", "C", "Copy the link for OBS", copyLink],
     ["?", "?", "This help", showHelp],

@@ -24,6 +24,6 @@ export function listen(stream, handlers, signal) {
 
 function dispatch(message, handlers) {
   if (message.type === "stats") handlers.stats(message);
-  else if (message.type === "controls") handlers.controls(message.controls, message.remarks);
+  else if (message.type === "controls") handlers.controls(message);
   else if (message.type === "status") handlers.status(message);
 }

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.settings import Controls
 
 from .engine_room import EngineRoom
+from .masks import BadMask, read_mask
 from .signalling import STREAMS
 from .streams import Stream
 
@@ -49,6 +50,8 @@ def routes() -> list[web.RouteDef]:
         web.get("/api/streams/{stream}", stream),
         web.get("/api/streams/{stream}/controls", controls),
         web.patch("/api/streams/{stream}/controls", change_controls),
+        web.put("/api/streams/{stream}/mask", set_mask),
+        web.delete("/api/streams/{stream}/mask", clear_mask),
         web.get("/api/streams/{stream}/events", events),
     ]
 
@@ -111,6 +114,24 @@ async def change_controls(request: web.Request) -> web.Response:
     return web.json_response(changed.model_dump())
 
 
+async def set_mask(request: web.Request) -> web.Response:
+    """A PNG, white or opaque where to repaint; the rest of the picture stays the source's."""
+    body = await request.read()
+    try:
+        mask = await asyncio.to_thread(read_mask, body)
+    except BadMask as error:
+        raise web.HTTPUnprocessableEntity(text=str(error)) from error
+    request.app[STREAMS].get(request.match_info["stream"]).set_mask(mask)
+    return web.Response(status=204)
+
+
+async def clear_mask(request: web.Request) -> web.Response:
+    found = request.app[STREAMS].find(request.match_info["stream"])
+    if found is not None:
+        found.set_mask(None)
+    return web.Response(status=204)
+
+
 async def events(request: web.Request) -> web.WebSocketResponse:
     """Statistics at 4 Hz; controls and status at the start and when they change, whoever changed them."""
     name, room, sockets = request.match_info["stream"], request.app[ENGINE_ROOM], request.app[SOCKETS]
@@ -157,7 +178,8 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
     while True:
         changed.clear()
         controls = watched.controls
-        told_of_controls = {"controls": controls.model_dump(), "remarks": room.remarks(controls)}
+        masked = watched.mask is not None
+        told_of_controls = {"controls": controls.model_dump(), "remarks": room.remarks(controls), "masked": masked}
         current = {"status": room.status(), "controls": told_of_controls}
         for kind, state in current.items():
             if told.get(kind) != state:

@@ -16,6 +16,7 @@ from pipeline.settings import Controls, ModelSpec
 from . import scheduler
 from .frames import Frame
 from .mailbox import Mailbox
+from .masks import Mask, pasted
 from .status import Status
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ class Stylizer(Protocol):
 
     def shape_key(self, controls: Controls) -> Hashable: ...
 
-    def __call__(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray: ...
+    def __call__(
+        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None
+    ) -> np.ndarray: ...
 
 
 class Feed(Protocol):
@@ -52,6 +55,7 @@ class Feed(Protocol):
     controls: Controls
     quality: int
     fault: str | None
+    mask: Mask | None
 
     def show(self, frame: Frame, rgb: np.ndarray, engine_s: float, controls: Controls | None = None) -> None: ...
 
@@ -73,6 +77,7 @@ class _Job:
     feed: Feed
     frame: Frame
     controls: Controls
+    mask: Mask | None
     shape_key: Hashable
 
 
@@ -84,6 +89,17 @@ def sentence(error: BaseException) -> str:
     """An error as one line fit for a status display."""
     text = " ".join(str(error).split())
     return text[:300] if text else f"{type(error).__name__} without a message."
+
+
+def _painted(
+    stylizer: Stylizer, frames: np.ndarray, controls: list[Controls], mask: Mask | None
+) -> Sequence[np.ndarray]:
+    if mask is None:
+        return stylizer(frames, controls)
+    fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
+    sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
+    painted = stylizer(frames, controls, mask=np.repeat(fitted[None], len(frames), 0))
+    return [pasted(source, picture, fitted) for source, picture in zip(sources, painted, strict=True)]
 
 
 class EngineRoom:
@@ -237,7 +253,10 @@ class EngineRoom:
         feed.quality = state.quality.rung
         controls = with_steps(controls, controls.steps - state.quality.rung)
         try:
-            return _Job(feed, frame, controls, (stylizer.shape_key(controls), frame.size))
+            mask = feed.mask  # streams with a mask are painted alone
+            return _Job(
+                feed, frame, controls, mask, (stylizer.shape_key(controls), frame.size, id(mask) if mask else 0)
+            )
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:
                 self._blame(feed, faulty, error)
@@ -247,7 +266,8 @@ class EngineRoom:
         started_s = time.monotonic()
         try:
             frames = np.stack([job.frame.rgb() for job in batch])
-            pictures = list(zip(batch, stylizer(frames, [job.controls for job in batch]), strict=True))
+            painted = _painted(stylizer, frames, [job.controls for job in batch], batch[0].mask)
+            pictures = list(zip(batch, painted, strict=True))
         except Exception as error:
             if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
                 for job in batch:

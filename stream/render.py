@@ -10,7 +10,6 @@ from fractions import Fraction
 from itertools import repeat
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from pipeline.settings import Controls
@@ -19,6 +18,7 @@ from .film.clip import Clip
 from .film.cuts import CutDetector
 from .film.films import Film
 from .film.pictures import Still
+from .masks import pasted
 
 AHEAD = 2  # batches that wait in front of the engine and behind it: enough to never idle, little to hold
 
@@ -163,21 +163,12 @@ def _painted(take: Take, paint: Paint, film: Film, batch: list[_Due]) -> list[tu
     painted = paint(frames, [_of_shot(take.controls, due.shot) for due in filled], **masks)
     for due, picture in zip(batch, painted, strict=False):
         if due.mask is not None:
-            picture = _pasted(due.still.rgb, picture, due.mask, take.feather)
+            picture = pasted(due.still.rgb, picture, due.mask, take.feather)
         if take.side_by_side:
             picture = np.concatenate([due.still.rgb, picture], axis=1)
         film.work.keep(picture)
         out.append((picture, due.still))
     return out
-
-
-def _pasted(source: np.ndarray, picture: np.ndarray, mask: np.ndarray, feather: int) -> np.ndarray:
-    """The painting inside the mask, the source outside, blended over `feather` pixels."""
-    share = (mask > 127).astype(np.float32)
-    if feather:
-        share = cv2.GaussianBlur(share, (0, 0), feather / 2)
-    share = share[..., None]
-    return (source + share * (picture.astype(np.float32) - source)).round().astype(np.uint8)
 
 
 def _of_shot(controls: Controls, shot: int) -> Controls:

@@ -18,6 +18,7 @@ from .engine_room import EngineRoom
 from .frames import Frame, Picture, Sound
 from .lag import Lag
 from .mailbox import Mailbox
+from .masks import Mask
 from .metrics import Metrics
 from .publication import Publication, Publisher
 from .statistics import Statistics
@@ -53,6 +54,7 @@ class Stream:
         self.quality = 0  # rungs below what was asked, set by the engine room
         self.fault: str | None = None  # why its last frame failed, set by the engine room
         self.controls = controls
+        self.mask: Mask | None = None
         self.publication: Publication | None = None
         self.last_picture: Picture | None = None
         self.recording: Recording | None = None  # that runs or ran last, set by Recordings
@@ -197,6 +199,13 @@ class Stream:
         """Last value wins, from the next frame on. LoRAs that the loaded model does not have are left out."""
         with self._lock:
             self.controls = self._engine_room.fitted(controls)
+            self.last_used_s = time.monotonic()
+        self._tell()
+
+    def set_mask(self, mask: Mask | None) -> None:
+        """What is repainted from the next frame on; None for all."""
+        with self._lock:
+            self.mask = mask
             self.last_used_s = time.monotonic()
         self._tell()
 

@@ -41,7 +41,7 @@ class FakeStylizer:
     def shape_key(self, controls: Controls):
         return controls.steps, controls.bypass
 
-    def __call__(self, frames: np.ndarray, controls) -> np.ndarray:
+    def __call__(self, frames: np.ndarray, controls, mask: np.ndarray | None = None) -> np.ndarray:
         self.gate.wait(20)
         self.calls.append(tuple(controls))
         if self.engine_s:

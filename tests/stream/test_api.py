@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 
 import aiohttp
 import pytest
+from PIL import Image
 
 from pipeline.settings import Controls
 from stream import api
@@ -103,6 +105,25 @@ async def test_a_lora_asked_for_before_the_model_was_known_does_not_stand_in_the
     assert schema["properties"]["lora_weights"]["default"] == {"ink": 0.5}
 
 
+async def test_a_mask_comes_as_a_png_and_goes(server):
+    url, png = f"{server.url}/api/streams/one/mask", io.BytesIO()
+    Image.new("L", (60, 40), 255).save(png, "PNG")
+    async with server.http.put(url, data=png.getvalue()) as response:
+        assert response.status == 204
+    assert server.streams.get("one").mask.fitted(30, 20).shape == (20, 30)
+    for bad, words in ((b"no picture", "is not a PNG"), (b"", "is not a PNG")):
+        async with server.http.put(url, data=bad) as response:
+            assert response.status == 422
+            assert words in (await response.json())["error"]
+    assert server.streams.get("one").mask is not None
+    for _ in range(2):
+        async with server.http.delete(url) as response:
+            assert response.status == 204
+    assert server.streams.get("one").mask is None
+    async with server.http.put(url, data=png.getvalue(), headers={"Origin": "http://elsewhere.example"}) as response:
+        assert response.status == 403
+
+
 async def test_event_requests_that_are_refused_push_no_stream_out(start_server, monkeypatch):
     server = await start_server(max_names=1)
     await server.patch(CONTROLS, steps=3)
@@ -174,7 +195,7 @@ async def test_events_tell_status_controls_and_statistics_and_changes_by_others(
         await server.patch(CONTROLS, prompt="by another")
         told = await wait_for_event(socket, "controls")
         assert told["controls"]["prompt"] == "by another"
-        assert told["remarks"] == {}
+        assert (told["remarks"], told["masked"]) == ({}, False)
         server.room._status.change(compiled="compiling")
         assert (await wait_for_event(socket, "status"))["compiled"] == "compiling"
         async with Publisher(server.http, f"{server.url}/whip/one"):

@@ -13,6 +13,7 @@ from av import VideoFrame
 from pipeline.settings import Controls
 from stream.engine_room import EngineRoom
 from stream.mailbox import Mailbox
+from stream.masks import Mask
 from stream.streams import Streams
 
 from .fakes import SIZE, FakeStylizer, solid
@@ -100,6 +101,21 @@ def test_controls_apply_from_the_next_frame_and_the_last_value_wins(house):
     publication.put(solid(200, 0, 0))
     assert tuple(shown.take(PATIENCE_S).rgb[0, 0]) == (200, 0, 0)
     assert "never seen" not in [one.prompt for call in one.stylizer.calls for one in call]
+
+
+def test_outside_the_mask_the_source_stays(house):
+    one = house()
+    stream, publication, shown = one.open("a")
+    half = np.zeros((20, 40), np.uint8)
+    half[:, 20:] = 255
+    stream.set_mask(Mask(half))
+    publication.put(solid(200, 100, 50))
+    rgb = shown.take(PATIENCE_S).rgb
+    assert tuple(rgb[10, 2]) == (200, 100, 50)
+    assert tuple(rgb[10, -3]) == (50, 100, 200)
+    stream.set_mask(None)
+    publication.put(solid(200, 100, 50))
+    assert tuple(shown.take(PATIENCE_S).rgb[10, 2]) == (50, 100, 200)
 
 
 def test_while_the_engine_works_only_the_newest_frame_is_kept_and_the_rest_is_counted(house):
