@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -261,7 +262,10 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         changes["controlnet"] = tuple(replace(net, path=called("controlnet", net.path)) for net in nets)
     if options.adapter is not None:
         net = _controlnet(options.adapter)
-        changes |= {"adapter": net.path, "control": net.control}
+        if net.weight != 1:
+            raise UsageError("--adapter takes no weight: --control-scale is for that.")
+        # What the model's own ControlNets look at stays.
+        changes = {"controlnet": spec.controlnets or None, **changes, "adapter": net.path, "control": net.control}
     if options.size is not None:
         changes["width"], changes["height"] = options.size
     try:
@@ -291,8 +295,11 @@ def _controlnet(text: str) -> ControlNet:
         weight = float(last)
     except ValueError:
         path, weight = text, 1.0
+    if not math.isfinite(weight):
+        raise UsageError(f"--controlnet: {last} is no weight.")
     before, _, control = path.rpartition(":")
-    return ControlNet(before, control, weight) if control in ANNOTATORS and before else ControlNet(path, weight=weight)
+    names_control = bool(before) and (control in ANNOTATORS or (not Path(path).exists() and "/" not in control))
+    return ControlNet(before, control, weight) if names_control and len(before) > 1 else ControlNet(path, weight=weight)
 
 
 def _lora(text: str) -> Lora:
@@ -401,6 +408,14 @@ def _render(options: argparse.Namespace) -> int:
         raise UsageError("render needs an INPUT and an OUTPUT (or --text-to-image).")
     if options.mask is not None and options.text_to_image:
         raise UsageError("--mask says what of a clip to repaint: it does not go with --text-to-image.")
+    if options.motion is not None:
+        for name in ("mask", "cuts", "compile"):
+            if getattr(options, name):
+                raise UsageError(f"--{name} does not go with --motion.")
+        if options.text_to_image and options.inputs:
+            raise UsageError("--motion paints a clip or, with --text-to-image and no INPUT, one from the prompt alone.")
+    if options.count is not None and (options.inputs or not options.text_to_image):
+        raise UsageError("--count is for --text-to-image without an INPUT.")
     if clip_shape and not options.inputs:
         raise UsageError("--size clip needs a clip: give WxH.")
     if options.end is not None and options.end <= options.start:

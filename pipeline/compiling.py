@@ -78,7 +78,7 @@ def cache_key(stylizer: Stylizer) -> str:
         diffusers.__version__,
         chip,
         str(device),
-        str(stylizer.dtype),
+        [str(stylizer.dtype), str(parts.vae.dtype)],
         (stylizer.spec.width, stylizer.spec.height),
         [tokenizer.model_max_length for tokenizer in parts.tokenizers],
         [

@@ -104,7 +104,7 @@ class AdapterExtra(Extra):
     def __init__(self, adapter: T2IAdapter, annotator: str):
         super().__init__()
         self.adapter, self.annotator = adapter, annotator
-        self.count = len(adapter.config.channels)
+        self.count = len(adapter.adapter.body)
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
         image = scene.annotated(self.annotator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Family:
     layer: int | None = None
     pooled: bool = False
     empty_is_zero: bool = False
+    upcasts: bool = False  # whether its own VAE overflows in half precision and runs in float32
     size: int = 512  # pixels a side that it was trained at
     without: Mapping[str, Any] = field(default_factory=dict)  # parts of the pipeline that nobody here uses
 
@@ -49,6 +50,7 @@ SDXL = Family(
     layer=-2,
     pooled=True,
     empty_is_zero=True,
+    upcasts=True,
     size=1024,
     without={"add_watermarker": False},
 )
@@ -57,10 +59,11 @@ SDXL = Family(
 def family_of_folder(folder: Path) -> Family:
     """Of a diffusers folder, by what its model_index.json lists (SSD-1B is an SDXL with a smaller UNet)."""
     index = json.loads((folder / "model_index.json").read_text())
-    parts = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    parts = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     for family in (SDXL, SD):
         if all(encoder in parts for _, encoder, _ in family.encoders) and "unet" in parts:
-            return family
+            told = index.get("force_zeros_for_empty_prompt", family.empty_is_zero)
+            return replace(family, empty_is_zero=family.empty_is_zero and told)
     raise LoadError(f"{folder} is a {index.get('_class_name')}: only SD1.5- and SDXL-shaped models are served.")
 
 

@@ -150,7 +150,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
             continue
         if is_pipeline and not (folder in PIPELINE_FOLDERS or name == "model_index.json"):
             continue
-        if not is_pipeline and (folder != "." or path.name.startswith("taesd_")):
+        if not is_pipeline and (folder != "." or path.name.startswith(("taesd_", "taesdxl_"))):
             continue
         if name.endswith(".safetensors") and name.removesuffix(".safetensors") + ".fp16.safetensors" in names:
             continue

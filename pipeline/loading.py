@@ -87,8 +87,8 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
         pipe.unet = UNetMotionModel.from_unet2d(pipe.unet, motion).to(dtype)
 
     pipe.to(device)
-    if pipe.vae.config.get("force_upcast") and dtype == torch.float16:
-        pipe.vae.to(torch.float32)  # SDXL's own overflows in half precision
+    if family.upcasts and pipe.vae.config.get("force_upcast") and dtype == torch.float16:
+        pipe.vae.to(torch.float32)
     lora_set = None
     if spec.loras:
         report("Fusing LoRAs", None)
@@ -159,7 +159,7 @@ def _load_pipeline(
     vae = paths.get("vae", base)
     parts = {
         "unet": _from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
-        "vae": _from_path(_vae_class(vae), vae, "vae", dtype, download),
+        "vae": _from_path(_vae_class(vae), vae, "vae", dtype, download, like=base),
         "scheduler": LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
     }
     for tokenizer, encoder, kind in family.encoders:
@@ -186,19 +186,26 @@ def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> tuple[F
     return family, pipe
 
 
-def _from_path(kind: type, path: Path, subfolder: str, dtype: torch.dtype, download: bool):
-    """A module from a folder, or from one file, whose config lies in a folder of its name beside it or on the hub."""
+def _from_path(kind: type, path: Path, subfolder: str, dtype: torch.dtype, download: bool, like: Path | None = None):
+    """A module from a folder, or from one file, whose config lies in a folder of its name beside it, in `like` (a whole
+    model's folder) or on the hub."""
     if path.is_dir():
         return _from_folder(kind, path, subfolder, dtype)
     beside = path.with_suffix("")
     own = {"config": str(beside)} if (beside / "config.json").is_file() else {}
+    if not own and like is not None:
+        own = {"config": str(like), "subfolder": subfolder}
     return kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=bool(own) or not download, **own)
 
 
 def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
     """A module from `path/subfolder` where that exists, else from `path`; the fp16 variant where there is no other."""
     folder = path / subfolder if subfolder and (path / subfolder).is_dir() else path
-    variants = {".fp16." in file.name for file in folder.glob("*.safetensors")}
+    config = json.loads((folder / "config.json").read_text())
+    if (made := config.get("_class_name", kind.__name__)) != kind.__name__:
+        raise LoadError(f"{folder} is a {made}, not a {kind.__name__}.")
+    names = [file.name for file in folder.glob("*.safetensors") if "non_ema" not in file.name]
+    variants = {".fp16" in name for name in names if name.startswith(("model", "diffusion_pytorch_model"))}
     return kind.from_pretrained(
         folder,
         variant="fp16" if variants == {True} else None,
@@ -220,6 +227,8 @@ def _vae_class(path: Path) -> type:
 
 def _check_fit(spec: ModelSpec, unet: dict, vae: dict, prompt_width: int) -> None:
     """Parts of different families load one by one and fail only in the middle of a frame: compare them here."""
+    if vae.get("latents_mean") is not None:
+        raise LoadError(f"The VAE of {spec.vae or spec.base} shifts its latents (latents_mean), which is not served.")
     if unet.in_channels not in (vae.latent_channels, 2 * vae.latent_channels + 1):  # the latter for inpainting
         raise LoadError(
             f"The UNet of {spec.unet or spec.base} takes {unet.in_channels} channels and the VAE of "
@@ -241,12 +250,23 @@ def _check_extras(
         theirs = (unet.out_channels, unet.cross_attention_dim)
         if mine != theirs or tuple(net.config.block_out_channels) != blocks:
             raise LoadError(
-                f"ControlNet {of.path} (channels {mine[0]}, prompt width {mine[1]}) does not fit the UNet of "
-                f"{spec.unet or spec.base} (channels {theirs[0]}, prompt width {theirs[1]})."
+                f"ControlNet {of.path} (channels {mine[0]}, prompt width {mine[1]}, blocks "
+                f"{list(net.config.block_out_channels)}) does not fit the UNet of {spec.unet or spec.base} (channels "
+                f"{theirs[0]}, prompt width {theirs[1]}, blocks {list(blocks)})."
             )
+        if net.config.get("global_pool_conditions"):
+            raise LoadError(f"ControlNet {of.path} pools its conditions (shuffle), which is not served.")
     if adapter is not None:
         for_sdxl = adapter.config.adapter_type == "full_adapter_xl"
-        if for_sdxl != family.pooled or tuple(adapter.config.channels[: len(blocks)]) != blocks:
+        channels = tuple(adapter.config.channels)
+        if adapter.config.adapter_type == "light_adapter":
+            channels += channels[-1:]
+        step = adapter.config.downscale_factor
+        if spec.width % step or spec.height % step:
+            raise LoadError(
+                f"T2I-Adapter {spec.adapter} needs sizes in multiples of {step}, not {spec.width}x{spec.height}."
+            )
+        if for_sdxl != family.pooled or channels[: len(blocks)] != blocks:
             raise LoadError(
                 f"T2I-Adapter {spec.adapter} is an {adapter.config.adapter_type} of channels "
                 f"{list(adapter.config.channels)}: it does not fit the {family.name} UNet of {spec.unet or spec.base} "
@@ -257,6 +277,8 @@ def _check_extras(
 def _check_motion(spec: ModelSpec, family: Family, unet: dict, motion: MotionAdapter) -> None:
     if spec.controlnets or spec.adapter:
         raise LoadError("A motion adapter does not go together with a ControlNet or T2I-Adapter yet.")
+    if motion.config.get("conv_in_channels"):
+        raise LoadError(f"Motion adapter {spec.motion} wants a picture as a further input, which is not served.")
     theirs, mine = list(unet.block_out_channels), list(motion.config.block_out_channels)
     if family.pooled or mine != theirs or unet.in_channels != unet.out_channels:
         raise LoadError(

@@ -101,7 +101,7 @@ def _check_width(lora: Lora, file: str, expected: int) -> None:
     """The width of the prompts that a LoRA of the UNet was made for tells its family. Raises LoadError."""
     with safe_open(file, framework="pt") as tensors:
         for key in list(tensors.keys()):
-            if "attn2" in key and "to_k" in key and any(down in key for down in _DOWNS):
+            if "attn2" in key and "motion_modules" not in key and "to_k" in key and any(down in key for down in _DOWNS):
                 width = tensors.get_slice(key).get_shape()[1]
                 if width != expected:
                     kinds = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}

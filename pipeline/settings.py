@@ -62,6 +62,8 @@ class ModelSpec:
         object.__setattr__(self, "loras", tuple(_made(Lora, lora) for lora in self.loras))
         if isinstance(self.controlnet, list | tuple):
             object.__setattr__(self, "controlnet", tuple(_made(ControlNet, each) for each in self.controlnet))
+        else:
+            object.__setattr__(self, "controlnet", _made(ControlNet, self.controlnet))
         names = [lora.name for lora in self.loras]
         if len(set(names)) < len(names):
             raise ValueError(f"Two LoRAs have the same name (of {', '.join(names)}): give them names of their own.")

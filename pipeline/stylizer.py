@@ -201,7 +201,7 @@ class Stylizer:
         control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
         grey = torch.zeros((count, 3, self.spec.height, self.spec.width), device=self.device, dtype=self.dtype)
         x0 = torch.zeros((count, *self.latent_shape), device=self.device)
-        return self._paint(grey, x0, each, None, control, from_noise=True).cpu().numpy()
+        return self._paint(grey, x0, each, None, control, from_noise=[True] * count).cpu().numpy()
 
     def _refuse_motion(self) -> None:
         if self.spec.motion is not None:
@@ -223,6 +223,8 @@ class Stylizer:
             source = torch.zeros((1, self.latent_shape[0], count, *self.latent_shape[1:]), device=self.device)
         else:
             pixels = self._fitted("frames", frames)
+            if self.shape_key(controls) == "source":
+                return pixels.permute(0, 2, 3, 1).cpu().numpy()
             count = len(pixels)
             parts = [self.encode(color.to_model(part, self.dtype)) for part in pixels.split(CLIP_CHUNK)]
             source = torch.cat(parts).transpose(0, 1)[None]
@@ -264,7 +266,7 @@ class Stylizer:
             return pixels.permute(0, 2, 3, 1).contiguous()
         picture = color.to_model(pixels, self.dtype)
         # An inpainting pipeline at full strength starts from noise alone; image to image never does.
-        from_noise = mask is not None and controls[0].strength == 1
+        from_noise = [mask is not None and one.strength == 1 for one in controls]
         return self._paint(picture, self.encode(picture), controls, mask, control, from_noise=from_noise)
 
     def _paint(
@@ -275,12 +277,13 @@ class Stylizer:
         mask: Tensor | None,
         control: Tensor | None,
         *,
-        from_noise: bool,
+        from_noise: Sequence[bool],
     ) -> Tensor:
         """picture: [B, 3, H, W] in [-1, 1] and its latents `source`; mask: [B, 1, H, W] or None for all of it."""
         if self.components.loras:
             self._apply_loras(controls[0])
-        recipe = Recipe.join([self._recipe(*self._recipe_key(one, from_noise)) for one in controls])
+        keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
+        recipe = Recipe.join([self._recipe(*key) for key in keys])
         everything = picture.new_ones((len(picture), 1, *picture.shape[2:])) if mask is None else mask
         scene = Scene(controls, picture, everything, control, recipe.control_scale, self.encode)
         conditions = [tensor for extra in self.components.extras for tensor in extra.prepare(scene)]

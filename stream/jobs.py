@@ -192,7 +192,7 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
         wishes.end_s,
         wishes.cuts,
         wishes.side_by_side,
-        studio.batch if spec.motion is None else _whole(clip, wishes),
+        _batch(clip, wishes, studio),
         fresh=job.source is None and spec.motion is None,
         mask=None if wishes.mask is None else open_clip(wishes.mask),
         feather=wishes.feather,
@@ -200,7 +200,8 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
     with _in_words(job, film):
         job.target.parent.mkdir(exist_ok=True)
         plan = _plan(clip, wishes, controls, spec, film, studio)
-        if wishes.resume and work.is_begun(job.target):
+        # What is animated depends on all frames: there is no going on from the middle.
+        if wishes.resume and work.is_begun(job.target) and spec.motion is None:
             film.work.resume(plan)
         else:
             film.work.begin(plan)
@@ -218,11 +219,14 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
                 film.work.discard()
 
 
-def _whole(clip: Clip, wishes: Wishes) -> int:
-    """The frames of a clip that is animated: all at once, since each depends on the others."""
+def _batch(clip: Clip, wishes: Wishes, studio: Studio) -> int:
+    """How many frames are painted at once. All of a clip that is animated, since each depends on the others."""
+    if studio.spec.motion is None:
+        return 1 if wishes.text_to_image else studio.batch
     count = clip.expected(wishes.start_s, wishes.end_s)
     if count is None or count > MAX_ANIMATED:
-        raise FilmError(f"A model with a motion adapter paints at most {MAX_ANIMATED} frames: give --start and --end.")
+        remedy = "--count" if isinstance(clip, BlankClip) else "--start and --end"
+        raise FilmError(f"A model with a motion adapter paints at most {MAX_ANIMATED} frames: give {remedy}.")
     return max(1, count)
 
 
@@ -301,7 +305,9 @@ def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callabl
 def _shaped(spec: ModelSpec, clip: Clip) -> ModelSpec:
     """The model's number of pixels in the clip's shape, in multiples of 8."""
     pixels, aspect = spec.width * spec.height, clip.width / clip.height
-    width, height = (max(64, round(side / 8) * 8) for side in (math.sqrt(pixels * aspect), math.sqrt(pixels / aspect)))
+    step = 16 if spec.adapter else 8
+    sides = (math.sqrt(pixels * aspect), math.sqrt(pixels / aspect))
+    width, height = (max(64, round(side / step) * step) for side in sides)
     try:
         return dataclasses.replace(spec, width=width, height=height)
     except ValueError as error:
@@ -325,7 +331,7 @@ def _plan(
         "feather": wishes.feather,
         "text to image": [wishes.text_to_image, wishes.count],
         "cuts": wishes.cuts,
-        "batch": studio.batch,
+        "batch": _batch(clip, wishes, studio),
         "model": {**dataclasses.asdict(spec), **studio.way},
         **controls.model_dump(),
     }

@@ -137,6 +137,8 @@ def _masks(take: Take) -> Iterator[Any]:
             take.start_s if take.mask.expected(Fraction(0), None) != 1 else Fraction(0), None
         ):
             yield last
+        if last is None:  # it ends before the part begins
+            *_, last = take.mask.moments()
     yield from repeat(last)
 
 

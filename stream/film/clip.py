@@ -263,7 +263,7 @@ def _video_of(container, path: Path):
         if stream.disposition & stream.disposition.attached_pic:  # a song's cover is no video
             continue
         if stream.codec_context is None:
-            raise FilmError(f"{path} holds video of a kind that FFmpeg cannot decode.")
+            raise FilmError(f"{path} is not a video that can be read: FFmpeg has no decoder for it.")
         return stream
     raise FilmError(f"{path} holds no video, only sound." if container.streams.audio else f"{path} holds no video.")
 
