@@ -1,11 +1,65 @@
-"""What every training stage shares: a clock that survives interruptions, checkpoints, averaged weights."""
+"""What every training stage shares: a clock that survives interruptions, checkpoints, averaged weights, errors."""
 
+import argparse
 import math
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Ends the command with one sentence on stderr and code 2."""
+    print(sentence, file=sys.stderr)
+    sys.exit(2)
+
+
+def need(path: Path, command: str) -> Path:
+    """`path`, or a refusal that names the command which makes it."""
+    if not path.exists():
+        refuse(f"{path} is missing: run `{command}` first.")
+    return path
+
+
+def need_space(folder: Path, megabytes: int) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free // 1_000_000
+    if free < megabytes:
+        refuse(
+            f"{folder} has {free} MB free and this stage writes up to {megabytes} MB: make room or choose another disk."
+        )
+
+
+def stage_parser(description: str, minutes: float, batch: int, lr: float) -> argparse.ArgumentParser:
+    """The options that all training stages have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("training/data"), help="pictures and checkpoints")
+    parser.add_argument("--minutes", type=float, default=minutes, help="length of the run and of its learning rate")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 2, 8))
+    return parser
+
+
+def pick_device(options: argparse.Namespace) -> torch.device:
+    """The device asked for; `auto` is CUDA where there is one. Also sets the threads of the CPU."""
+    torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        refuse("--device cuda: torch sees no CUDA device here.")
+    return torch.device(options.device)
+
+
+def bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """Convolutions and matrix products in bfloat16, weights in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 class Run:
@@ -15,6 +69,8 @@ class Run:
     """
 
     SAVE_EVERY_S = 60
+    # A longer gap between two steps is a paused process or a sleeping laptop, not training.
+    LONGEST_STEP_S = 5
 
     def __init__(self, path: Path, minutes: float, parts: dict):
         self.path, self.total_s, self.parts = path, minutes * 60, parts
@@ -25,28 +81,32 @@ class Run:
                 part.load_state_dict(saved[name])
             self.step, self.spent_s = saved["step"], saved["spent_s"]
             print(f"resumed {path} at step {self.step}, {self.spent_s / 60:.1f} min", flush=True)
+        else:
+            need_space(path.parent, 500)
         self._ticked = self._saved = time.monotonic()
 
     @property
     def progress(self) -> float:
         return min(1.0, self.spent_s / self.total_s)
 
+    @property
+    def over(self) -> bool:
+        return self.progress >= 1
+
     def learning_rate(self, peak: float, warm_steps: int = 100) -> float:
         """Linear warm-up, cosine to 2% of the peak over the run's time."""
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.progress)) / 2
         return peak * min(1.0, (self.step + 1) / warm_steps) * cosine
 
-    def tick(self) -> bool:
-        """Counts one step; saves when due; False when the time is up."""
+    def tick(self) -> None:
+        """Counts one step; saves when due."""
         now = time.monotonic()
         self.step += 1
-        self.spent_s += now - self._ticked
+        self.spent_s += min(now - self._ticked, self.LONGEST_STEP_S)
         self._ticked = now
-        done = self.spent_s >= self.total_s
-        if done or now - self._saved > self.SAVE_EVERY_S:
+        if self.over or now - self._saved > self.SAVE_EVERY_S:
             self.save()
             self._saved = now
-        return not done
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +114,28 @@ class Run:
         part = self.path.with_suffix(".part")
         torch.save({**state, "step": self.step, "spent_s": self.spent_s}, part)
         os.replace(part, self.path)
+
+    def tell(self, **figures: float) -> None:
+        """One line of progress."""
+        named = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        print(f"step {self.step} {self.spent_s / 60:.1f}/{self.total_s / 60:.0f} min: {named}", flush=True)
+
+
+class Means:
+    """Means of named losses between two lines of progress."""
+
+    def __init__(self):
+        self.sums, self.count = {}, 0
+
+    def add(self, **values: torch.Tensor) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.__init__()
+        return means
 
 
 class Average:
@@ -75,9 +157,11 @@ class Average:
         return {"weights": self.weights, "steps": self.steps}
 
     def load_state_dict(self, state: dict) -> None:
-        self.weights, self.steps = state["weights"], state["steps"]
+        for name, value in state["weights"].items():
+            self.weights[name].copy_(value)
+        self.steps = state["steps"]
 
 
-def averaged(path: Path, name: str) -> dict:
+def averaged(path: Path, name: str = "average") -> dict:
     """The averaged weights `name` of a checkpoint."""
     return torch.load(path, map_location="cpu", weights_only=True)[name]["weights"]
