@@ -1,6 +1,6 @@
 """Stage 1: the autoencoder, an AutoencoderTiny with 16 latent channels at f = 8.
 
-python training/autoencoder.py --data DIR --minutes 35
+python training/autoencoder.py --data DIR
 """
 
 from pathlib import Path
@@ -87,7 +87,10 @@ def train(options) -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     average, scaling = Average(vae), Scaling()
     parts = {"vae": vae, "optimizer": optimizer, "average": average, "scaling": scaling}
-    run, means, half = Run(options.data / "autoencoder.pt", options.minutes, parts), Means(), options.batch // 2
+    run, means, half = Run(options.data / "autoencoder.pt", options.steps, parts), Means(), options.batch // 2
+    if options.decoder_only:
+        vae.encoder.load_state_dict({k[8:]: v for k, v in average.weights.items() if k.startswith("encoder.")})
+        vae.encoder.requires_grad_(False)
     while not run.over:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate(options.lr)
@@ -95,7 +98,8 @@ def train(options) -> None:
         x = x.to(device, memory_format=torch.channels_last)
         with bf16(device):
             latents = vae.encoder(x)
-            scaling.update(latents.detach())
+            if not options.decoder_only:
+                scaling.update(latents.detach())
             # The denoiser never returns the exact latents: the decoder learns to live with that.
             noise = torch.rand(len(x), 1, 1, 1, device=device) * 0.12 / scaling.factor
             out = vae.decoder(latents + torch.randn_like(latents) * noise)
@@ -111,13 +115,15 @@ def train(options) -> None:
         error = (out.float() - x)[:half].clamp(-2, 2).square().mean((1, 2, 3)) / 4
         means.add(loss=loss, photo_db=-10 * error.log10().mean(), gram=style)
         run.tick()
-        if run.step % 200 == 0:
-            run.tell(**means.take(), scaling=scaling.factor)
+        run.tell(means)
 
 
 def main() -> None:
-    parser = stage_parser(__doc__, minutes=35, batch=8, lr=2e-3)
+    parser = stage_parser(__doc__, steps=8000, batch=8, lr=2e-3)
     parser.add_argument("--side", type=int, default=96, help="pixels of a crop")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="keep the latents: a UNet trained on them stays valid"
+    )
     parser.add_argument("--style-weight", type=float, default=0.25)
     parser.add_argument("--content-weight", type=float, default=0.15)
     train(parser.parse_args())

@@ -1,4 +1,4 @@
-"""What every training stage shares: a clock that survives interruptions, checkpoints, averaged weights, errors."""
+"""What every training stage shares: options, checkpoints that a run resumes from, averaged weights, refusals."""
 
 import argparse
 import math
@@ -35,11 +35,11 @@ def need_space(folder: Path, megabytes: int) -> None:
         )
 
 
-def stage_parser(description: str, minutes: float, batch: int, lr: float) -> argparse.ArgumentParser:
+def stage_parser(description: str, steps: int, batch: int, lr: float) -> argparse.ArgumentParser:
     """The options that all training stages have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("training/data"), help="pictures and checkpoints")
-    parser.add_argument("--minutes", type=float, default=minutes, help="length of the run and of its learning rate")
+    parser.add_argument("--steps", type=int, default=steps, help="length of the run and of its learning rate's curve")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -63,62 +63,59 @@ def bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
 
 
 class Run:
-    """A training run of fixed length in minutes, saved every minute and resumed where it was saved.
+    """A training run of so many steps, saved every minute and resumed where it was saved.
 
     parts: name -> anything with state_dict/load_state_dict. At most one save interval is lost when interrupted.
     """
 
     SAVE_EVERY_S = 60
-    # A longer gap between two steps is a paused process or a sleeping laptop, not training.
-    LONGEST_STEP_S = 5
+    TELL_EVERY = 50
 
-    def __init__(self, path: Path, minutes: float, parts: dict):
-        self.path, self.total_s, self.parts = path, minutes * 60, parts
-        self.step, self.spent_s = 0, 0.0
+    def __init__(self, path: Path, steps: int, parts: dict):
+        self.path, self.steps, self.parts = path, steps, parts
+        self.step = 0
         if path.exists():
             saved = torch.load(path, map_location="cpu", weights_only=True)
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
-            self.step, self.spent_s = saved["step"], saved["spent_s"]
-            print(f"resumed {path} at step {self.step}, {self.spent_s / 60:.1f} min", flush=True)
+            self.step = saved["step"]
+            print(f"resumed {path} at step {self.step}", flush=True)
         else:
             need_space(path.parent, 500)
-        self._ticked = self._saved = time.monotonic()
-
-    @property
-    def progress(self) -> float:
-        return min(1.0, self.spent_s / self.total_s)
+        self._told = self._saved = time.monotonic()
 
     @property
     def over(self) -> bool:
-        return self.progress >= 1
+        return self.step >= self.steps
 
     def learning_rate(self, peak: float, warm_steps: int = 100) -> float:
-        """Linear warm-up, cosine to 2% of the peak over the run's time."""
-        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * self.progress)) / 2
+        """Linear warm-up, then a cosine down to 2% of the peak at the last step."""
+        cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps))) / 2
         return peak * min(1.0, (self.step + 1) / warm_steps) * cosine
 
     def tick(self) -> None:
         """Counts one step; saves when due."""
-        now = time.monotonic()
         self.step += 1
-        self.spent_s += min(now - self._ticked, self.LONGEST_STEP_S)
-        self._ticked = now
-        if self.over or now - self._saved > self.SAVE_EVERY_S:
+        if self.over or time.monotonic() - self._saved > self.SAVE_EVERY_S:
             self.save()
-            self._saved = now
+            self._saved = time.monotonic()
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {name: part.state_dict() for name, part in self.parts.items()}
         part = self.path.with_suffix(".part")
-        torch.save({**state, "step": self.step, "spent_s": self.spent_s}, part)
+        torch.save({**state, "step": self.step}, part)
         os.replace(part, self.path)
 
-    def tell(self, **figures: float) -> None:
-        """One line of progress."""
-        named = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        print(f"step {self.step} {self.spent_s / 60:.1f}/{self.total_s / 60:.0f} min: {named}", flush=True)
+    def tell(self, means: "Means") -> None:
+        """A line of progress every TELL_EVERY steps."""
+        if self.step % self.TELL_EVERY:
+            return
+        now, values = time.monotonic(), means.take()
+        named = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        seconds = (now - self._told) / self.TELL_EVERY
+        print(f"step {self.step}/{self.steps}, {seconds:.2f} s a step: {named}", flush=True)
+        self._told = now
 
 
 class Means:

@@ -35,6 +35,7 @@ def make_controlnet(unet) -> ControlNetModel:
         layers_per_block=config.layers_per_block,
         attention_head_dim=config.attention_head_dim,
         cross_attention_dim=config.cross_attention_dim,
+        norm_num_groups=config.norm_num_groups,
         resnet_time_scale_shift=config.resnet_time_scale_shift,
         conditioning_embedding_out_channels=(8, 16, 24, 48),
     )
@@ -68,7 +69,7 @@ def train(options) -> None:
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(controlnet, decay=0.99)
     checkpoint = options.data / f"controlnet-of-{options.base.resolve().name}.pt"
-    run = Run(checkpoint, options.minutes, {"model": controlnet, "optimizer": optimizer, "average": average})
+    run = Run(checkpoint, options.steps, {"model": controlnet, "optimizer": optimizer, "average": average})
     pairs = Pairs(options.data, base.vae, device, seed=run.step + 2)
     trunk = Trunk(file_of(options.data, *TRUNK)).bfloat16().to(device)
     judge, means = PaintingLoss(base.vae, trunk, few=options.batch // 2, content_weight=0.8), Means()
@@ -97,8 +98,7 @@ def train(options) -> None:
         average.update(controlnet)
         means.add(**losses)
         run.tick()
-        if run.step % 50 == 0:
-            run.tell(**means.take())
+        run.tell(means)
     controlnet.load_state_dict(averaged(checkpoint))
     out = options.out or options.base / "controlnet-canny"
     controlnet.half().save_pretrained(out, safe_serialization=True)
@@ -106,7 +106,7 @@ def train(options) -> None:
 
 
 def main() -> None:
-    parser = stage_parser(__doc__, minutes=15, batch=8, lr=5e-4)
+    parser = stage_parser(__doc__, steps=1500, batch=8, lr=5e-4)
     parser.add_argument("--base", type=Path, default=Path("models/mini"))
     parser.add_argument("--lora", default="", help="LoRA folder, BASE/lcm-lora without it; `none` for the plain base")
     parser.add_argument("--out", type=Path, help="folder of the ControlNet; BASE/controlnet-canny without it")

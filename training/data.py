@@ -261,7 +261,7 @@ def make_pairs(data: Path) -> None:
 
 
 def open_pairs(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(photos uint8 [N, 256, 256, 3], paintings uint8 [N, 2, 256, 256, 3], their styles int8 [N, 2]), read as needed."""
+    """(photos uint8 [N, 256, 256, 3], paintings uint8 [N, 2, 256, 256, 3], their styles int8 [N, 2])."""
     command = f"python training/data.py pairs --data {data}"
     need(data / "photos.npy", f"python training/data.py photos --data {data}")
     photos, paintings = (

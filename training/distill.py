@@ -116,7 +116,7 @@ def train(options) -> None:
     optimizer = torch.optim.AdamW(lora.online.values(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-3)
     out = options.out or options.base / "lcm-lora"
     checkpoint = options.data / f"{out.name}-of-{options.base.resolve().name}.pt"
-    run = Run(checkpoint, options.minutes, {"lora": lora, "optimizer": optimizer})
+    run = Run(checkpoint, options.steps, {"lora": lora, "optimizer": optimizer})
     if options.images:
         pictures = Pictures(options.images, options.prompt, options.size or base.size, seed=run.step)
         scale, skip, guidance = 1.0, options.skip or 20, options.guidance or (3.0, 8.0)
@@ -149,13 +149,12 @@ def train(options) -> None:
         lora.follow()
         means.add(**losses)
         run.tick()
-        if run.step % 50 == 0:
-            run.tell(**means.take())
+        run.tell(means)
     print(f"{out}: LoRA of {lora.save(out) / 1e6:.2f} MB", flush=True)
 
 
 def main() -> None:
-    parser = stage_parser(__doc__, minutes=15, batch=8, lr=5e-4)
+    parser = stage_parser(__doc__, steps=1500, batch=8, lr=5e-4)
     parser.add_argument("--base", type=Path, default=Path("models/mini"), help="an SD1.5-shaped diffusers folder")
     parser.add_argument("--images", type=Path, help="a folder of pictures in place of the painted pairs")
     parser.add_argument("--prompt", default="", help="for pictures without a text file of their name")

@@ -1,5 +1,6 @@
 """A LoRA in training: two adapters in one UNet, the trained one and its slow average, and the UNet without either."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ class TwinLora:
     def __init__(self, unet: UNet2DConditionModel, rank: int, decay: float):
         self.unet, self.decay = unet, decay
         unet.requires_grad_(False)
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
         for name in ("online", "target"):
             unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LAYERS)), adapter_name=name)
         self.online, self.target = (self._tensors(name) for name in ("online", "target"))

@@ -26,7 +26,7 @@ class PaintingLoss:
     pixel_weight: float = 0.2
 
     def __call__(self, x0: torch.Tensor, target: torch.Tensor, picture: torch.Tensor, rng) -> dict[str, torch.Tensor]:
-        """x0, target: scaled latents [N, C, h, w]; picture: float [N, 3, 8h, 8w]. Returns the losses by name, weighted."""
+        """x0, target: scaled latents [N, C, h, w]; picture: float [N, 3, 8h, 8w]. Returns weighted losses by name."""
         latent = 2 * F.huber_loss(x0 / LATENT_STD, target / LATENT_STD, delta=0.5)
         y, x = (rng.randrange(size - self.side + 1) for size in x0.shape[-2:])
         window = x0[: self.few, :, y : y + self.side, x : x + self.side]

@@ -1,21 +1,22 @@
-"""Stage 2: the base, a UNet and its text encoder trained together.
+"""Stage 2: the base, a UNet and its text encoder trained together, and the decoder along with them.
 
-    python training/unet.py --data DIR --minutes 40
+    python training/unet.py --data DIR
 
 From the noised latents of a photo (or of a picture on its way to the painting) and a prompt to the latents of the
 painting, at every timestep. It predicts v; the loss lives in x0 and in decoded crops. An empty prompt, or one that
-names no style, has the photo itself as its target.
+names no style, has the photo itself as its target. The encoder stays, and so do the latents; the decoder goes on
+learning, to paint from what the UNet predicts and still to give photos back.
 """
 
 from pathlib import Path
 
 import torch
-from autoencoder import load_autoencoder
+from autoencoder import load_autoencoder, reconstruction_loss
 from common import Average, Means, Run, bf16, need, pick_device, stage_parser
 from data import TRUNK, file_of
 from diffusers import UNet2DConditionModel
 from painting import PaintingLoss
-from pairs import Pairs, alphas_cumprod, signal_and_noise, target_share
+from pairs import Batch, Pairs, alphas_cumprod, signal_and_noise, target_share
 from perceptual import Trunk
 from prompts import WIDTH, make_text
 
@@ -48,6 +49,14 @@ def start_from(model: torch.nn.Module, checkpoint: Path) -> None:
     print(f"started from {checkpoint}: {len(fitting)} of {len(own)} tensors", flush=True)
 
 
+def photos_given_back(decoder, batch: Batch, scale: float, few: int = 3, side: int = 10) -> torch.Tensor:
+    """How far the decoded latents of some photos' corners are from these photos."""
+    latents, pixels = batch.photo[:few, :, :side, :side], batch.photo_picture[:few, :, : 8 * side, : 8 * side]
+    with bf16(latents.device):
+        out = decoder(latents / scale)
+    return 0.5 * reconstruction_loss(out.float(), pixels)
+
+
 def train(options) -> None:
     device = pick_device(options)
     torch.manual_seed(0)
@@ -56,13 +65,14 @@ def train(options) -> None:
     trunk = Trunk(file_of(options.data, *TRUNK)).bfloat16().to(device)
     text = make_text(options.data / "tokenizer")
     unet = UNet2DConditionModel(**CONFIG).to(memory_format=torch.channels_last)
-    model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text.encoder}).to(device)
+    decoder = vae.decoder.requires_grad_(True)
+    model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text.encoder, "decoder": decoder}).to(device)
     path = options.data / "unet.pt"
     if options.start_from and not path.exists():
         start_from(model, options.start_from)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(model)
-    run = Run(path, options.minutes, {"model": model, "optimizer": optimizer, "average": average})
+    run = Run(path, options.steps, {"model": model, "optimizer": optimizer, "average": average})
     pairs = Pairs(options.data, vae, device, seed=run.step + 1)
     judge = PaintingLoss(vae, trunk, few=options.batch // 2)
     abar, means = alphas_cumprod().to(device), Means()
@@ -81,6 +91,7 @@ def train(options) -> None:
             v = unet(noised.contiguous(memory_format=torch.channels_last), t, states, return_dict=False)[0]
         x0 = a * noised - s * v.float()
         losses = judge(x0, batch.latents_at(share), batch.picture_at(share), pairs.rng)
+        losses["photos"] = photos_given_back(decoder, batch, vae.config.scaling_factor)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -88,12 +99,11 @@ def train(options) -> None:
         average.update(model)
         means.add(**losses)
         run.tick()
-        if run.step % 50 == 0:
-            run.tell(**means.take())
+        run.tell(means)
 
 
 def main() -> None:
-    parser = stage_parser(__doc__, minutes=40, batch=8, lr=1e-3)
+    parser = stage_parser(__doc__, steps=2000, batch=8, lr=1e-3)
     parser.add_argument("--start-from", type=Path, help="an earlier unet.pt, of this or a similar shape")
     train(parser.parse_args())
 
