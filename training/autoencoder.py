@@ -77,8 +77,7 @@ def reconstruction_loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 def train(options) -> None:
     device = pick_device(options)
-    torch.manual_seed(0)
-    rng = np.random.default_rng()
+    rng = np.random.default_rng()  # a resumed run draws what it has not seen
     photos, paintings, _ = open_pairs(options.data)
     paintings = paintings.reshape(-1, *photos.shape[1:])
     trunk = Trunk(file_of(options.data, *TRUNK)).bfloat16().to(device)

@@ -88,8 +88,9 @@ class Run:
     def over(self) -> bool:
         return self.step >= self.steps
 
-    def learning_rate(self, peak: float, warm_steps: int = 100) -> float:
+    def learning_rate(self, peak: float) -> float:
         """Linear warm-up, then a cosine down to 2% of the peak at the last step."""
+        warm_steps = min(100, self.steps // 10 + 1)
         cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps))) / 2
         return peak * min(1.0, (self.step + 1) / warm_steps) * cosine
 
@@ -133,6 +134,35 @@ class Means:
         means = {name: total / self.count for name, total in self.sums.items()}
         self.__init__()
         return means
+
+
+class Peers:
+    """Several processes of one stage that average their weights every EVERY steps (local SGD, arXiv 1805.09767).
+
+    On a CPU, one thread each, they use cores that threads of one process would spend waiting for each other.
+    folder: where each leaves its weights; me: this one's number; those not heard of for FRESH_S seconds do not count.
+    """
+
+    EVERY, FRESH_S = 20, 120
+
+    def __init__(self, folder: Path, me: int, module: torch.nn.Module):
+        self.folder, self.me, self.module, self.steps = folder, me, module, 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @torch.no_grad()
+    def meet(self) -> None:
+        self.steps += 1
+        if self.steps % self.EVERY:
+            return
+        mine = self.module.state_dict()
+        part = self.folder / f"{self.me}.part"
+        torch.save(mine, part)
+        os.replace(part, self.folder / f"{self.me}.pt")
+        files = [f for f in self.folder.glob("*.pt") if f.stem != str(self.me)]
+        states = [torch.load(f, weights_only=True) for f in files if time.time() - f.stat().st_mtime < self.FRESH_S]
+        for name, value in mine.items():
+            if value.is_floating_point():
+                value.copy_(torch.stack([value, *(state[name].to(value) for state in states)]).mean(0))
 
 
 class Average:

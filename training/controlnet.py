@@ -57,7 +57,6 @@ def edges(pictures: torch.Tensor, rng) -> torch.Tensor:
 
 def train(options) -> None:
     device = pick_device(options)
-    torch.manual_seed(0)
     base = Base(options.base, device)
     if options.lora != "none":
         lora = need(Path(options.lora) if options.lora else options.base / "lcm-lora", "python training/distill.py")
@@ -70,6 +69,7 @@ def train(options) -> None:
     average = Average(controlnet, decay=0.99)
     checkpoint = options.data / f"controlnet-of-{options.base.resolve().name}.pt"
     run = Run(checkpoint, options.steps, {"model": controlnet, "optimizer": optimizer, "average": average})
+    torch.manual_seed(run.step)  # a resumed run draws what it has not seen
     pairs = Pairs(options.data, base.vae, device, seed=run.step + 2)
     trunk = Trunk(file_of(options.data, *TRUNK)).bfloat16().to(device)
     judge, means = PaintingLoss(base.vae, trunk, few=options.batch // 2, content_weight=0.8), Means()

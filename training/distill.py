@@ -110,13 +110,13 @@ class Distillation:
 
 def train(options) -> None:
     device = pick_device(options)
-    torch.manual_seed(0)
     base = Base(options.base, device)
     lora = TwinLora(base.unet, options.rank, options.decay)
     optimizer = torch.optim.AdamW(lora.online.values(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-3)
     out = options.out or options.base / "lcm-lora"
     checkpoint = options.data / f"{out.name}-of-{options.base.resolve().name}.pt"
     run = Run(checkpoint, options.steps, {"lora": lora, "optimizer": optimizer})
+    torch.manual_seed(run.step)  # a resumed run draws what it has not seen
     if options.images:
         pictures = Pictures(options.images, options.prompt, options.size or base.size, seed=run.step)
         scale, skip, guidance = 1.0, options.skip or 20, options.guidance or (3.0, 8.0)

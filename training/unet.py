@@ -8,11 +8,12 @@ names no style, has the photo itself as its target. The encoder stays, and so do
 learning, to paint from what the UNet predicts and still to give photos back.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
 from autoencoder import load_autoencoder, reconstruction_loss
-from common import Average, Means, Run, bf16, need, pick_device, stage_parser
+from common import Average, Means, Peers, Run, bf16, need, pick_device, stage_parser
 from data import TRUNK, file_of
 from diffusers import UNet2DConditionModel
 from painting import PaintingLoss
@@ -59,7 +60,6 @@ def photos_given_back(decoder, batch: Batch, scale: float, few: int = 3, side: i
 
 def train(options) -> None:
     device = pick_device(options)
-    torch.manual_seed(0)
     need(options.data / "autoencoder.pt", f"python training/autoencoder.py --data {options.data}")
     vae = load_autoencoder(options.data / "autoencoder.pt").to(device, memory_format=torch.channels_last)
     trunk = Trunk(file_of(options.data, *TRUNK)).bfloat16().to(device)
@@ -68,13 +68,20 @@ def train(options) -> None:
     decoder = vae.decoder.requires_grad_(True)
     model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text.encoder, "decoder": decoder}).to(device)
     path = options.data / "unet.pt"
+    if options.peer and path.exists():
+        path = options.data / f"unet.peer{options.peer}.pt"
+        if not path.exists():
+            shutil.copy2(options.data / "unet.pt", path)
     if options.start_from and not path.exists():
         start_from(model, options.start_from)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(model)
     run = Run(path, options.steps, {"model": model, "optimizer": optimizer, "average": average})
-    pairs = Pairs(options.data, vae, device, seed=run.step + 1)
+    seed = run.step + 100_000 * options.peer  # a resumed run draws what it has not seen
+    torch.manual_seed(seed)
+    pairs = Pairs(options.data, vae, device, seed)
     judge = PaintingLoss(vae, trunk, few=options.batch // 2)
+    peers = Peers(options.data / "peers", options.peer, model)
     abar, means = alphas_cumprod().to(device), Means()
     while not run.over:
         for group in optimizer.param_groups:
@@ -96,6 +103,7 @@ def train(options) -> None:
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        peers.meet()
         average.update(model)
         means.add(**losses)
         run.tick()
@@ -105,6 +113,7 @@ def train(options) -> None:
 def main() -> None:
     parser = stage_parser(__doc__, steps=2000, batch=8, lr=1e-3)
     parser.add_argument("--start-from", type=Path, help="an earlier unet.pt, of this or a similar shape")
+    parser.add_argument("--peer", type=int, default=0, help="number of a further process that trains along: 1, 2, ...")
     train(parser.parse_args())
 
 
