@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Average, Means, Run, averaged, bf16, pick_device, stage_parser
+from common import Average, Means, Run, averaged, bf16, command, pick_device, stage_parser
 from data import TRUNK, file_of, open_pairs
 from diffusers import AutoencoderTiny
 from perceptual import Trunk, perceptual_losses
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

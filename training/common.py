@@ -1,11 +1,13 @@
 """What every training stage shares: options, checkpoints that a run resumes from, averaged weights, refusals."""
 
 import argparse
+import errno
 import math
 import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,19 @@ def refuse(sentence: str) -> NoReturn:
     """Ends the command with one sentence on stderr and code 2."""
     print(sentence, file=sys.stderr)
     sys.exit(2)
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a stage's main; an interruption and a full disk end it with a sentence too."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        refuse("The disk is full: make room and run the same command again, it goes on from the last checkpoint.")
 
 
 def need(path: Path, command: str) -> Path:
@@ -76,8 +91,11 @@ class Run:
         self.step = 0
         if path.exists():
             saved = torch.load(path, map_location="cpu", weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(saved[name])
+            except (KeyError, RuntimeError, ValueError):
+                refuse(f"{path} was made with other options or by another stage: delete it or name another --data.")
             self.step = saved["step"]
             print(f"resumed {path} at step {self.step}", flush=True)
         else:

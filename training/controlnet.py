@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from bases import Base
-from common import Average, Means, Run, averaged, bf16, need, pick_device, stage_parser
+from common import Average, Means, Run, averaged, bf16, command, need, pick_device, stage_parser
 from data import TRUNK, file_of
 from diffusers import ControlNetModel
 from painting import PaintingLoss
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

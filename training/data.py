@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import need, need_space, refuse
+from common import command, need, need_space, refuse
 from styles import NAMES, Teacher, paint
 
 SIZE = 256
@@ -290,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

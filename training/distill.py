@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from bases import Base
-from common import Means, Run, bf16, need, pick_device, refuse, stage_parser
+from common import Means, Run, bf16, command, need, pick_device, refuse, stage_parser
 from data import TRUNK, file_of
 from lora import TwinLora
 from painting import PaintingLoss
@@ -170,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from autoencoder import load_autoencoder
-from common import averaged, need, need_space, refuse
+from common import averaged, command, need, need_space, refuse
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from prompts import make_text
 from unet import CONFIG
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

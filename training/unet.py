@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from autoencoder import load_autoencoder, reconstruction_loss
-from common import Average, Means, Peers, Run, bf16, need, pick_device, stage_parser
+from common import Average, Means, Peers, Run, bf16, command, need, pick_device, stage_parser
 from data import TRUNK, file_of
 from diffusers import UNet2DConditionModel
 from painting import PaintingLoss
@@ -118,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -129,3 +129,53 @@ def test_a_prompt_of_two_styles_is_trained_on_the_mean_of_both_paintings(tmp_pat
     Halves.config.scaling_factor = 4.0  # another encoder: the kept latents are not its own
     again = encode_all(Halves(), photos, tmp_path / "photos.pt", device)
     assert float(again[0].abs().mean()) > 1.5 * float(pairs.photo_latents[0].abs().mean())
+
+
+def test_a_checkpoint_of_other_options_is_refused(tmp_path, capsys):
+    from common import Run
+
+    run = Run(tmp_path / "run.pt", 10, {"layer": torch.nn.Linear(2, 2)})
+    run.save()
+    with pytest.raises(SystemExit):
+        Run(tmp_path / "run.pt", 10, {"layer": torch.nn.Linear(3, 3)})
+    assert "other options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"), [(KeyboardInterrupt(), 130, "goes on"), (OSError(28, ""), 2, "full")]
+)
+def test_interruptions_and_full_disks_end_with_a_sentence(capsys, error, code, says):
+    from common import command
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        command(main)
+    assert ended.value.code == code
+    assert says in capsys.readouterr().err
+
+
+def test_peers_meet_in_the_middle(tmp_path):
+    from common import Peers
+
+    layers = [torch.nn.Linear(2, 2) for _ in range(2)]
+    middle = (layers[0].weight.detach() + layers[1].weight.detach()) / 2
+    peers = [Peers(tmp_path, me, layer) for me, layer in enumerate(layers)]
+    for peer in peers:
+        peer.EVERY = 1
+        peer.meet()  # the first finds nobody yet, the second finds the first
+    assert torch.equal(layers[1].weight, middle)
+
+
+def test_the_report_is_markdown_tables():
+    from report import markdown, rounded
+
+    figures = {
+        "weights_mb": 24.01234,
+        "flicker": {"mean": 1.5},
+        "gram_error": {"base, 1 step": {"mean": 0.5, "ink": 0.25}},
+    }
+    text = markdown(rounded(figures))
+    assert "| weights mb | 24.012 |" in text
+    assert "| base, 1 step | 0.5 | 0.25 |" in text
