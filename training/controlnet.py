@@ -106,7 +106,7 @@ def train(options) -> None:
 
 
 def main() -> None:
-    parser = stage_parser(__doc__, steps=1500, batch=8, lr=5e-4)
+    parser = stage_parser(__doc__, steps=1500, batch=8, lr=2e-3)
     parser.add_argument("--base", type=Path, default=Path("models/mini"))
     parser.add_argument("--lora", default="", help="LoRA folder, BASE/lcm-lora without it; `none` for the plain base")
     parser.add_argument("--out", type=Path, help="folder of the ControlNet; BASE/controlnet-canny without it")

@@ -107,16 +107,20 @@ class Pairs:
         stack = torch.stack
         return Batch(stack(photo), stack(painting), list(prompts), stack(picture), stack(painted))
 
-    def timesteps(self, count: int, usual: tuple[int, ...] = USUAL_TIMESTEPS, last: int = 45) -> torch.Tensor:
-        """int64 [count] on LCM's grid of 50."""
+    def timesteps(
+        self, count: int, usual: tuple[int, ...] = USUAL_TIMESTEPS, often: float = 0.6, last: int = 45
+    ) -> torch.Tensor:
+        """int64 [count] on LCM's grid of 50: one of `usual` so `often`, else any up to the `last` point."""
         rng = self.rng
-        draws = (rng.choice(usual) if rng.random() < 0.6 else rng.randint(1, last) * 20 - 1 for _ in range(count))
+        draws = (rng.choice(usual) if rng.random() < often else rng.randint(1, last) * 20 - 1 for _ in range(count))
         return torch.tensor(list(draws))
 
-    def base_share(self, count: int) -> torch.Tensor:
-        """How much painting is in what is noised, [count, 1, 1, 1]: mostly none, as in a first step; all or some of it,
-        as in a second."""
-        shares = [self.rng.choices((0.0, 1.0, self.rng.random()), (0.6, 0.25, 0.15))[0] for _ in range(count)]
+    def base_share(self, count: int, chances: tuple[float, float, float] = (0.6, 0.25, 0.15)) -> torch.Tensor:
+        """How much painting is in what is noised, [count, 1, 1, 1].
+
+        chances: of none, as in a first step; of all and of some, as in a second.
+        """
+        shares = [self.rng.choices((0.0, 1.0, self.rng.random()), chances)[0] for _ in range(count)]
         return torch.tensor(shares).view(-1, 1, 1, 1)
 
 
