@@ -86,7 +86,8 @@ def test_diffusers_own_pipelines_load_it_unchanged(mini, frame):
     assert difference(ours, theirs) < 2  # ours may run in bfloat16
 
     net = ControlNetModel.from_pretrained(MINI / "controlnet-canny", dtype=torch.float32)
-    held = StableDiffusionControlNetImg2ImgPipeline.from_pipe(pipe, controlnet=net)
+    held = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(MINI, controlnet=net, local_files_only=True)
+    held.load_lora_weights(MINI / "lcm-lora")
     held.set_progress_bar_config(disable=True)
     edges = Image.new("RGB", (256, 256))
     out = held("pop art", picture, edges, generator=torch.Generator().manual_seed(0), **call).images[0]
