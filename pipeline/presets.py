@@ -10,6 +10,7 @@ from typing import Any
 from .settings import ControlNet, Controls, Lora, ModelSpec
 
 MINI = Path(__file__).resolve().parent.parent / "models" / "mini"
+LCM_LORA_MINI = Lora(str(MINI / "lcm-lora"), name="lcm")
 LCM_LORA_SD15 = Lora("latent-consistency/lcm-lora-sdv1-5", name="lcm")
 LCM_LORA_SDXL = Lora("latent-consistency/lcm-lora-sdxl", name="lcm")
 SDXL_BASE, TAESD, TAESDXL = "stabilityai/stable-diffusion-xl-base-1.0", "madebyollin/taesd", "madebyollin/taesdxl"
@@ -33,8 +34,23 @@ TABLE = MappingProxyType(
         "mini": Preset(
             "Bundled miniature: no download, no GPU",
             "two CPU cores",
-            ModelSpec(str(MINI), width=256, height=256),
+            ModelSpec(str(MINI), loras=(LCM_LORA_MINI,), width=256, height=256),
             {"prompt": "pop art", "strength": 0.5, "steps": 1},
+        ),
+        "mini-canny": Preset(
+            "The same, held to the camera's edges by ControlNet canny",
+            "two CPU cores",
+            ModelSpec(
+                str(MINI), loras=(LCM_LORA_MINI,), controlnet=str(MINI / "controlnet-canny"), width=256, height=256
+            ),
+            {
+                "prompt": "pop art",
+                "strength": 0.6,
+                "steps": 1,
+                "control_scale": 1.0,
+                "canny_low": 60,
+                "canny_high": 120,
+            },
         ),
         "sd15": Preset(
             "DreamShaper 7 with LCM-LoRA and TAESD, image to image",

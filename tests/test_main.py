@@ -87,5 +87,5 @@ def test_a_port_in_use(tmp_path):
 def test_models_lists_every_preset():
     result = run("models")
     assert result.returncode == 0
-    for name in ("mini", "sd15", "sd15-canny", "lcm-dreamshaper"):
+    for name in ("mini", "mini-canny", "sd15", "sd15-canny", "lcm-dreamshaper"):
         assert name in result.stdout

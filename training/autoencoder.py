@@ -1,16 +1,17 @@
 """Stage 1: the autoencoder, an AutoencoderTiny with 16 latent channels at f = 8.
 
-python training/autoencoder.py --data DIR --out DIR/autoencoder.pt --minutes 17
+python training/autoencoder.py --data DIR
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Average, Run, averaged
+from common import Average, Means, Run, averaged, bf16, command, pick_device, stage_parser
+from data import TRUNK, file_of, open_pairs
 from diffusers import AutoencoderTiny
+from perceptual import Trunk, perceptual_losses
 
 CONFIG = dict(
     encoder_block_out_channels=(32, 32, 32, 32),
@@ -51,11 +52,10 @@ class Scaling:
         self.factor = state["factor"]
 
 
-def crops(pools: list[np.ndarray], weights: list[float], count: int, side: int, rng) -> torch.Tensor:
+def crops(pool: np.ndarray, count: int, side: int, rng) -> torch.Tensor:
     """[count, 3, side, side] in -1..1: random crops, flips, and channel orders (all colours must be equal to us)."""
     batch = np.empty((count, side, side, 3), np.uint8)
     for i in range(count):
-        pool = pools[rng.choice(len(pools), p=weights)]
         picture = pool[rng.integers(len(pool))]
         y, x = rng.integers(0, picture.shape[0] - side + 1, 2)
         patch = picture[y : y + side, x : x + side]
@@ -69,69 +69,64 @@ def reconstruction_loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor
     loss = difference.abs().mean() + difference.square().mean()
     for axis in (2, 3):
         loss = loss + 0.5 * torch.diff(difference, dim=axis).abs().mean()
-    chroma = torch.einsum("kc,bchw->bkhw", CHROMA, difference)
+    chroma = torch.einsum("kc,bchw->bkhw", CHROMA.to(difference), difference)
     for factor in (1, 4):
         loss = loss + 2 * F.avg_pool2d(chroma, factor).abs().mean()
     return loss + F.avg_pool2d(difference, 8).abs().mean()
 
 
-def train(options: argparse.Namespace) -> None:
-    torch.manual_seed(0)
-    rng = np.random.default_rng()
-    photos = np.load(options.data / "photos.npy")
-    pools, weights = [photos], [1.0]
-    if (options.data / "paintings.npy").exists():
-        paintings = np.load(options.data / "paintings.npy", mmap_mode="r")
-        painted = (np.load(options.data / "styles.npy") >= 0).all(axis=1)
-        pools.append(paintings[painted].reshape(-1, *photos.shape[1:]))
-        weights = [0.5, 0.5]
+def train(options) -> None:
+    device = pick_device(options)
+    rng = np.random.default_rng()  # a resumed run draws what it has not seen
+    photos, paintings, _ = open_pairs(options.data)
+    paintings = paintings.reshape(-1, *photos.shape[1:])
+    trunk = Trunk(file_of(options.data, *TRUNK)).bfloat16().to(device)
 
-    vae = AutoencoderTiny(**CONFIG).to(memory_format=torch.channels_last)
+    vae = AutoencoderTiny(**CONFIG).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     average, scaling = Average(vae), Scaling()
     parts = {"vae": vae, "optimizer": optimizer, "average": average, "scaling": scaling}
-    run = Run(options.out, options.minutes, parts)
-    running = True
-    while running:
+    run, means, half = Run(options.data / "autoencoder.pt", options.steps, parts), Means(), options.batch // 2
+    if options.decoder_only:
+        vae.encoder.load_state_dict({k[8:]: v for k, v in average.weights.items() if k.startswith("encoder.")})
+        vae.encoder.requires_grad_(False)
+    while not run.over:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate(options.lr)
-        x = crops(pools, weights, options.batch, options.side, rng).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        x = torch.cat([crops(pool, half, options.side, rng) for pool in (photos, paintings)])
+        x = x.to(device, memory_format=torch.channels_last)
+        with bf16(device):
             latents = vae.encoder(x)
-            scaling.update(latents.detach())
+            if not options.decoder_only:
+                scaling.update(latents.detach())
             # The denoiser never returns the exact latents: the decoder learns to live with that.
-            noise = torch.rand(len(x), 1, 1, 1) * 0.12 / scaling.factor
+            noise = torch.rand(len(x), 1, 1, 1, device=device) * 0.12 / scaling.factor
             out = vae.decoder(latents + torch.randn_like(latents) * noise)
+            # A photo should come back exactly, a painting with all of its strokes, be they a little elsewhere.
+            style, content = perceptual_losses(trunk, out[half:], x[half:])
         loss = reconstruction_loss(out.float(), x) + 1e-4 * latents.float().square().mean()
+        loss = loss + options.style_weight * style + options.content_weight * content
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(vae)
-        if run.step % 200 == 0:
-            psnr = -10 * torch.log10((out.float() - x).clamp(-2, 2).square().mean() / 4)
-            print(
-                f"step {run.step} {run.spent_s / 60:.1f} min loss {float(loss.detach()):.4f} "
-                f"PSNR {float(psnr):.2f} scaling {scaling.factor:.3f}",
-                flush=True,
-            )
-        running = run.tick()
+        error = (out.float() - x)[:half].clamp(-2, 2).square().mean((1, 2, 3)) / 4
+        means.add(loss=loss, photo_db=-10 * error.log10().mean(), gram=style)
+        run.tick()
+        run.tell(means)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("training/data"))
-    parser.add_argument("--out", type=Path, default=Path("training/data/autoencoder.pt"))
-    parser.add_argument("--minutes", type=float, default=17)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=8, help="small: many steps matter more than calm ones")
+    parser = stage_parser(__doc__, steps=8000, batch=8, lr=2e-3)
     parser.add_argument("--side", type=int, default=96, help="pixels of a crop")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    train(options)
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="keep the latents: a UNet trained on them stays valid"
+    )
+    parser.add_argument("--style-weight", type=float, default=0.25)
+    parser.add_argument("--content-weight", type=float, default=0.15)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

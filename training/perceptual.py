@@ -55,9 +55,10 @@ def gram(features: torch.Tensor) -> torch.Tensor:
 
 
 def gram_error(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Relative distance of two Gram matrices, [N]: |A - B|^2 / |B|^2."""
+    """Relative distance of two Gram matrices, [N]: |A - B| / |B| (Frobenius). 0 is equal, 1 is as far as black."""
     a, b = gram(out), gram(target)
-    return (a - b).square().sum((1, 2)) / b.square().sum((1, 2)).clamp_min(1e-6)
+    squared = (a - b).square().sum((1, 2)) / b.square().sum((1, 2)).clamp_min(1e-6)
+    return (squared + 1e-6).sqrt()
 
 
 def perceptual_losses(trunk: Trunk, out: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +67,6 @@ def perceptual_losses(trunk: Trunk, out: torch.Tensor, target: torch.Tensor) -> 
         wanted = trunk(target)
     style, content = 0.0, 0.0
     for a, b in zip(trunk(out), wanted, strict=True):
-        style = style + gram_error(a, b).clamp_max(4).mean()
+        style = style + gram_error(a, b).clamp_max(2).mean()
         content = content + (a - b).abs().float().mean() / b.abs().float().mean()
     return style / len(wanted), content / len(wanted)

