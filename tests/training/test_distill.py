@@ -29,7 +29,7 @@ def distilled(stage, base, pictures, tmp_path):
     def train(steps: int) -> None:
         options = ["--base", base, "--images", pictures, "--out", out, "--data", tmp_path, "--rank", 4]
         stage(
-            "distill", *options, "--steps", steps, "--batch", 2, "--size", 64, "--lr", 0.5, "--decay", 0, "--threads", 1
+            "distill", *options, "--steps", steps, "--batch", 2, "--size", 64, "--lr", 0.02, "--decay", 0, "--threads", 1
         )
 
     train(2)
