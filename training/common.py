@@ -57,13 +57,16 @@ def stage_parser(description: str, steps: int, batch: int, lr: float) -> argpars
     parser.add_argument("--steps", type=int, default=steps, help="length of the run and of its learning rate's curve")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16: faster on processors that lack it")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 2, 8))
     return parser
 
 
 def pick_device(options: argparse.Namespace) -> torch.device:
-    """The device asked for; `auto` is CUDA where there is one. Also sets the threads of the CPU."""
+    """The device asked for; `auto` is CUDA where there is one. Also sets threads and precision."""
+    global _float32
+    _float32 = options.float32
     torch.set_num_threads(options.threads)
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,9 +75,12 @@ def pick_device(options: argparse.Namespace) -> torch.device:
     return torch.device(options.device)
 
 
-def bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """Convolutions and matrix products in bfloat16, weights in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def bf16(device: torch.device) -> torch.autocast:
+    """Convolutions and matrix products in bfloat16, weights in float32; all in float32 after --float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=not _float32)
+
+
+_float32 = False
 
 
 class Run:

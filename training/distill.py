@@ -145,7 +145,10 @@ def train(options) -> None:
             losses = judge(x0, batch.latents_at(share), batch.picture_at(share), pairs.rng)
             losses = {"consistency": options.consistency_weight * loss, **losses}
         optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        loss = sum(losses.values())
+        if not torch.isfinite(loss):
+            refuse(f"The loss is no number after step {run.step}: delete {checkpoint} and give a smaller --lr.")
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(lora.online.values(), 1.0)
         optimizer.step()
         lora.follow()

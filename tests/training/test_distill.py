@@ -27,10 +27,8 @@ def distilled(stage, base, pictures, tmp_path):
     out = tmp_path / "my-lora"
 
     def train(steps: int) -> None:
-        options = ["--base", base, "--images", pictures, "--out", out, "--data", tmp_path, "--rank", 4]
-        stage(
-            "distill", *options, "--steps", steps, "--batch", 2, "--size", 64, "--lr", 0.05, "--decay", 0, "--threads", 1
-        )
+        options = ["--base", base, "--images", pictures, "--out", out, "--data", tmp_path, "--float32", "--rank", 4]
+        stage("distill", *options, "--steps", steps, "--batch", 2, "--size", 64, "--lr", 0.02, "--decay", 0)
 
     train(2)
     return out, train
