@@ -158,7 +158,7 @@ def test_what_this_model_refuses_of_a_picture_is_said_and_the_rest_is_taken(serv
     settings = {"version": 1, "model": "sd15", "controls": {**made, "sparkle": 3, "__proto__": 1}}
     (tmp_path / "other.png").write_bytes(snapshots.write(np.zeros((8, 8, 3), np.uint8), settings))
     drop(page, tmp_path / "other.png", "image/png")
-    expect(page.locator("#status")).to_contain_text("oil", timeout=PATIENCE_MS)
+    expect(page.locator("#lora_weights-error")).to_contain_text("oil", timeout=PATIENCE_MS)
     until_told(page, f"{server.url}/api/streams/other-model/controls", lambda values: values["seed"] == 5)
     expect(page.locator("#prompt")).to_have_value("ink")
     page.errors.clear()  # the browser notes every refused request
