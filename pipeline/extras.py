@@ -24,13 +24,13 @@ class Scene:
     """What an extra may look at, for B frames.
 
     picture: [B, 3, H, W] in [-1, 1], the source; grey where there is none (text-to-image). mask: [B, 1, H, W], 1 where
-    to repaint. control: uint8 [B, 3, H, W], the frames to annotate, None where there are none. scale: [B, 1, 1, 1],
-    the control's weight. encode: picture -> latents [B, C, h, w].
+    to repaint, None for all of it. control: uint8 [B, 3, H, W], the frames to annotate, None where there are none.
+    scale: [B, 1, 1, 1], the control's weight. encode: picture -> latents [B, C, h, w].
     """
 
     controls: Sequence[Controls]
     picture: Tensor
-    mask: Tensor
+    mask: Tensor | None
     control: Tensor | None
     scale: Tensor | None
     encode: Callable[[Tensor], Tensor]
@@ -58,7 +58,6 @@ class Extra(nn.Module):
     """count: how many conditions it brings."""
 
     count: int
-    annotator: str | None = None  # which control image it looks at
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
         """Its conditions for a batch, each [B, ...]."""
@@ -121,9 +120,21 @@ class InpaintingExtra(Extra):
 
     count = 2
 
+    def __init__(self):
+        super().__init__()
+        self._everything: tuple[torch.Size, tuple[Tensor, ...]] | None = None
+
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
-        outside = scene.encode(scene.picture * (scene.mask < 0.5))
-        return F.interpolate(scene.mask, outside.shape[2:]), outside
+        if scene.mask is not None:
+            return self._conditions(scene, scene.mask)
+        # The same for every frame of a size: encoded once.
+        if self._everything is None or self._everything[0] != scene.picture.shape:
+            self._everything = scene.picture.shape, self._conditions(scene, torch.ones_like(scene.picture[:, :1]))
+        return self._everything[1]
+
+    def _conditions(self, scene: Scene, mask: Tensor) -> tuple[Tensor, ...]:
+        outside = scene.encode(scene.picture * (mask < 0.5))
+        return F.interpolate(mask, outside.shape[2:]), outside
 
     def widen(self, x: Tensor, mask: Tensor, outside: Tensor) -> Tensor:
         return torch.cat([x, mask.to(x.dtype), outside.to(x.dtype)], dim=1)

@@ -284,8 +284,7 @@ class Stylizer:
             self._apply_loras(controls[0])
         keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
         recipe = Recipe.join([self._recipe(*key) for key in keys])
-        everything = picture.new_ones((len(picture), 1, *picture.shape[2:])) if mask is None else mask
-        scene = Scene(controls, picture, everything, control, recipe.control_scale, self.encode)
+        scene = Scene(controls, picture, mask, control, recipe.control_scale, self.encode)
         conditions = [tensor for extra in self.components.extras for tensor in extra.prepare(scene)]
         embeds, pooled = torch.cat(recipe.embeds), torch.cat(recipe.pooled) if recipe.pooled else None
         # An inpainting UNet sees what to keep; any other has it put back after every step.
