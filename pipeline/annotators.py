@@ -6,7 +6,7 @@ def depth(pixels, controls): ...
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,12 @@ def annotator(name: str) -> Callable[[Annotator], Annotator]:
         return function
 
     return register
+
+
+def annotate(name: str, frames: Tensor, controls: Sequence[Controls], dtype: torch.dtype) -> Tensor:
+    """uint8 [B, 3, h, w] and the controls of each frame -> [B, 3, h, w] in [0, 1], channels-last."""
+    images = [ANNOTATORS[name](frame, own) for frame, own in zip(frames, controls, strict=True)]
+    return torch.stack(images).to(dtype, memory_format=torch.channels_last)
 
 
 @annotator("canny")

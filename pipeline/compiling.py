@@ -34,7 +34,7 @@ from .stylizer import Stylizer
 PARTS = ("encode", "denoise", "decode")
 MANIFEST = "manifest.json"
 # What the generated code is made from, besides diffusers' own modules.
-EXPORTED_SOURCES = ("extras.py", "denoiser.py", "stylizer.py", "compiling.py")
+EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "compiling.py")
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +163,8 @@ def signature(args: tuple[Tensor | None, ...]) -> tuple:
 
 def build(stylizer: Stylizer, folder: Path) -> None:
     """Export and compile every part of a stylizer for every signature it can be called with, into `folder`."""
-    recorders = {name: _Recorder(getattr(stylizer, name)) for name in PARTS}
-    for name, recorder in recorders.items():
-        setattr(stylizer, name, recorder)
+    recorders = {name: _Recorder(getattr(stylizer.painter, name)) for name in PARTS}
+    stylizer.use(**recorders)
     frame = torch.zeros((1, stylizer.spec.height, stylizer.spec.width, 3), dtype=torch.uint8)
     for guidance in (1.0, 2.0):  # without and with CFG; a full LCM takes both in one signature
         stylizer(frame, Controls(steps=1, guidance=guidance))
@@ -209,7 +208,7 @@ def _plain(arg: Tensor | None) -> Tensor | None:
 
 def adopt(stylizer: Stylizer, folder: Path) -> None:
     """Load the packages, bind this stylizer's own weights to them, warm them up, swap them in."""
-    modules = {name: getattr(stylizer, name) for name in PARTS}
+    modules = {name: getattr(stylizer.painter, name) for name in PARTS}
     runners: dict[str, dict[tuple, Callable]] = {name: {} for name in PARTS}
     for entry in json.loads((folder / MANIFEST).read_text()):
         name, module = entry["part"], modules[entry["part"]]
@@ -228,8 +227,7 @@ def adopt(stylizer: Stylizer, folder: Path) -> None:
         runners[name][signature(example)] = runner
     if stylizer.device.type == "cuda":
         torch.cuda.synchronize(stylizer.device)
-    for name in PARTS:
-        setattr(stylizer, name, Compiled(modules[name], runners[name]))
+    stylizer.use(**{name: Compiled(modules[name], runners[name]) for name in PARTS})
 
 
 def _zeros(layout: tuple | None, device: torch.device) -> Tensor | None:
@@ -260,7 +258,7 @@ def _main() -> None:
     device = torch.device(order["device"])
     spec = ModelSpec(**order["spec"])
     components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)
-    build(Stylizer(spec, components), Path(order["folder"]))
+    build(Stylizer(spec, components, graphs=False), Path(order["folder"]))
 
 
 if __name__ == "__main__":

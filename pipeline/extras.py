@@ -6,7 +6,7 @@ UNet's input and add keyword arguments. What several of them add is summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,32 +15,21 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel, T2IAdapter
 from torch import Tensor, nn
 
-from .annotators import ANNOTATORS
-from .settings import Controls
-
 
 @dataclass(frozen=True)
 class Scene:
     """What an extra may look at, for B frames.
 
     picture: [B, 3, H, W] in [-1, 1], the source; grey where there is none (text-to-image). mask: [B, 1, H, W], 1 where
-    to repaint, None for all of it. control: uint8 [B, 3, H, W], the frames to annotate, None where there are none.
-    scale: [B, 1, 1, 1], the control's weight. encode: picture -> latents [B, C, h, w].
+    to repaint, None for all of it. images: annotator -> [B, 3, H, W] in [0, 1]. scale: [B, 1, 1, 1], the control's
+    weight. encode: picture -> latents [B, C, h, w].
     """
 
-    controls: Sequence[Controls]
     picture: Tensor
     mask: Tensor | None
-    control: Tensor | None
+    images: Mapping[str, Tensor]
     scale: Tensor | None
     encode: Callable[[Tensor], Tensor]
-
-    def annotated(self, name: str) -> Tensor:
-        """[B, 3, h, w] in [0, 1]."""
-        if self.control is None:
-            raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
-        images = [ANNOTATORS[name](frame, own) for frame, own in zip(self.control, self.controls, strict=True)]
-        return torch.stack(images).to(self.picture.dtype, memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class ControlNetExtra(Extra):
         self.controlnet, self.annotator, self.weight = controlnet, annotator, weight
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
-        return scene.annotated(self.annotator), scene.scale * self.weight
+        return scene.images[self.annotator], scene.scale * self.weight
 
     def forward(self, call: Call, image: Tensor, scale: Tensor) -> dict[str, Any]:
         down, middle = self.controlnet(
@@ -106,7 +95,7 @@ class AdapterExtra(Extra):
         self.count = len(adapter.adapter.body)
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
-        image = scene.annotated(self.annotator)
+        image = scene.images[self.annotator]
         if self.adapter.config.in_channels == 1:
             image = image[:, :1]
         return tuple(feature * scene.scale for feature in self.adapter(image))
@@ -122,15 +111,16 @@ class InpaintingExtra(Extra):
 
     def __init__(self):
         super().__init__()
-        self._everything: tuple[torch.Size, tuple[Tensor, ...]] | None = None
+        self._everything: dict[torch.Size, tuple[Tensor, ...]] = {}
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
         if scene.mask is not None:
             return self._conditions(scene, scene.mask)
-        # The same for every frame of a size: encoded once.
-        if self._everything is None or self._everything[0] != scene.picture.shape:
-            self._everything = scene.picture.shape, self._conditions(scene, torch.ones_like(scene.picture[:, :1]))
-        return self._everything[1]
+        # The same for every frame: encoded once, and kept, since CUDA graphs remember where it lies.
+        shape = scene.picture.shape
+        if shape not in self._everything:
+            self._everything[shape] = self._conditions(scene, torch.ones_like(scene.picture[:, :1]))
+        return self._everything[shape]
 
     def _conditions(self, scene: Scene, mask: Tensor) -> tuple[Tensor, ...]:
         outside = scene.encode(scene.picture * (mask < 0.5))

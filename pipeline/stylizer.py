@@ -2,113 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from . import animation, color, lcm
+from .annotators import annotate
 from .denoiser import Denoiser
-from .extras import Scene
+from .graphs import Graphs
 from .loading import Components
+from .painter import Decoder, Encoder, Order, Painter, Recipe
 from .prompts import PromptEncoder
 from .settings import Controls, ModelSpec
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
 
-class Encoder(torch.nn.Module):
-    """Picture [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w]."""
-
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, picture: Tensor) -> Tensor:
-        encoded = self.vae.encode(picture.to(self.vae.dtype))
-        # An AutoencoderKL's mode, not a sample: a fresh draw each frame flickers.
-        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        return latents.float() * self.vae.config.scaling_factor
-
-
-class Decoder(torch.nn.Module):
-    """Scaled latents, float32 [B, C, h, w] -> picture [B, 3, H, W], about [-1, 1]."""
-
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype, memory_format=torch.channels_last)
-        return self.vae.decode(latents, return_dict=False)[0]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Controls as tensors on the device: made when a control changes, read for every frame.
-
-    The leading dimension is 1, or B where the recipes of B frames have been joined.
-    """
-
-    timesteps: tuple[Tensor, ...]  # per step, int64 [1]
-    rows: tuple[Tensor, ...]  # per step, float32 [1, 4]: pipeline.lcm.table
-    noise: tuple[Tensor, ...]  # per step, float32 [1, C, h, w]
-    embeds: tuple[Tensor, ...]  # (prompt,) or with CFG (negative prompt, prompt): [1, tokens, width]
-    pooled: tuple[Tensor, ...]  # the same of the pooled text, [1, width]; () where the family has none
-    time_ids: Tensor | None  # [1, 6], with the pooled text
-    guidance: Tensor | None  # float32 [1, 1, 1, 1]
-    timestep_cond: Tensor | None  # [1, 256]
-    control_scale: Tensor | None  # [1, 1, 1, 1]
-
-    def for_batch(self, size: int) -> Recipe:
-        def expand(part):
-            if isinstance(part, tuple):
-                return tuple(expand(tensor) for tensor in part)
-            return None if part is None else part.expand(size, *part.shape[1:])
-
-        return Recipe(*(expand(part) for part in vars(self).values()))
-
-    @staticmethod
-    def join(recipes: Sequence[Recipe]) -> Recipe:
-        """One recipe for a batch; all must have equal steps and guidance kinds (Stylizer.shape_key)."""
-        if all(recipe is recipes[0] for recipe in recipes):
-            return recipes[0].for_batch(len(recipes))
-
-        def cat(parts):
-            if isinstance(parts[0], tuple):
-                return tuple(cat(column) for column in zip(*parts, strict=True))
-            return None if parts[0] is None else torch.cat(parts)
-
-        return Recipe(*(cat(column) for column in zip(*(vars(r).values() for r in recipes), strict=True)))
-
-
 class Stylizer:
-    """Frames in, stylized frames out.
+    """Frames in, stylized frames out: it checks what is asked, turns controls into tensors, and has them painted.
 
-    The three parts (`encode`, `denoise`, `decode`) are plain callables on tensors; compiled ones take their place
-    while frames flow (pipeline.compiling).
+    graphs: record each shape of work as a CUDA graph; None where there is CUDA.
     """
 
     max_batch = 1
 
-    def __init__(self, spec: ModelSpec, parts: Components):
+    def __init__(self, spec: ModelSpec, parts: Components, graphs: bool | None = None):
         self.spec = spec
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
-        self.encode = Encoder(parts.vae)
-        self.denoise = Denoiser(parts.unet, parts.extras)
-        self.decode = Decoder(parts.vae)
+        self.graphs = self.device.type == "cuda" if graphs is None else graphs
+        self.use(Encoder(parts.vae), Denoiser(parts.unet, parts.extras), Decoder(parts.vae))
         self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders)
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
             factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
         self.latent_shape = (parts.vae.config.latent_channels, spec.height // factor, spec.width // factor)
         self._recipe = lru_cache(64)(self._make_recipe)
+        self._recipe_of_batch = lru_cache(16)(lambda *keys: Recipe.join([self._recipe(*key) for key in keys]))
+
+    def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
+        """Paint with these parts from the next batch on: modules, or compiled code. Any thread may call it."""
+        parts, spec = self.components, self.spec
+        self.painter = Painter(
+            encode,
+            denoise,
+            decode,
+            extras=parts.extras,
+            keeps_source=not parts.inpaints,
+            size=(spec.height, spec.width),
+            dtype=parts.dtype,
+        )
+        self._paint = Graphs(self.painter) if self.graphs else self.painter
 
     @property
     def guidance_embedding_dim(self) -> int | None:
@@ -199,9 +147,7 @@ class Stylizer:
         self.check(controls)
         each = [controls.model_copy(update={"seed": (controls.seed + i) % 2**32}) for i in range(count)]
         control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
-        grey = torch.zeros((count, 3, self.spec.height, self.spec.width), device=self.device, dtype=self.dtype)
-        x0 = torch.zeros((count, *self.latent_shape), device=self.device)
-        return self._paint(grey, x0, each, None, control, from_noise=[True] * count).cpu().numpy()
+        return self._painted(None, each, None, control, from_noise=[True] * count).cpu().numpy()
 
     def _refuse_motion(self) -> None:
         if self.spec.motion is not None:
@@ -226,7 +172,7 @@ class Stylizer:
             if self.shape_key(controls) == "source":
                 return pixels.permute(0, 2, 3, 1).cpu().numpy()
             count = len(pixels)
-            parts = [self.encode(color.to_model(part, self.dtype)) for part in pixels.split(CLIP_CHUNK)]
+            parts = [self.painter.encode(color.to_model(part, self.dtype)) for part in pixels.split(CLIP_CHUNK)]
             source = torch.cat(parts).transpose(0, 1)[None]
         recipe = self._recipe(*self._recipe_key(controls, frames is None))
         noise = animation.draw_noise(controls.seed, controls.steps, self.latent_shape, count, from_noise=frames is None)
@@ -234,10 +180,12 @@ class Stylizer:
 
         def call(step: int, x: Tensor) -> Tensor:
             each = embeds.repeat_interleave(x.shape[2], dim=0)
-            return self.denoise(x.to(self.dtype), recipe.timesteps[step], each, recipe.guidance, recipe.timestep_cond)
+            return self.painter.denoise(
+                x.to(self.dtype), recipe.timesteps[step], each, recipe.guidance, recipe.timestep_cond
+            )
 
         x = animation.denoise(source, [draw.to(self.device) for draw in noise], recipe.rows, call)
-        shown = [color.to_frames(self.decode(part)).cpu() for part in x[0].transpose(0, 1).split(CLIP_CHUNK)]
+        shown = [color.to_frames(self.painter.decode(part)).cpu() for part in x[0].transpose(0, 1).split(CLIP_CHUNK)]
         return torch.cat(shown).numpy()
 
     def _fitted(self, name: str, frames, count: int | None = None) -> Tensor:
@@ -264,57 +212,34 @@ class Stylizer:
     def _stylize(self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor) -> Tensor:
         if self.shape_key(controls[0]) == "source":
             return pixels.permute(0, 2, 3, 1).contiguous()
-        picture = color.to_model(pixels, self.dtype)
         # An inpainting pipeline at full strength starts from noise alone; image to image never does.
         from_noise = [mask is not None and one.strength == 1 for one in controls]
-        return self._paint(picture, self.encode(picture), controls, mask, control, from_noise=from_noise)
+        return self._painted(pixels, controls, mask, control, from_noise=from_noise)
 
-    def _paint(
+    def _painted(
         self,
-        picture: Tensor,
-        source: Tensor,
+        pixels: Tensor | None,
         controls: list[Controls],
         mask: Tensor | None,
         control: Tensor | None,
         *,
         from_noise: Sequence[bool],
     ) -> Tensor:
-        """picture: [B, 3, H, W] in [-1, 1] and its latents `source`; mask: [B, 1, H, W] or None for all of it."""
+        """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]; returns uint8 [B, H, W, 3]."""
         if self.components.loras:
             self._apply_loras(controls[0])
+        if control is None and self.spec.annotators:
+            raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
+        images = {name: annotate(name, control, controls, self.dtype) for name in self.spec.annotators}
         keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
-        recipe = Recipe.join([self._recipe(*key) for key in keys])
-        scene = Scene(controls, picture, mask, control, recipe.control_scale, self.encode)
-        conditions = [tensor for extra in self.components.extras for tensor in extra.prepare(scene)]
-        embeds, pooled = torch.cat(recipe.embeds), torch.cat(recipe.pooled) if recipe.pooled else None
-        # An inpainting UNet sees what to keep; any other has it put back after every step.
-        kept = None if mask is None or self.components.inpaints else 1 - F.interpolate(mask, source.shape[2:]).float()
-
-        x = source
-        for t, row, noise in zip(recipe.timesteps, recipe.rows, recipe.noise, strict=True):
-            x = lcm.noised(x, noise, row)
-            if kept is not None:
-                x = torch.lerp(x, lcm.noised(source, recipe.noise[0], row), kept)
-            out = self.denoise(
-                x.to(self.dtype, memory_format=torch.channels_last),
-                t,
-                embeds,
-                recipe.guidance,
-                recipe.timestep_cond,
-                pooled,
-                recipe.time_ids,
-                *conditions,
-            )
-            x = lcm.denoised(x, out, row)
-        if kept is not None:
-            x = torch.lerp(x, source, kept)
-        return color.to_frames(self.decode(x))
+        return self._paint(Order(self._recipe_of_batch(*keys), pixels, mask, images))
 
     def _apply_loras(self, controls: Controls) -> None:
         loras = self.components.loras
         if loras.apply(self._lora_weights(controls)) and loras.touch_prompts:
             self.prompts.forget()
             self._recipe.cache_clear()
+            self._recipe_of_batch.cache_clear()
 
     def _lora_weights(self, controls: Controls) -> dict[str, float]:
         loaded = {lora.name: lora.weight for lora in self.spec.loras}

@@ -21,7 +21,9 @@ from torch._dynamo.testing import CompileCounter
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
 from pipeline.annotators import ANNOTATORS
+from pipeline.graphs import Graphs
 from tests import tiny
+from tests.pipeline.test_graphs import Recorder
 
 PROMPT, NEGATIVE = "an oil painting of a cat", "blurry, grey"
 SEED = 7
@@ -304,7 +306,8 @@ def test_no_control_compiles_anything_anew(name, monkeypatch):
     frames, mask, stylizer = pictures(*SIZES[0]), masks(*SIZES[0]), ours(name, SIZES[0])
     counter = CompileCounter()
     torch._dynamo.reset()
-    monkeypatch.setattr(stylizer, "denoise", torch.compile(stylizer.denoise, backend=counter, dynamic=False))
+    painter = stylizer.painter
+    monkeypatch.setattr(painter, "denoise", torch.compile(painter.denoise, backend=counter, dynamic=False))
     of_a_mask = {"mask": mask} if SYSTEMS[name].task == "mask" else {}
     compiled = []
     for guidance in (1.0, 1.5):  # CFG doubles the batch: the one difference in shape
@@ -317,6 +320,21 @@ def test_no_control_compiles_anything_anew(name, monkeypatch):
             compiled.append(counter.frame_count)
     assert compiled[0] > 0
     assert compiled == [compiled[0]] * 9 + [2 * compiled[0]] * 9
+
+
+@pytest.mark.parametrize("name", ["inpainting UNet", "T2I-Adapter, SDXL"])
+def test_a_recorded_frame_replays(name, monkeypatch):
+    """As tests/pipeline/test_graphs.py, for other systems than SD1.5 with a ControlNet."""
+    stylizer, recorder = ours(name, SIZES[0]), Recorder()
+    plain, recorded = stylizer.painter, Graphs(stylizer.painter, recorder)
+    frames = pictures(*SIZES[0])
+    changes = [Controls(prompt=PROMPT), Controls(prompt=PROMPT), Controls(prompt="another", seed=3, strength=0.8)]
+    for controls in [*changes, Controls(seed=4, guidance=1.0)]:
+        monkeypatch.setattr(stylizer, "_paint", plain)
+        expected = stylizer(frames, controls)
+        monkeypatch.setattr(stylizer, "_paint", recorded)
+        assert np.array_equal(stylizer(frames, controls), expected)
+    assert recorder.count == 1
 
 
 def test_settings_without_effect_are_named():

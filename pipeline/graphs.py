@@ -1,0 +1,129 @@
+"""Replay instead of launch: one CUDA graph for a whole batch, from uint8 pixels to uint8 pictures.
+
+Launching the thousand kernels of a frame from Python takes longer than a GPU needs for them. A graph is recorded once
+for each shape of order, on buffers that stay where they are; then a frame is a few copies into these buffers and one
+launch. Whatever a viewer turns live (prompt, strength, seed, guidance, LoRA weights) is the contents of tensors, so it
+records nothing anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Replay = tuple[Callable[[], object], Tensor]  # what runs it again, and where the result then lies
+FIRST_RUNS = 2  # run as they are: kernels are chosen and libraries warm up, and a passing shape is not worth a graph
+MOST_GRAPHS = 16  # the one that was not used for longest makes room
+
+
+def record_on_cuda(work: Callable[[], Tensor], pool: Any = None) -> Replay:
+    """Record `work` on the current device. Nothing is computed until the first replay."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        out = work()
+    return graph.replay, out
+
+
+class Graphs:
+    """paint(order) -> Tensor, recorded for every structure of `order` (nested dataclasses, tuples, mappings, tensors).
+
+    record(work) -> Replay. Results are the caller's own. One thread calls it.
+    """
+
+    def __init__(self, paint: Callable[[Any], Tensor], record: Callable[[Callable[[], Tensor]], Replay] | None = None):
+        self._paint = paint
+        self._record = record or _record_in_one_pool()
+        self._known: OrderedDict[Hashable, int | Recording] = OrderedDict()
+
+    @torch.inference_mode()
+    def __call__(self, order: Any) -> Tensor:
+        key = structure(order)
+        known = self._known.pop(key, 0)
+        if isinstance(known, int):
+            known = self._next(known, order)
+        self._known[key] = known
+        if len(self._known) > MOST_GRAPHS:
+            self._known.popitem(last=False)
+        return known(order) if isinstance(known, Recording) else self._paint(order)
+
+    def _next(self, runs: int, order: Any) -> int | Recording:
+        if runs != FIRST_RUNS:
+            return runs + 1
+        try:
+            return Recording(self._paint, order, self._record)
+        except RuntimeError as error:
+            log.warning("This work cannot be recorded as a CUDA graph, it goes on without: %s", error)
+            return runs + 1  # past the number that is tried at
+
+
+class Recording:
+    """Work on buffers of its own."""
+
+    def __init__(self, paint: Callable[[Any], Tensor], order: Any, record: Callable[[Callable[[], Tensor]], Replay]):
+        self._given = list(leaves(order))
+        self._buffers = [tensor.clone() for tensor in self._given]
+        fixed = rebuilt(order, iter(self._buffers))
+        self._replay, self._out = record(lambda: paint(fixed))
+
+    def __call__(self, order: Any) -> Tensor:
+        given = list(leaves(order))
+        for buffer, new, last in zip(self._buffers, given, self._given, strict=True):
+            if new is not last:  # a recipe's tensors stay the same until a control changes
+                buffer.copy_(new, non_blocking=True)
+        self._given = given
+        self._replay()
+        return self._out.clone()
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested dataclasses, tuples and mappings, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for child in _children(tree):
+            yield from leaves(child)
+
+
+def structure(tree: Any) -> Hashable:
+    """Equal for two trees that one recording can serve: what is where, and each tensor's shape and dtype."""
+    if isinstance(tree, Tensor):
+        return (tree.shape, tree.dtype)
+    names = tuple(tree) if isinstance(tree, Mapping) else type(tree)
+    return (names, tuple(structure(child) for child in _children(tree)))
+
+
+def rebuilt(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same tree with other tensors, given in the order of `leaves`."""
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    children = [rebuilt(child, tensors) for child in _children(tree)]
+    if isinstance(tree, tuple):
+        return tuple(children)
+    if isinstance(tree, Mapping):
+        return dict(zip(tree, children, strict=True))
+    return tree if tree is None else type(tree)(*children)
+
+
+def _children(tree: Any) -> list[Any]:
+    if tree is None:
+        return []
+    if isinstance(tree, tuple):
+        return list(tree)
+    if isinstance(tree, Mapping):
+        return list(tree.values())
+    return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+
+
+def _record_in_one_pool() -> Callable[[Callable[[], Tensor]], Replay]:
+    """Graphs that never run at the same time share their memory."""
+    pool = torch.cuda.graph_pool_handle()
+    return lambda work: record_on_cuda(work, pool)

@@ -1,0 +1,156 @@
+"""What happens to a batch on the device: encode -> noise -> denoise -> decode.
+
+Tensors in, tensors out. Nothing here waits for the device or looks at a value, so all of it can be recorded as one
+CUDA graph (pipeline.graphs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from . import color, lcm
+from .extras import Extra, Scene
+
+
+class Encoder(torch.nn.Module):
+    """Picture [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w]."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, picture: Tensor) -> Tensor:
+        encoded = self.vae.encode(picture.to(self.vae.dtype))
+        # An AutoencoderKL's mode, not a sample: a fresh draw each frame flickers.
+        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+
+class Decoder(torch.nn.Module):
+    """Scaled latents, float32 [B, C, h, w] -> picture [B, 3, H, W], about [-1, 1]."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype, memory_format=torch.channels_last)
+        return self.vae.decode(latents, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Controls as tensors on the device: made when a control changes, read for every frame.
+
+    The leading dimension is 1, or B where the recipes of B frames have been joined.
+    """
+
+    timesteps: tuple[Tensor, ...]  # per step, int64 [1]
+    rows: tuple[Tensor, ...]  # per step, float32 [1, 4]: pipeline.lcm.table
+    noise: tuple[Tensor, ...]  # per step, float32 [1, C, h, w]
+    embeds: tuple[Tensor, ...]  # (prompt,) or with CFG (negative prompt, prompt): [1, tokens, width]
+    pooled: tuple[Tensor, ...]  # the same of the pooled text, [1, width]; () where the family has none
+    time_ids: Tensor | None  # [1, 6], with the pooled text
+    guidance: Tensor | None  # float32 [1, 1, 1, 1]
+    timestep_cond: Tensor | None  # [1, 256]
+    control_scale: Tensor | None  # [1, 1, 1, 1]
+
+    def for_batch(self, size: int) -> Recipe:
+        def expand(part):
+            if isinstance(part, tuple):
+                return tuple(expand(tensor) for tensor in part)
+            return None if part is None else part.expand(size, *part.shape[1:])
+
+        return Recipe(*(expand(part) for part in vars(self).values()))
+
+    @staticmethod
+    def join(recipes: Sequence[Recipe]) -> Recipe:
+        """One recipe for a batch; all must have equal steps and guidance kinds (Stylizer.shape_key)."""
+        if all(recipe is recipes[0] for recipe in recipes):
+            return recipes[0].for_batch(len(recipes))
+
+        def cat(parts):
+            if isinstance(parts[0], tuple):
+                return tuple(cat(column) for column in zip(*parts, strict=True))
+            return None if parts[0] is None else torch.cat(parts)
+
+        return Recipe(*(cat(column) for column in zip(*(vars(r).values() for r in recipes), strict=True)))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What B pictures are painted from.
+
+    pixels: uint8 [B, 3, H, W], None for text-to-image. mask: [B, 1, H, W], 1 where to repaint, None for all of it.
+    images: annotator -> control images [B, 3, H, W] in [0, 1].
+    """
+
+    recipe: Recipe
+    pixels: Tensor | None
+    mask: Tensor | None
+    images: Mapping[str, Tensor]
+
+
+class Painter:
+    """Order -> uint8 [B, H, W, 3].
+
+    encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the
+    denoiser. keeps_source: a mask is obeyed by putting the source back after every step, as for a UNet that does not
+    take the mask as an input. size: (height, width) of the pictures.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[..., Tensor],
+        denoise: Callable[..., Tensor],
+        decode: Callable[..., Tensor],
+        *,
+        extras: Sequence[Extra],
+        keeps_source: bool,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+    ):
+        self.encode, self.denoise, self.decode = encode, denoise, decode
+        self.extras, self.keeps_source, self.size, self.dtype = extras, keeps_source, size, dtype
+
+    @torch.inference_mode()
+    def __call__(self, order: Order) -> Tensor:
+        recipe, mask = order.recipe, order.mask
+        if order.pixels is None:
+            source = torch.zeros_like(recipe.noise[0])
+            picture = torch.zeros((len(source), 3, *self.size), device=source.device, dtype=self.dtype)
+        else:
+            picture = color.to_model(order.pixels, self.dtype)
+            source = self.encode(picture)
+        scene = Scene(picture, mask, order.images, recipe.control_scale, self.encode)
+        conditions = [tensor for extra in self.extras for tensor in extra.prepare(scene)]
+        embeds, pooled = torch.cat(recipe.embeds), torch.cat(recipe.pooled) if recipe.pooled else None
+        kept = None
+        if mask is not None and self.keeps_source:
+            kept = 1 - F.interpolate(mask, source.shape[2:]).float()
+
+        x = source
+        for t, row, noise in zip(recipe.timesteps, recipe.rows, recipe.noise, strict=True):
+            x = lcm.noised(x, noise, row)
+            if kept is not None:
+                x = torch.lerp(x, lcm.noised(source, recipe.noise[0], row), kept)
+            out = self.denoise(
+                x.to(self.dtype, memory_format=torch.channels_last),
+                t,
+                embeds,
+                recipe.guidance,
+                recipe.timestep_cond,
+                pooled,
+                recipe.time_ids,
+                *conditions,
+            )
+            x = lcm.denoised(x, out, row)
+        if kept is not None:
+            x = torch.lerp(x, source, kept)
+        return color.to_frames(self.decode(x))
