@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
@@ -207,12 +208,23 @@ class Stylizer:
         if self.spec.motion is not None:
             raise ValueError("A model with a motion adapter makes clips: call animate().")
 
-    @torch.inference_mode()
     def animate(self, controls: Controls, frames=None, count: int = 16) -> np.ndarray:
         """A clip by AnimateDiff: uint8 [count, spec.height, spec.width, 3].
 
-        frames: uint8 [N, H, W, 3], a clip to repaint instead, of any length that fits into memory: count is then N.
-        Raises ValueError as calls do, and for a model without a motion adapter.
+        frames: uint8 [N, H, W, 3], a clip to repaint instead; count is then N. What is longer than the motion module
+        can see at once goes through overlapping windows. Raises ValueError as calls do, and for a model without a
+        motion adapter.
+        """
+        return np.stack(list(self.animate_stream(controls, frames, count)))
+
+    @torch.inference_mode()
+    def animate_stream(
+        self, controls: Controls, frames: Iterable | None = None, count: int = 16, first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """The pictures of `animate` one after the other, for clips of any length: it holds some windows of them.
+
+        frames: uint8 [H, W, 3] each. first: the number of the first of them, to go on in the middle of a clip; which
+        one to begin with says `animation_restart`.
         """
         if self.spec.motion is None:
             raise ValueError("animate needs a motion adapter: load a ModelSpec with `motion`.")
@@ -220,25 +232,40 @@ class Stylizer:
         if self.components.loras:
             self._apply_loras(controls)
         if frames is None:
-            source = torch.zeros((1, self.latent_shape[0], count, *self.latent_shape[1:]), device=self.device)
+            source = repeat(torch.zeros((1, *self.latent_shape), device=self.device), count - first)
         else:
-            pixels = self._fitted("frames", frames)
+            clips = (self._fitted("frames", clip) for clip in _clips(frames))
             if self.shape_key(controls) == "source":
-                return pixels.permute(0, 2, 3, 1).cpu().numpy()
-            count = len(pixels)
-            parts = [self.encode(color.to_model(part, self.dtype)) for part in pixels.split(CLIP_CHUNK)]
-            source = torch.cat(parts).transpose(0, 1)[None]
+                for clip in clips:
+                    yield from clip.permute(0, 2, 3, 1).cpu().numpy()
+                return
+            source = (latents for clip in clips for latents in self.encode(color.to_model(clip, self.dtype)).split(1))
+        source, drawn = iter(source), (controls.seed, controls.steps, self.latent_shape)
+        begun = list(islice(source, self.clip_length + 1))
+        if first == 0 and len(begun) <= self.clip_length:
+            window, noise = self.clip_length, animation.clip_noise(*drawn, len(begun), from_noise=frames is None)
+        else:
+            window, noise = animation.WINDOW, animation.endless_noise(*drawn, first)
         recipe = self._recipe(*self._recipe_key(controls, frames is None))
-        noise = animation.draw_noise(controls.seed, controls.steps, self.latent_shape, count, from_noise=frames is None)
         embeds = torch.cat(recipe.embeds)
 
         def call(step: int, x: Tensor) -> Tensor:
             each = embeds.repeat_interleave(x.shape[2], dim=0)
             return self.denoise(x.to(self.dtype), recipe.timesteps[step], each, recipe.guidance, recipe.timestep_cond)
 
-        x = animation.denoise(source, [draw.to(self.device) for draw in noise], recipe.rows, call)
-        shown = [color.to_frames(self.decode(part)).cpu() for part in x[0].transpose(0, 1).split(CLIP_CHUNK)]
-        return torch.cat(shown).numpy()
+        x0 = animation.denoise(chain(begun, source), noise, recipe.rows, call, window)
+        while part := list(islice(x0, CLIP_CHUNK)):
+            yield from color.to_frames(self.decode(torch.cat(part))).cpu().numpy()
+
+    @property
+    def clip_length(self) -> int:
+        """How many frames a motion module can see at once."""
+        return self.components.unet.config.motion_max_seq_length
+
+    def animation_restart(self, controls: Controls, done: int) -> int:
+        """The frame that `animate_stream` must begin with to go on behind the first `done` pictures of a clip. What it
+        yields of those is not to be used."""
+        return animation.needed_from(done, controls.steps, self.clip_length)
 
     def _fitted(self, name: str, frames, count: int | None = None) -> Tensor:
         """uint8 [N, H, W, 3] of either kind -> uint8 [N, 3, height, width] on the device. Raises ValueError."""
@@ -365,3 +392,10 @@ class Stylizer:
             timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, self.dtype),
             control_scale=scalar(control_scale, self.dtype) if self.spec.annotators else None,
         )
+
+
+def _clips(frames: Iterable) -> Iterator[Tensor]:
+    """Frames, uint8 [H, W, 3], as pieces of a clip, uint8 [up to CLIP_CHUNK, H, W, 3]."""
+    frames = iter(frames)
+    while piece := list(islice(frames, CLIP_CHUNK)):
+        yield torch.stack([torch.as_tensor(frame) for frame in piece])
