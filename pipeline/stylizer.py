@@ -149,10 +149,11 @@ class Stylizer:
             said["negative_prompt"] = "No effect: a full LCM takes its guidance as an input, without a second pass."
         elif controls.negative_prompt and not self._uses_cfg(controls):
             said["negative_prompt"] = "No effect at a guidance of 1 or less."
-        if guided and controls.guidance > 2 and any("lcm" in lora.name.lower() for lora in self.spec.loras):
-            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2."
-        if not guided and 1 < controls.guidance < 3:
-            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1."
+        with_lcm_lora = any("lcm" in lora.name.lower() for lora in self.spec.loras)
+        if guided and with_lcm_lora and controls.guidance > (4 if self.components.inpaints else 2):
+            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2, or up to 4 to inpaint."
+        if not guided and 1 < controls.guidance < 3 and not self.spec.annotators:
+            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1; only a control image bears less."
         needs = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}
         for name, feature in needs.items():
             if feature not in self.features and getattr(controls, name) != Controls.model_fields[name].default:

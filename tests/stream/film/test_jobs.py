@@ -290,7 +290,8 @@ def test_a_mask_keeps_what_lies_outside(clip, tmp_path):
 def test_words_alone(tmp_path, capsys):
     base = tiny.checkpoint(tmp_path / "base", guidance_embedding=True)
     words = ["render", "--text-to-image", "--model", str(base), "--size", "96x64", "--guidance", "8", "--steps", "1"]
-    assert main.main([*words, str(tmp_path / "one.png"), "--seed", "4"]) == 0
+    assert main.main([*words, str(tmp_path / "one.png"), "--seed", "4", "--strength", "0.3"]) == 0
+    assert "--strength: No effect" in sentence(capsys)
     assert main.main([*words, str(tmp_path / "%d.png"), "--seed", "3", "--count", "3"]) == 0
     one, *many = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "1.png", "2.png", "3.png"))
     assert np.array_equal(one, many[1])  # picture i has the seed + i

@@ -361,8 +361,7 @@ def test_what_is_animated_goes_on_in_the_middle(tmp_path, stopped_at):
     for limits in ({"stop_after": stopped_at}, {"resume": True}):
         paint(clip, tmp_path / "out" / "%d.png", Animate(animator.paint, animator.restart), **limits)
     done = max(0, stopped_at - Animator.LAG)
-    sealed = done  # pictures in files of their own need no segment to be complete
-    assert animator.firsts == [0, max(0, sealed - Animator.LAG)]
+    assert animator.firsts == [0, max(0, done - Animator.LAG)]
     assert len(list((tmp_path / "out").iterdir())) == 60
     for number, still in enumerate(open_clip(clip).stills(SIZE), start=1):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / f"{number}.png")), 255 - still.rgb)
