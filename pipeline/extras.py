@@ -7,7 +7,7 @@ UNet's input and add keyword arguments. What several of them add is summed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,9 +34,15 @@ class Scene:
     control: Tensor | None
     scale: Tensor | None
     encode: Callable[[Tensor], Tensor]
+    _annotated: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def annotated(self, name: str) -> Tensor:
-        """[B, 3, h, w] in [0, 1]."""
+        """[B, 3, h, w] in [0, 1]; made once, however many extras look at it."""
+        if name not in self._annotated:
+            self._annotated[name] = self._annotate(name)
+        return self._annotated[name]
+
+    def _annotate(self, name: str) -> Tensor:
         if self.control is None:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
         images = [ANNOTATORS[name](frame, own) for frame, own in zip(self.control, self.controls, strict=True)]

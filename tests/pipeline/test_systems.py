@@ -280,6 +280,17 @@ def test_a_control_image_shows(name):
     assert np.abs(painted(0.8, frames) - painted(0.8, frames[:, :, ::-1].copy())).max() > 5 * TOLERANCE
 
 
+def test_two_extras_share_a_control_image(monkeypatch):
+    seen = []
+    monkeypatch.setitem(ANNOTATORS, "grey", lambda pixels, controls: seen.append(1) or pixels.float() / 255)
+    net = ControlNet(str(weights("sd grey")), "grey")
+    stylizer = load(
+        ModelSpec(str(weights("sd")), controlnet=(net, net), width=64, height=64, dtype="float32"), "cpu", compile=False
+    )
+    stylizer(pictures(64, 64), Controls(steps=2, guidance=1.5))
+    assert len(seen) == 3  # once for each frame
+
+
 @pytest.mark.parametrize("name", [name for name, row in SYSTEMS.items() if row.task == "mask"])
 def test_a_mask_shows(name):
     frames, mask, stylizer = pictures(*SIZES[0]), masks(*SIZES[0]), ours(name, SIZES[0])
