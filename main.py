@@ -416,6 +416,10 @@ def _render(options: argparse.Namespace) -> int:
             raise UsageError("--motion paints a clip or, with --text-to-image and no INPUT, one from the prompt alone.")
     if options.count is not None and (options.inputs or not options.text_to_image):
         raise UsageError("--count is for --text-to-image without an INPUT.")
+    if not options.inputs and (options.start or options.end is not None):
+        raise UsageError("--start and --end are for an INPUT: from text alone --count says how many pictures.")
+    if options.text_to_image and options.strength is not None:
+        print("--strength: No effect: pictures from text begin with noise alone.", file=sys.stderr)
     if clip_shape and not options.inputs:
         raise UsageError("--size clip needs a clip: give WxH.")
     if options.end is not None and options.end <= options.start:

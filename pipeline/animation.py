@@ -1,19 +1,34 @@
-"""How do pictures become a moving one? AnimateDiff (arXiv 2307.04725): one UNet call sees several frames at once."""
+"""How do pictures become a moving one? AnimateDiff (arXiv 2307.04725): one UNet call sees several frames at once.
+
+A clip may be of any length: every step is a stream of frames that goes through overlapping windows, and the steps are
+chained, so that each holds no more than two windows of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import count as counted
+from itertools import islice, tee
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import lcm
 
 WINDOW, OVERLAP = 16, 4  # frames; motion modules were trained on 16
+STRIDE = WINDOW - OVERLAP
+
+T = TypeVar("T")
 
 
-def draw_noise(seed: int, steps: int, shape: tuple[int, int, int], count: int, *, from_noise: bool) -> list[Tensor]:
-    """`steps` draws of float32 [1, C, count, h, w], as diffusers' AnimateDiff pipelines make them on the CPU.
+def clip_noise(
+    seed: int, steps: int, shape: tuple[int, int, int], count: int, *, from_noise: bool
+) -> list[Iterator[Tensor]]:
+    """Per step the noise of `count` frames, float32 [1, C, h, w] each, as diffusers' AnimateDiff pipelines draw it.
 
     shape: (C, h, w). To enter from a video its pipeline draws frame by frame, else all channels come first.
     """
@@ -23,40 +38,96 @@ def draw_noise(seed: int, steps: int, shape: tuple[int, int, int], count: int, *
     by_frame = (1, count, channels, height, width)
     first = torch.randn(whole if from_noise else by_frame, generator=generator)
     later = [torch.randn(whole, generator=generator) for _ in range(steps - 1)]
-    return [first if from_noise else first.transpose(1, 2), *later]
+    return [iter(draw.unbind(2)) for draw in (first if from_noise else first.transpose(1, 2), *later)]
 
 
-def windows(count: int) -> Iterator[tuple[int, int]]:
-    """(first, behind the last) of overlapping windows over `count` frames; the last one is moved back to be whole.
+def endless_noise(seed: int, steps: int, shape: tuple[int, int, int], first: int = 0) -> list[Iterator[Tensor]]:
+    """The same without end, of the frames from number `first` on: it depends on seed, step and number alone."""
 
-    >>> list(windows(30))
+    def draw(step: int, number: int) -> Tensor:
+        state = np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)
+        generator = torch.Generator("cpu").manual_seed(int(state[0]))
+        return torch.randn((1, *shape), generator=generator)
+
+    return [(draw(step, number) for number in counted(first)) for step in range(steps)]
+
+
+def windows(frames: Iterable[T], size: int = WINDOW) -> Iterator[tuple[int, list[T]]]:
+    """(place of its first frame, the frames) of overlapping windows; the last one is moved back to be whole.
+
+    >>> [(first, first + len(window)) for first, window in windows(range(30))]
     [(0, 16), (12, 28), (14, 30)]
     """
-    for first in range(0, max(1, count - OVERLAP), WINDOW - OVERLAP):
-        behind = min(first + WINDOW, count)
-        yield max(0, behind - WINDOW), behind
+    frames = iter(frames)
+    held, window, first = list(islice(frames, size)), [], 0
+    if 0 < len(held) < size:
+        yield first, held
+        return
+    while len(held) == size:
+        window = held
+        yield first, window
+        held, first = held[size - OVERLAP :], first + size - OVERLAP
+        held += islice(frames, size - OVERLAP)
+    if len(held) > OVERLAP:
+        window = (window + held[OVERLAP:])[-size:]
+        yield first + len(held) - size, window
 
 
-def predict(x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the model says of all frames. x: [1, C, N, h, w]; call: the same for one window.
+def predict(frames: Iterable[Tensor], call: Callable[[Tensor], Tensor], size: int = WINDOW) -> Iterator[Tensor]:
+    """What the model says of each frame, [1, C, h, w]; call: the same for a window, [1, C, F, h, w].
 
-    Where windows overlap their outputs are blended, each the less the nearer its own end is.
+    Where windows overlap their outputs are blended, each the less the nearer its own end is. A frame comes out as soon
+    as no later window can reach it.
     """
-    total, weights = torch.zeros_like(x), torch.zeros(x.shape[2], device=x.device)
-    for first, behind in windows(x.shape[2]):
-        places = torch.arange(behind - first, device=x.device)
-        share = torch.minimum(places + 1, (behind - first) - places).float().clamp_max(OVERLAP)
-        total[:, :, first:behind] += call(x[:, :, first:behind]) * share[:, None, None]
-        weights[first:behind] += share
-    return total / weights[:, None, None]
+    sums: deque[Tensor] = deque()  # of the frames that are not out yet: weighted outputs,
+    weights: deque[int] = deque()  # and their weights
+    out = 0
+    for first, window in windows(frames, size):
+        while out < first:
+            yield sums.popleft() / weights.popleft()
+            out += 1
+        for place, said in enumerate(call(torch.stack(window, dim=2)).unbind(2)):
+            share = min(place + 1, len(window) - place, OVERLAP)
+            at = first + place - out
+            if at < len(sums):
+                sums[at] = sums[at] + share * said
+                weights[at] += share
+            else:
+                sums.append(share * said)
+                weights.append(share)
+    yield from (total / weight for total, weight in zip(sums, weights, strict=True))
 
 
 def denoise(
-    source: Tensor, noise: list[Tensor], rows: tuple[Tensor, ...], call: Callable[[int, Tensor], Tensor]
-) -> Tensor:
-    """The whole trajectory. source: latents [1, C, N, h, w]; call(step, x of one window) -> the model's output."""
-    x = source
-    for step, (row, draw) in enumerate(zip(rows, noise, strict=True)):
-        x = lcm.noised(x, draw, row)
-        x = lcm.denoised(x, predict(x, lambda part, step=step: call(step, part)), row)
-    return x
+    source: Iterable[Tensor],
+    noise: Sequence[Iterator[Tensor]],
+    rows: Sequence[Tensor],
+    call: Callable[[int, Tensor], Tensor],
+    size: int = WINDOW,
+) -> Iterator[Tensor]:
+    """The whole trajectory, frame by frame. source: latents [1, C, h, w]; noise: of each step, as many or more;
+    call(step, x of one window) -> the model's output."""
+    for step, (row, draws) in enumerate(zip(rows, noise, strict=True)):
+        source = _stepped(source, draws, row, partial(call, step), size)
+    return iter(source)
+
+
+def _stepped(
+    source: Iterable[Tensor], draws: Iterator[Tensor], row: Tensor, call: Callable[[Tensor], Tensor], size: int
+) -> Iterator[Tensor]:
+    noised = (lcm.noised(frame, draw.to(frame.device), row) for frame, draw in zip(source, draws, strict=False))
+    seen, shown = tee(noised)
+    for x, said in zip(shown, predict(seen, call, size), strict=True):
+        yield lcm.denoised(x, said, row)
+
+
+def needed_from(done: int, steps: int, longest: int) -> int:
+    """The number of a frame to begin with so that all frames from number `done` on come out as in the whole clip.
+
+    longest: a clip of no more frames goes in at once. What a beginning in the middle spoils are the first OVERLAP
+    frames that come out of the first step, and STRIDE more with each further one. None of them may go into the last
+    window of the last step, which reaches back as far as a window is long.
+    """
+    spoiled = OVERLAP + STRIDE * (steps - 2) if steps > 1 else 0
+    begin = done - (WINDOW - 1) - spoiled
+    return 0 if done <= longest or begin < 0 else begin - begin % STRIDE

@@ -21,7 +21,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import fetching, loras
+from . import animation, fetching, loras
 from .annotators import ANNOTATORS
 from .devices import pick_dtype
 from .errors import LoadError, first_line
@@ -279,6 +279,8 @@ def _check_motion(spec: ModelSpec, family: Family, unet: dict, motion: MotionAda
         raise LoadError("A motion adapter does not go together with a ControlNet or T2I-Adapter yet.")
     if motion.config.get("conv_in_channels"):
         raise LoadError(f"Motion adapter {spec.motion} wants a picture as a further input, which is not served.")
+    if (length := motion.config.motion_max_seq_length) < animation.WINDOW:
+        raise LoadError(f"Motion adapter {spec.motion} sees {length} frames at once; {animation.WINDOW} are needed.")
     theirs, mine = list(unet.block_out_channels), list(motion.config.block_out_channels)
     if family.pooled or mine != theirs or unet.in_channels != unet.out_channels:
         raise LoadError(

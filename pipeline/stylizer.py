@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
@@ -96,10 +97,11 @@ class Stylizer:
             said["negative_prompt"] = "No effect: a full LCM takes its guidance as an input, without a second pass."
         elif controls.negative_prompt and not self._uses_cfg(controls):
             said["negative_prompt"] = "No effect at a guidance of 1 or less."
-        if guided and controls.guidance > 2 and any("lcm" in lora.name.lower() for lora in self.spec.loras):
-            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2."
-        if not guided and 1 < controls.guidance < 3:
-            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1."
+        with_lcm_lora = any("lcm" in lora.name.lower() for lora in self.spec.loras)
+        if guided and with_lcm_lora and controls.guidance > (4 if self.components.inpaints else 2):
+            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2, or up to 4 to inpaint."
+        if not guided and 1 < controls.guidance < 3 and not self.spec.annotators:
+            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1; only a control image bears less."
         needs = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}
         for name, feature in needs.items():
             if feature not in self.features and getattr(controls, name) != Controls.model_fields[name].default:
@@ -153,12 +155,23 @@ class Stylizer:
         if self.spec.motion is not None:
             raise ValueError("A model with a motion adapter makes clips: call animate().")
 
-    @torch.inference_mode()
     def animate(self, controls: Controls, frames=None, count: int = 16) -> np.ndarray:
         """A clip by AnimateDiff: uint8 [count, spec.height, spec.width, 3].
 
-        frames: uint8 [N, H, W, 3], a clip to repaint instead, of any length that fits into memory: count is then N.
-        Raises ValueError as calls do, and for a model without a motion adapter.
+        frames: uint8 [N, H, W, 3], a clip to repaint instead; count is then N. What is longer than the motion module
+        can see at once goes through overlapping windows. Raises ValueError as calls do, and for a model without a
+        motion adapter.
+        """
+        return np.stack(list(self.animate_stream(controls, frames, count)))
+
+    @torch.inference_mode()
+    def animate_stream(
+        self, controls: Controls, frames: Iterable | None = None, count: int = 16, first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """The pictures of `animate` one after the other, for clips of any length: it holds some windows of them.
+
+        frames: uint8 [H, W, 3] each. first: the number of the first of them, to go on in the middle of a clip; which
+        one to begin with says `animation_restart`.
         """
         if self.spec.motion is None:
             raise ValueError("animate needs a motion adapter: load a ModelSpec with `motion`.")
@@ -166,16 +179,23 @@ class Stylizer:
         if self.components.loras:
             self._apply_loras(controls)
         if frames is None:
-            source = torch.zeros((1, self.latent_shape[0], count, *self.latent_shape[1:]), device=self.device)
+            source = repeat(torch.zeros((1, *self.latent_shape), device=self.device), count - first)
         else:
-            pixels = self._fitted("frames", frames)
+            clips = (self._fitted("frames", clip) for clip in _clips(frames))
             if self.shape_key(controls) == "source":
-                return pixels.permute(0, 2, 3, 1).cpu().numpy()
-            count = len(pixels)
-            parts = [self.painter.encode(color.to_model(part, self.dtype)) for part in pixels.split(CLIP_CHUNK)]
-            source = torch.cat(parts).transpose(0, 1)[None]
+                for clip in clips:
+                    yield from clip.permute(0, 2, 3, 1).cpu().numpy()
+                return
+            source = (
+                latents for clip in clips for latents in self.painter.encode(color.to_model(clip, self.dtype)).split(1)
+            )
+        source, drawn = iter(source), (controls.seed, controls.steps, self.latent_shape)
+        begun = list(islice(source, self.clip_length + 1))
+        if first == 0 and len(begun) <= self.clip_length:
+            window, noise = self.clip_length, animation.clip_noise(*drawn, len(begun), from_noise=frames is None)
+        else:
+            window, noise = animation.WINDOW, animation.endless_noise(*drawn, first)
         recipe = self._recipe(*self._recipe_key(controls, frames is None))
-        noise = animation.draw_noise(controls.seed, controls.steps, self.latent_shape, count, from_noise=frames is None)
         embeds = torch.cat(recipe.embeds)
 
         def call(step: int, x: Tensor) -> Tensor:
@@ -184,9 +204,19 @@ class Stylizer:
                 x.to(self.dtype), recipe.timesteps[step], each, recipe.guidance, recipe.timestep_cond
             )
 
-        x = animation.denoise(source, [draw.to(self.device) for draw in noise], recipe.rows, call)
-        shown = [color.to_frames(self.painter.decode(part)).cpu() for part in x[0].transpose(0, 1).split(CLIP_CHUNK)]
-        return torch.cat(shown).numpy()
+        x0 = animation.denoise(chain(begun, source), noise, recipe.rows, call, window)
+        while part := list(islice(x0, CLIP_CHUNK)):
+            yield from color.to_frames(self.painter.decode(torch.cat(part))).cpu().numpy()
+
+    @property
+    def clip_length(self) -> int:
+        """How many frames a motion module can see at once."""
+        return self.components.unet.config.motion_max_seq_length
+
+    def animation_restart(self, controls: Controls, done: int) -> int:
+        """The frame that `animate_stream` must begin with to go on behind the first `done` pictures of a clip. What it
+        yields of those is not to be used."""
+        return animation.needed_from(done, controls.steps, self.clip_length)
 
     def _fitted(self, name: str, frames, count: int | None = None) -> Tensor:
         """uint8 [N, H, W, 3] of either kind -> uint8 [N, 3, height, width] on the device. Raises ValueError."""
@@ -290,3 +320,10 @@ class Stylizer:
             timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, self.dtype),
             control_scale=scalar(control_scale, self.dtype) if self.spec.annotators else None,
         )
+
+
+def _clips(frames: Iterable) -> Iterator[Tensor]:
+    """Frames, uint8 [H, W, 3], as pieces of a clip, uint8 [up to CLIP_CHUNK, H, W, 3]."""
+    frames = iter(frames)
+    while piece := list(islice(frames, CLIP_CHUNK)):
+        yield torch.stack([torch.as_tensor(frame) for frame in piece])

@@ -26,11 +26,11 @@ from .film.clip import VIDEOS, Clip, VideoClip, open_clip
 from .film.errors import FilmError
 from .film.films import Film, Order, order_film
 from .film.pictures import fitting_pattern, is_pattern, is_picture, picture_files, visible
-from .render import Paint, Take, render
+from .render import Animate, Paint, Take, render
 
 # Frames painted at once, by device: from here on more gained little. Measured on CPUs: benchmarks/results.
 BATCH = {"cpu": 4, "cuda": 4, "mps": 2}
-ANIMATED, MAX_ANIMATED = 16, 480  # frames of a clip by AnimateDiff: of its training, and what memory holds
+ANIMATED = 16  # frames of a clip by AnimateDiff from text, as in its training
 GIF_RATE = 50  # browsers take a delay of less than two hundredths of a second for ten
 
 
@@ -192,7 +192,7 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
         wishes.end_s,
         wishes.cuts,
         wishes.side_by_side,
-        _batch(clip, wishes, studio),
+        _batch(wishes, studio),
         fresh=job.source is None and spec.motion is None,
         mask=None if wishes.mask is None else open_clip(wishes.mask),
         feather=wishes.feather,
@@ -200,8 +200,7 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
     with _in_words(job, film):
         job.target.parent.mkdir(exist_ok=True)
         plan = _plan(clip, wishes, controls, spec, film, studio)
-        # What is animated depends on all frames: there is no going on from the middle.
-        if wishes.resume and work.is_begun(job.target) and spec.motion is None:
+        if wishes.resume and work.is_begun(job.target):
             film.work.resume(plan)
         else:
             film.work.begin(plan)
@@ -210,7 +209,7 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
             stylizer = studio.stylizer(spec)
             for name, remark in stylizer.remarks(controls).items():
                 print(f"--{name.replace('_', '-')}: {remark}", file=sys.stderr)
-            return _render(job, take, _paint(stylizer, job, wishes), film, interrupted)
+            return _render(job, take, _paint(stylizer, job, wishes, take), film, interrupted)
         finally:
             film.abandon()
             if film.work.done:
@@ -219,15 +218,11 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
                 film.work.discard()
 
 
-def _batch(clip: Clip, wishes: Wishes, studio: Studio) -> int:
-    """How many frames are painted at once. All of a clip that is animated, since each depends on the others."""
-    if studio.spec.motion is None:
-        return 1 if wishes.text_to_image else studio.batch
-    count = clip.expected(wishes.start_s, wishes.end_s)
-    if count is None or count > MAX_ANIMATED:
-        remedy = "--count" if isinstance(clip, BlankClip) else "--start and --end"
-        raise FilmError(f"A model with a motion adapter paints at most {MAX_ANIMATED} frames: give {remedy}.")
-    return max(1, count)
+def _batch(wishes: Wishes, studio: Studio) -> int:
+    """How many frames are painted at once; where they are animated, how many are on the way to that."""
+    if studio.spec.motion is not None:
+        return ANIMATED
+    return 1 if wishes.text_to_image else studio.batch
 
 
 def _clip(job: Job, wishes: Wishes, studio: Studio) -> Clip:
@@ -238,12 +233,10 @@ def _clip(job: Job, wishes: Wishes, studio: Studio) -> Clip:
     return open_clip(job.source, fps)
 
 
-def _paint(stylizer: Any, job: Job, wishes: Wishes) -> Paint:
+def _paint(stylizer: Any, job: Job, wishes: Wishes, take: Take) -> Paint | Animate:
     """The stylizer, or one that paints from the prompt alone and takes the clip, if any, for control images."""
     if stylizer.spec.motion is not None:
-        return lambda frames, controls: stylizer.animate(
-            controls[0], None if job.source is None else frames, count=len(frames)
-        )
+        return _animate(stylizer, job, take)
     if not wishes.text_to_image:
         return stylizer
 
@@ -256,6 +249,17 @@ def _paint(stylizer: Any, job: Job, wishes: Wishes) -> Paint:
         return np.concatenate(each)
 
     return imagine
+
+
+def _animate(stylizer: Any, job: Job, take: Take) -> Animate:
+    def paint(frames: Iterator[np.ndarray], first: int) -> Iterator[np.ndarray]:
+        if job.source is not None:
+            return stylizer.animate_stream(take.controls, frames, first=first)
+        count = take.clip.expected(take.start_s, take.end_s)
+        pictures = stylizer.animate_stream(take.controls, count=count, first=first)
+        return (picture for _, picture in zip(frames, pictures, strict=True))
+
+    return Animate(paint, lambda done: stylizer.animation_restart(take.controls, done))
 
 
 @contextlib.contextmanager
@@ -331,7 +335,7 @@ def _plan(
         "feather": wishes.feather,
         "text to image": [wishes.text_to_image, wishes.count],
         "cuts": wishes.cuts,
-        "batch": _batch(clip, wishes, studio),
+        "batch": _batch(wishes, studio),
         "model": {**dataclasses.asdict(spec), **studio.way},
         **controls.model_dump(),
     }

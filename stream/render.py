@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,18 @@ class Paint(Protocol):
     """What rendering asks of pipeline.Stylizer; `mask` only where the take has one."""
 
     def __call__(self, frames: np.ndarray, controls: Sequence[Controls], *, mask: np.ndarray = ...) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Animate:
+    """What it asks of a painter whose pictures depend on the frames around them: such frames cannot go in batches.
+
+    paint: frames and the number of the first -> a picture of each, in order, as soon as it is known. restart: how many
+    pictures there are of a clip -> the number of the frame to begin with for those that follow.
+    """
+
+    paint: Callable[[Iterator[np.ndarray], int], Iterator[np.ndarray]]
+    restart: Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Take:
 class _Due:
     """A frame whose turn has come. mask: uint8 [height, width]."""
 
+    number: int
     still: Still
     mask: np.ndarray | None
     shot: int
@@ -66,7 +80,7 @@ class _Due:
 
 def render(
     take: Take,
-    paint: Paint,
+    paint: Paint | Animate,
     film: Film,
     progress: Callable[[], Any] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -78,20 +92,22 @@ def render(
     others it was painted with, and some devices round differently for other shapes. progress: called for each picture.
     Raises what reading, painting or writing raised.
     """
-    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+    animates = isinstance(paint, Animate)
+    begin = min(film.work.sealed, paint.restart(film.work.done)) if animates else film.work.sealed
+    frames = _due(take, film, begin, should_stop)
+    with (
+        ThreadPoolExecutor(1, "reader") as reader,
+        ThreadPoolExecutor(1, "writer") as writer,
+        closing(_prefetched(frames, reader, AHEAD * take.batch)) as dues,
+    ):
         written: deque[Future] = deque()
-        due = _due(take, film, should_stop)
         try:
-            for batch in _batches(_prefetched(due, reader, AHEAD * take.batch), take.batch):
-                if stopped := should_stop():
-                    break
-                for picture, still in _painted(take, paint, film, batch):
-                    written.append(writer.submit(film.put, picture, still.pts, still.duration))
-                    progress()
+            for picture, still in (_animated if animates else _painted)(take, paint, film, dues, should_stop):
+                written.append(writer.submit(film.put, picture, still.pts, still.duration))
+                progress()
                 while len(written) > AHEAD * take.batch:
                     written.popleft().result()
-            else:
-                stopped = False
+            stopped = False
         except _Stopped:
             stopped = True
         for future in written:
@@ -111,22 +127,22 @@ def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Iterator
             future.cancel()
 
 
-def _due(take: Take, film: Film, should_stop: Callable[[], bool]) -> Iterator[_Due]:
-    """All frames whose pictures no segment of the film holds; the others are decoded and passed over."""
+def _due(take: Take, film: Film, begin: int, should_stop: Callable[[], bool]) -> Iterator[_Due]:
+    """All frames from number `begin` on; the others are decoded and passed over."""
     detector = CutDetector()
     done, sealed = film.work.done, film.work.sealed
     moments = take.clip.moments(take.start_s, take.end_s)
     for number, (moment, masking) in enumerate(zip(moments, _masks(take), strict=False)):
-        if number < sealed:
+        if number < begin:
             if should_stop():
                 raise _Stopped
             if not take.cuts:
                 continue
         still = moment.still(take.size)
         shot = detector.shot_of(still.rgb) if take.cuts else number if take.fresh else 0
-        if number >= sealed:
+        if number >= begin:
             mask = masking.still(take.size).rgb.max(axis=2) if masking else None
-            yield _Due(still, mask, shot, film.work.raw(number) if number < done else None)
+            yield _Due(number, still, mask, shot, film.work.raw(number) if sealed <= number < done else None)
 
 
 def _masks(take: Take) -> Iterator[Any]:
@@ -154,23 +170,54 @@ def _batches(items: Iterator[_Due], size: int) -> Iterator[list[_Due]]:
         yield batch
 
 
-def _painted(take: Take, paint: Paint, film: Film, batch: list[_Due]) -> list[tuple[np.ndarray, Still]]:
-    """(picture, frame) of each; new pictures are kept before anything else is done with them."""
-    if batch[0].picture is not None:
-        return [(due.picture, due.still) for due in batch]
-    filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
-    frames = np.stack([due.still.rgb for due in filled])
-    out = []
-    masks = {} if take.mask is None else {"mask": np.stack([due.mask for due in filled])}
-    painted = paint(frames, [_of_shot(take.controls, due.shot) for due in filled], **masks)
-    for due, picture in zip(batch, painted, strict=False):
-        if due.mask is not None:
-            picture = pasted(due.still.rgb, picture, due.mask, take.feather)
-        if take.side_by_side:
-            picture = np.concatenate([due.still.rgb, picture], axis=1)
-        film.work.keep(picture)
-        out.append((picture, due.still))
-    return out
+def _painted(
+    take: Take, paint: Paint, film: Film, dues: Iterator[_Due], should_stop: Callable[[], bool]
+) -> Iterator[tuple[np.ndarray, Still]]:
+    """(picture, frame) of each, painted in batches."""
+    for batch in _batches(dues, take.batch):
+        if should_stop():
+            raise _Stopped
+        if batch[0].picture is not None:
+            yield from ((due.picture, due.still) for due in batch)
+            continue
+        filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
+        frames = np.stack([due.still.rgb for due in filled])
+        masks = {} if take.mask is None else {"mask": np.stack([due.mask for due in filled])}
+        painted = paint(frames, [_of_shot(take.controls, due.shot) for due in filled], **masks)
+        yield from [_kept(take, film, due, picture) for due, picture in zip(batch, painted, strict=False)]
+
+
+def _animated(
+    take: Take, animate: Animate, film: Film, dues: Iterator[_Due], should_stop: Callable[[], bool]
+) -> Iterator[tuple[np.ndarray, Still]]:
+    """(picture, frame) of each that no segment of the film holds; those before are only looked at."""
+    sealed, waiting = film.work.sealed, deque()
+    if (first := next(dues, None)) is None:
+        return
+
+    def frames() -> Iterator[np.ndarray]:
+        for due in chain([first], dues):
+            if should_stop():
+                raise _Stopped
+            waiting.append(due)
+            yield due.still.rgb
+
+    for picture in animate.paint(frames(), first.number):
+        due = waiting.popleft()
+        if due.picture is not None:
+            yield due.picture, due.still
+        elif due.number >= sealed:
+            yield _kept(take, film, due, picture)
+
+
+def _kept(take: Take, film: Film, due: _Due, picture: np.ndarray) -> tuple[np.ndarray, Still]:
+    """A new picture as it is shown, saved before anything else is done with it; and its frame."""
+    if due.mask is not None:
+        picture = pasted(due.still.rgb, picture, due.mask, take.feather)
+    if take.side_by_side:
+        picture = np.concatenate([due.still.rgb, picture], axis=1)
+    film.work.keep(picture)
+    return picture, due.still
 
 
 def _of_shot(controls: Controls, shot: int) -> Controls:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline, AnimateDiffVideoToVideoPipeline, LCMScheduler, MotionAdapter
 from PIL import Image
 
-from pipeline import Controls, LoadError, Lora, ModelSpec, animation, load
+from pipeline import Controls, LoadError, Lora, ModelSpec, animation, color, load
 from tests import tiny
 
 SIZE = (80, 64)
@@ -42,11 +44,12 @@ def frames():
     return (np.stack(moving) + (x // 8 % 2)[..., None] * 40).astype(np.uint8)
 
 
-def twin(kind, weights):
-    pipe = kind.from_pretrained(weights["base"], motion_adapter=MotionAdapter.from_pretrained(weights["motion"]))
+@cache
+def twin(kind, base, motion, lora):
+    pipe = kind.from_pretrained(base, motion_adapter=MotionAdapter.from_pretrained(motion))
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(str(weights["lora"]), adapter_name="lcm")
+    pipe.load_lora_weights(str(lora), adapter_name="lcm")
     pipe.set_adapters(["lcm"], [0.55])
     return pipe
 
@@ -62,10 +65,11 @@ def assert_equal(ours, theirs):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("guidance", [1.0, 1.25])
 def test_text_to_video(stylizer, weights, steps, guidance):
-    ours = stylizer.animate(Controls(prompt="a boat", steps=steps, guidance=guidance, seed=7), count=COUNT)
-    pipe = twin(AnimateDiffPipeline, weights)
+    count = 24 if (steps, guidance) == (2, 1.25) else COUNT
+    ours = stylizer.animate(Controls(prompt="a boat", steps=steps, guidance=guidance, seed=7), count=count)
+    pipe = twin(AnimateDiffPipeline, **weights)
     theirs = pipe(
-        "a boat", num_frames=COUNT, width=SIZE[0], height=SIZE[1], num_inference_steps=steps, guidance_scale=guidance,
+        "a boat", num_frames=count, width=SIZE[0], height=SIZE[1], num_inference_steps=steps, guidance_scale=guidance,
         generator=torch.Generator("cpu").manual_seed(7), output_type="np",
     ).frames[0]  # fmt: skip
     assert_equal(ours, theirs)
@@ -75,7 +79,7 @@ def test_text_to_video(stylizer, weights, steps, guidance):
 @pytest.mark.parametrize("guidance", [1.0, 1.25])
 def test_video_to_video(stylizer, weights, frames, steps, guidance):
     ours = stylizer.animate(Controls(prompt="a boat", steps=steps, guidance=guidance, seed=7, strength=0.5), frames)
-    pipe = twin(AnimateDiffVideoToVideoPipeline, weights)
+    pipe = twin(AnimateDiffVideoToVideoPipeline, **weights)
     theirs = pipe(
         video=[Image.fromarray(frame) for frame in frames], prompt="a boat", width=SIZE[0], height=SIZE[1],
         num_inference_steps=2 * steps, strength=0.5, guidance_scale=guidance,
@@ -86,18 +90,75 @@ def test_video_to_video(stylizer, weights, frames, steps, guidance):
 
 def test_windows_cover_every_frame_and_blend():
     for count in (1, 5, 16, 17, 28, 29, 40, 100):
-        pieces = list(animation.windows(count))
-        assert {frame for first, behind in pieces for frame in range(first, behind)} == set(range(count))
-        assert all(behind - first == min(count, animation.WINDOW) for first, behind in pieces)
-        x = torch.randn(1, 2, count, 3, 3)
-        torch.testing.assert_close(animation.predict(x, lambda part: part * 2), x * 2)
+        pieces = list(animation.windows(range(count)))
+        assert {frame for _, window in pieces for frame in window} == set(range(count))
+        assert all(window == list(range(first, first + min(count, 16))) for first, window in pieces)
+        x = list(torch.randn(count, 1, 2, 3, 3))
+        torch.testing.assert_close(list(animation.predict(x, lambda part: part * 2)), [frame * 2 for frame in x])
 
 
-def test_a_clip_longer_than_a_window(stylizer, frames):
-    long = np.concatenate([frames] * 4)
-    out = stylizer.animate(Controls(prompt="a boat", steps=2, seed=7), long)
-    assert out.shape == long.shape
-    assert np.abs(out[:6].astype(int) - stylizer.animate(Controls(prompt="a boat", steps=2, seed=7), frames)).max() > 2
+@pytest.fixture(scope="module")
+def long(frames):
+    """Longer than the motion module can see at once, and than three windows: 16 frames, then 12 new ones in each."""
+    return np.concatenate([frames, frames[::-1]] * 4)[:45]
+
+
+def whole_clip(stylizer, controls, frames):
+    """AnimateDiff with everything in memory: at every step all windows are cut out of one tensor and blended."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    source = stylizer.painter.encode(color.to_model(pixels, torch.float32)).transpose(0, 1)[None]
+    recipe = stylizer._recipe(*stylizer._recipe_key(controls, False))
+    noise = animation.endless_noise(controls.seed, controls.steps, stylizer.latent_shape)
+    begins = [*range(0, len(frames) - 16, 12), len(frames) - 16]
+    nearest_end = torch.minimum(torch.arange(16) + 1, 16 - torch.arange(16)).clamp(max=4)[:, None, None]
+    x = source
+    for t, row, draws in zip(recipe.timesteps, recipe.rows, noise, strict=True):
+        x = row[0, 0] * x + row[0, 1] * torch.stack([next(draws) for _ in frames], dim=2)
+        said, weights = torch.zeros_like(x), torch.zeros(len(frames), 1, 1)
+        for begin in begins:
+            part = slice(begin, begin + 16)
+            embeds = torch.cat(recipe.embeds).repeat_interleave(16, dim=0)
+            said[:, :, part] += nearest_end * stylizer.painter.denoise(x[:, :, part], t, embeds, recipe.guidance)
+            weights[part] += nearest_end
+        x = row[0, 2] * x + row[0, 3] * said / weights
+    return color.to_frames(stylizer.painter.decode(x[0].transpose(0, 1))).numpy()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.25])
+def test_a_long_clip_in_windows_equals_all_of_it_at_once(stylizer, long, guidance):
+    controls = Controls(prompt="a boat", steps=2, seed=7, guidance=guidance)
+    with torch.inference_mode():
+        theirs = whole_clip(stylizer, controls, long)
+    ours = stylizer.animate(controls, long)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs.astype(int)).max() <= 1
+    assert np.abs(ours[:16] - stylizer.animate(controls, long[:16]).astype(int)).max() > 2  # later frames show
+
+
+@pytest.mark.parametrize(("steps", "begin", "done"), [(2, 12, 33), (2, 24, 43), (1, 24, 39)])
+def test_a_clip_goes_on_in_the_middle(stylizer, long, steps, begin, done):
+    controls = Controls(prompt="a boat", steps=steps, seed=7)
+    assert stylizer.animation_restart(controls, done) == begin
+    assert stylizer.animation_restart(controls, done - 1) < begin
+    clip = long[: done + 1]  # the last window reaches back farthest
+    rest = list(stylizer.animate_stream(controls, clip[begin:], first=begin))
+    assert np.abs(rest[-1] - stylizer.animate(controls, clip)[-1].astype(int)).max() <= 1
+
+
+def test_of_a_clip_only_some_windows_are_held(stylizer, frames):
+    taken = 0
+
+    def endless(count):
+        nonlocal taken
+        for taken in range(count):
+            yield frames[taken % COUNT]
+
+    ahead = {}
+    for count in (64, 88):
+        pictures = stylizer.animate_stream(Controls(prompt="a boat", steps=1), endless(count))
+        ahead[count] = max(taken - number for number, _ in enumerate(pictures))
+        assert taken == count - 1
+    assert ahead[64] == ahead[88] < 60
 
 
 def test_what_does_not_fit_is_said(stylizer, weights, frames, tmp_path):

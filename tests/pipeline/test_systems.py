@@ -22,6 +22,7 @@ from torch._dynamo.testing import CompileCounter
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
 from pipeline.annotators import ANNOTATORS
 from pipeline.graphs import Graphs
+from pipeline.presets import TABLE
 from tests import tiny
 from tests.pipeline.test_graphs import Recorder
 
@@ -160,7 +161,10 @@ def ours(system_name: str, size: tuple[int, int]):
     system = SYSTEMS[system_name]
     spec = ModelSpec(
         str(weights(system.base)),
-        loras=tuple(Lora(str(weights(name)), weight) for name, weight in system.loras.items()),
+        loras=tuple(
+            Lora(str(weights(name)), weight, "lcm" if name.endswith("lora") else "style")
+            for name, weight in system.loras.items()
+        ),
         controlnet=tuple(ControlNet(str(weights(name)), control, weight) for name, control, weight in system.nets),
         adapter=system.adapter and str(weights(system.adapter)),
         control=system.control,
@@ -278,6 +282,17 @@ def test_a_control_image_shows(name):
     assert np.abs(painted(0.8, frames) - painted(0.8, frames[:, :, ::-1].copy())).max() > 5 * TOLERANCE
 
 
+def test_two_extras_share_a_control_image(monkeypatch):
+    seen = []
+    monkeypatch.setitem(ANNOTATORS, "grey", lambda pixels, controls: seen.append(1) or pixels.float() / 255)
+    net = ControlNet(str(weights("sd grey")), "grey")
+    stylizer = load(
+        ModelSpec(str(weights("sd")), controlnet=(net, net), width=64, height=64, dtype="float32"), "cpu", compile=False
+    )
+    stylizer(pictures(64, 64), Controls(steps=2, guidance=1.5))
+    assert len(seen) == 3  # once for each frame
+
+
 @pytest.mark.parametrize("name", [name for name, row in SYSTEMS.items() if row.task == "mask"])
 def test_a_mask_shows(name):
     frames, mask, stylizer = pictures(*SIZES[0]), masks(*SIZES[0]), ours(name, SIZES[0])
@@ -343,10 +358,46 @@ def test_settings_without_effect_are_named():
     assert set(lora.remarks(Controls(negative_prompt="blurry", control_scale=0.5, canny_low=3))) == {
         "negative_prompt", "control_scale", "canny_low",
     }  # fmt: skip
-    assert set(full.remarks(Controls(negative_prompt="blurry", control_scale=0.5, guidance=2.0))) == {
-        "negative_prompt", "guidance",
-    }  # fmt: skip
+    assert set(full.remarks(Controls(negative_prompt="blurry", control_scale=0.5))) == {"negative_prompt"}
     assert full.remarks(Controls(guidance=8.0)) == {}
+
+
+def test_a_doubtful_guidance_is_named():
+    def doubtful(name: str, guidance: float) -> bool:
+        return "guidance" in ours(name, SIZES[0]).remarks(Controls(guidance=guidance))
+
+    lora, full = "LCM-LoRA text to image, SDXL", "LCM text to image, SDXL"
+    assert [doubtful(lora, guidance) for guidance in (1, 2, 2.5)] == [False, False, True]
+    assert [doubtful(full, guidance) for guidance in (1, 2.5, 3, 13)] == [False, True, False, False]
+    assert [doubtful("inpainting UNet", guidance) for guidance in (1, 4, 5)] == [False, False, True]
+    assert not doubtful("ControlNet and the full LCM", 1.5)
+
+
+PRESETS = {
+    "mini": "LCM-LoRA text to image, SD1.5",
+    "mini-canny": "ControlNet text to image",
+    "sd15": "LCM-LoRA text to image, SD1.5",
+    "sd15-canny": "ControlNet text to image",
+    "lcm-dreamshaper": "LCM text to image, SD1.5",
+    "lcm-dreamshaper-canny": "ControlNet and the full LCM",
+    "sd15-inpainting": "inpainting UNet",
+    "sdxl": "LCM-LoRA image to image, SDXL",
+    "animagine": "LCM-LoRA image to image, SDXL",
+    "ssd-1b": "LCM-LoRA image to image, SSD-1B",
+    "lcm-sdxl": "LCM text to image, SDXL",
+    "lcm-sdxl-papercut": "style LoRA beside the full LCM",
+    "sdxl-canny-adapter": "T2I-Adapter, SDXL",
+}
+
+
+@pytest.mark.parametrize("preset", TABLE)
+def test_a_preset_gives_no_cause_for_remarks(preset):
+    stylizer = ours(PRESETS[preset], SIZES[0])
+    spec, row = stylizer.spec, TABLE[preset]
+    assert len(spec.loras) == len(row.spec.loras)
+    assert ("lcm" in stylizer.loras) == any(lora.name == "lcm" for lora in row.spec.loras)
+    assert len(spec.annotators) == len(row.spec.annotators)
+    assert stylizer.remarks(row.defaults) == {}
 
 
 @pytest.mark.parametrize("name", sorted(ANNOTATORS))

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import main
+from pipeline import Controls, Lora, ModelSpec, load
 from stream.film.clip import open_clip
 from stream.film.errors import FilmError
 from stream.film.work import Work
@@ -289,7 +290,8 @@ def test_a_mask_keeps_what_lies_outside(clip, tmp_path):
 def test_words_alone(tmp_path, capsys):
     base = tiny.checkpoint(tmp_path / "base", guidance_embedding=True)
     words = ["render", "--text-to-image", "--model", str(base), "--size", "96x64", "--guidance", "8", "--steps", "1"]
-    assert main.main([*words, str(tmp_path / "one.png"), "--seed", "4"]) == 0
+    assert main.main([*words, str(tmp_path / "one.png"), "--seed", "4", "--strength", "0.3"]) == 0
+    assert "--strength: No effect" in sentence(capsys)
     assert main.main([*words, str(tmp_path / "%d.png"), "--seed", "3", "--count", "3"]) == 0
     one, *many = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "1.png", "2.png", "3.png"))
     assert np.array_equal(one, many[1])  # picture i has the seed + i
@@ -309,7 +311,41 @@ def test_a_motion_adapter_makes_clips(clip, tmp_path, capsys):
     assert look(tmp_path / "words.gif").times_s == [Fraction(round(12.5 * n), 100) for n in range(16)]
     assert main.main(["render", str(clip), str(tmp_path / "out.mp4"), *model]) == 0
     assert len(look(tmp_path / "out.mp4").times_s) == 10
-    assert main.main(["render", str(CARPHONE), str(tmp_path / "long.mp4"), *model, "--fps", "9"]) == 2
+
+
+def test_a_long_clip_is_animated_as_if_it_were_in_memory_and_goes_on_after_a_fault(tmp_path, monkeypatch, capsys):
+    base, motion = tiny.checkpoint(tmp_path / "base"), tiny.motion(tmp_path / "motion")
+    options = ["--model", str(base), "--motion", str(motion), "--lora", str(tiny.lora(tmp_path / "lora", base))]
+    options += ["--size", "64x64", "--steps", "1", "--seed", "5", "--prompt", "a boat"]
+    command = ["render", str(CARPHONE), str(tmp_path / "%d.png"), *options, "--start", "0.4", "--end", "1.9"]
+    with monkeypatch.context() as faulty:
+        keep = Work.keep
+
+        def full_disk(work, picture):
+            if work.done == 40:
+                raise OSError(28, "No space left on device")
+            keep(work, picture)
+
+        faulty.setattr(Work, "keep", full_disk)
+        assert main.main(command) == 2
+    assert "is kept; --resume goes on with it" in capsys.readouterr().err
+    assert main.main([*command, "--resume"]) == 0
+    assert "Resuming: 40 pictures are there already." in capsys.readouterr().err
+    source = np.stack([still.rgb for still in open_clip(CARPHONE).stills((64, 64), Fraction("0.4"), Fraction("1.9"))])
+    spec = ModelSpec(str(base), motion=str(motion), loras=(Lora(str(tmp_path / "lora")),), width=64, height=64)
+    controls = Controls(prompt="a boat", steps=1, seed=5, strength=0.5)
+    in_memory = load(spec, "cpu", compile=False).animate(controls, source)
+    written = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(1, len(source) + 1)]
+    assert len(written) > 40
+    assert np.abs(np.stack(written).astype(int) - in_memory).max() <= 1
+    assert np.abs(np.diff(in_memory.astype(int), axis=0)).max() > 20
+
+
+def test_a_part_of_nothing_is_refused(tmp_path, capsys):
+    words = ["render", "--text-to-image", "--model", "mini", str(tmp_path / "one.png")]
+    for part in (["--start", "2"], ["--end", "3"]):
+        assert main.main([*words, *part]) == 2
+        assert "--start and --end are for an INPUT" in sentence(capsys)
 
 
 def start(*arguments, **options) -> subprocess.Popen:

@@ -13,7 +13,7 @@ from pipeline.settings import Controls
 from stream.film.clip import open_clip
 from stream.film.errors import FilmError
 from stream.film.films import Order, order_film
-from stream.render import Take, render
+from stream.render import Animate, Take, render
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, flash_and_beep_s, look, make_clip, pictures_of
 
@@ -35,6 +35,27 @@ class Painter:
         self.batches.append(len(frames))
         self.seeds += [one.seed for one in controls]
         return 255 - frames
+
+
+class Animator:
+    """Inverts, too, but each picture comes LAG frames later, and the first LAG ones of any beginning are of no use."""
+
+    LAG = 7
+
+    def __init__(self):
+        self.firsts: list[int] = []
+
+    def paint(self, frames, first: int):
+        self.firsts.append(first)
+        held = []
+        for number, frame in enumerate(frames):
+            held.append(np.zeros_like(frame) if first and number < self.LAG else 255 - frame)
+            if len(held) > self.LAG:
+                yield held.pop(0)
+        yield from held
+
+    def restart(self, done: int) -> int:
+        return max(0, done - self.LAG)
 
 
 def paint(source: Path, target: Path, painter=None, *, size=SIZE, batch=4, resume=False, stop_after=None, **take):
@@ -330,6 +351,20 @@ def test_pictures_resume(tmp_path):
     for number, still in enumerate(open_clip(clip).stills(SIZE), start=1):
         written = np.asarray(Image.open(tmp_path / "out" / f"{number}.png"))
         np.testing.assert_array_equal(written, 255 - still.rgb)
+
+
+@pytest.mark.parametrize("stopped_at", [3, 20, 50])
+def test_what_is_animated_goes_on_in_the_middle(tmp_path, stopped_at):
+    clip = make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)))
+    animator = Animator()
+    (tmp_path / "out").mkdir()
+    for limits in ({"stop_after": stopped_at}, {"resume": True}):
+        paint(clip, tmp_path / "out" / "%d.png", Animate(animator.paint, animator.restart), **limits)
+    done = max(0, stopped_at - Animator.LAG)
+    assert animator.firsts == [0, max(0, done - Animator.LAG)]
+    assert len(list((tmp_path / "out").iterdir())) == 60
+    for number, still in enumerate(open_clip(clip).stills(SIZE), start=1):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / f"{number}.png")), 255 - still.rgb)
 
 
 def test_one_picture(tmp_path):
