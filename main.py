@@ -302,8 +302,8 @@ def _models(options: argparse.Namespace) -> int:
     if options.action == "pull":
         if options.name not in TABLE:
             raise UsageError(f"There is no preset {options.name!r}: choose from {', '.join(TABLE)}.")
-        for reference in fetching.references(TABLE[options.name].spec).values():
-            print(fetching.locate(reference, download=True, report=lambda detail, progress: None))
+        for part, reference in fetching.references(TABLE[options.name].spec).items():
+            print(fetching.locate(reference, part, download=True, report=lambda detail, progress: None))
         return EXIT_DONE
     for row in _preset_rows():
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"

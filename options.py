@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.presets import LCM_LORA_SD15, LCM_LORA_SDXL, TABLE
+from pipeline.presets import TABLE
 from pipeline.settings import ControlNet, Controls, Lora, ModelSpec
 
 
@@ -100,12 +100,13 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
     else:
         spec, defaults = ModelSpec(called("checkpoint", name)), TABLE["sd15"].defaults
         fetching.check(spec)
-        family = fetching.family(spec)
-        if options.lora is None and options.unet is None and not fetching.is_few_step(spec):
-            lora = {"SD1.5": LCM_LORA_SD15, "SDXL": LCM_LORA_SDXL}[family.name]
-            print(f"{name} is not few-step by itself: adding {lora.path} (name others with --lora).")
-            changes["loras"] = (lora,)
-        changes["width"] = changes["height"] = family.size
+        from pipeline.families import traits
+
+        base = traits(spec.base, download=True, report=lambda detail, progress: None)
+        if options.lora is None and options.unet is None and not base.few_step:
+            print(f"{name} is not few-step by itself: {_lcm_lora_added(base.lcm_lora)}")
+            changes["loras"] = () if base.lcm_lora is None else (base.lcm_lora,)
+        changes["width"] = changes["height"] = base.family.size
     if options.unet is not None:
         changes["unet"] = options.unet
     if getattr(options, "motion", None) is not None:
@@ -132,6 +133,12 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         raise UsageError(str(error)) from error
     fetching.check(spec)
     return name, spec, defaults
+
+
+def _lcm_lora_added(lora: Lora | None) -> str:
+    if lora is None:
+        return "name an LCM-LoRA with --lora (none is known for a UNet of this shape)."
+    return f"adding {lora.path} (name others with --lora)."
 
 
 def _names_of(folder: Path | None) -> Callable[[str, str], str]:

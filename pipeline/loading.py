@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,14 +21,16 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import fetching, loras
+from . import fetching, kinds, layouts, loras
 from .annotators import ANNOTATORS
 from .devices import pick_dtype
 from .errors import LoadError, first_line
 from .extras import AdapterExtra, ControlNetExtra, Extra, InpaintingExtra
-from .families import Family, family_of_folder, family_of_keys
+from .families import Family, family_of_index, family_of_keys
 from .fetching import Report
 from .lcm import NoiseSchedule
 from .settings import ModelSpec
@@ -63,22 +67,21 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
             raise LoadError(f"There is no control image {name!r}: choose from {', '.join(sorted(ANNOTATORS))}.")
     dtype = pick_dtype(spec.dtype, device)
     paths = {
-        part: fetching.locate(reference, download=download, report=report)
+        part: fetching.locate(reference, part, download=download, report=report)
         for part, reference in fetching.references(spec).items()
     }
+    replaced = paths.keys() & {"unet", "vae"}
+    for part, path in paths.items():
+        layouts.check(part, path, replaced)
     report("Loading weights", None)
     transformers.utils.logging.disable_progress_bar()  # `report` tells progress
-    try:
-        family, pipe = _load_pipeline(spec, paths, dtype, download)
-        nets = [
-            _from_path(ControlNetModel, paths[part], "", dtype, download)
-            for part in fetching.references(spec)
-            if part.startswith("controlnet")
-        ]
-        adapter = _from_folder(T2IAdapter, paths["adapter"], "", dtype) if spec.adapter else None
-        motion = _from_folder(MotionAdapter, paths["motion"], "", dtype) if spec.motion else None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LoadError(f"{spec.base} cannot be loaded: {first_line(error)}.") from error
+    family = _family(paths["base"])
+    configs = paths["base"] if paths["base"].is_dir() else paths["base"].with_suffix("")
+    loader = _Loader(family, configs, dtype, download)
+    pipe = loader.pipeline(paths)
+    nets = [loader.load(part, ControlNetModel, path) for part, path in paths.items() if part.startswith("controlnet")]
+    adapter = loader.load("adapter", T2IAdapter, paths["adapter"]) if spec.adapter else None
+    motion = loader.load("motion", MotionAdapter, paths["motion"]) if spec.motion else None
     text_encoders = tuple(getattr(pipe, name) for _, name, _ in family.encoders)
     _check_fit(spec, pipe.unet.config, pipe.vae.config, sum(encoder.config.hidden_size for encoder in text_encoders))
     _check_extras(spec, family, pipe.unet.config, nets, adapter)
@@ -92,7 +95,7 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     lora_set = None
     if spec.loras:
         report("Fusing LoRAs", None)
-        files = {lora.name: str(lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
+        files = {lora.name: str(_lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
         lora_set = loras.extract(pipe, text_encoders, spec.loras, files)
         lora_set.apply({lora.name: lora.weight for lora in spec.loras})
     extras: list[Extra] = []
@@ -131,78 +134,121 @@ def read_schedule(config: dict) -> NoiseSchedule:
     )
 
 
-def lora_file(path: Path) -> Path:
-    """The one .safetensors file of a LoRA's folder, or the file itself."""
-    if path.is_file():
-        return path
-    files = [path / "pytorch_lora_weights.safetensors"]
-    if not files[0].is_file():
-        files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise LoadError(f"{path} holds {len(files)} .safetensors files: name the LoRA's own file.")
-    return files[0]
+def _lora_file(path: Path) -> Path:
+    """The .safetensors file of a LoRA's folder, or the file itself."""
+    return path if path.is_file() else path / layouts.lora_file([file.name for file in path.iterdir()], str(path))
 
 
-def _load_pipeline(
-    spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype, download: bool
-) -> tuple[Family, DiffusionPipeline]:
-    """The base with the parts that replace its own: a container, whose __call__ is never used."""
-    base = paths["base"]
+def _family(base: Path) -> Family:
     if base.is_file():
-        family, pipe = _from_single_file(base, dtype, download)
-        if spec.unet:
-            pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
-        if spec.vae:
-            pipe.vae = _from_path(_vae_class(paths["vae"]), paths["vae"], "vae", dtype, download)
-        return family, pipe
-    family = family_of_folder(base)
-    vae = paths.get("vae", base)
-    parts = {
-        "unet": _from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
-        "vae": _from_path(_vae_class(vae), vae, "vae", dtype, download, like=base),
-        "scheduler": LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
-    }
-    for tokenizer, encoder, kind in family.encoders:
-        parts[tokenizer] = CLIPTokenizer.from_pretrained(base, subfolder=tokenizer, local_files_only=True)
-        parts[encoder] = _from_folder(kind, base, encoder, dtype)
-    return family, family.pipeline(**parts, **family.without)
+        return family_of_keys(base, kinds.header(base))
+    return family_of_index(base, layouts.read_json(base / "model_index.json"))
 
 
-def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> tuple[Family, DiffusionPipeline]:
-    """A checkpoint of one file. Its configs come from a folder of its name beside it, or from the hub."""
-    family = family_of_keys(set(fetching.check_safetensors(path)))
-    beside = path.with_suffix("")
-    has_configs = (beside / "model_index.json").is_file()
-    pipe = family.pipeline.from_single_file(
-        str(path),
-        torch_dtype=dtype,
-        local_files_only=has_configs or not download,
-        **family.without,
-        **({"config": str(beside)} if has_configs else {}),
-    )
-    if fetching.is_few_step(ModelSpec(str(path))) and pipe.unet.config.time_cond_proj_dim is None:
-        raise LoadError(f"{path} is a full LCM, which loads only from a diffusers folder or hub id.")
-    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    return family, pipe
+@contextmanager
+def _loading(part: str, path: Path) -> Iterator[None]:
+    """What the model libraries raise over a part, as one sentence that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SingleFileComponentError) as error:
+        raise LoadError(f"The {kinds.called(part)} {path} cannot be loaded: {first_line(error)}.") from error
 
 
-def _from_path(kind: type, path: Path, subfolder: str, dtype: torch.dtype, download: bool, like: Path | None = None):
-    """A module from a folder, or from one file, whose config lies in a folder of its name beside it, in `like` (a whole
-    model's folder) or on the hub."""
-    if path.is_dir():
-        return _from_folder(kind, path, subfolder, dtype)
-    beside = path.with_suffix("")
-    own = {"config": str(beside)} if (beside / "config.json").is_file() else {}
-    if not own and like is not None:
-        own = {"config": str(like), "subfolder": subfolder}
-    return kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=bool(own) or not download, **own)
+@dataclass(frozen=True)
+class _Loader:
+    """Loads the parts of one model. configs: a folder of the base's configs, which need not be there."""
+
+    family: Family
+    configs: Path
+    dtype: torch.dtype
+    download: bool
+
+    def load(self, part: str, kind: type, path: Path) -> Any:
+        """A module from a folder or from one file. Raises LoadError."""
+        with _loading(part, path):
+            if path.is_dir():
+                return _from_folder(kind, layouts.folder_of(part, path), self.dtype)
+            config = self._config(part, kind, path)
+            if not hasattr(kind, "from_single_file"):
+                return _from_tensors(part, kind, path, config).to(self.dtype)
+            is_here = bool(config) and Path(config["config"]).is_dir()
+            module = kind.from_single_file(
+                str(path), torch_dtype=self.dtype, local_files_only=is_here or not self.download, **config
+            )
+        if kind is UNet2DConditionModel:
+            _check_guidance(path, module)
+        return module
+
+    def _config(self, part: str, kind: type, path: Path) -> dict[str, str]:
+        """Where the config of a part in one file lies, as arguments of from_single_file: in a folder of its name beside
+        it, in the base's own part of the same class, or in the family's published model. ControlNets and motion
+        adapters diffusers tells apart by itself; TAESD's sizes are those that its class has by default."""
+        own, the_base_has = path.with_suffix(""), self.configs / part / "config.json"
+        if (own / "config.json").is_file():
+            return {"config": str(own)}
+        if the_base_has.is_file() and layouts.read_json(the_base_has).get("_class_name") == kind.__name__:
+            return {"config": str(the_base_has.parent)}
+        if kind in (UNet2DConditionModel, AutoencoderKL):
+            return {"config": self.family.published, "subfolder": part}
+        return {}
+
+    def pipeline(self, paths: dict[str, Path]) -> DiffusionPipeline:
+        """The base with the parts that replace its own: a container, whose __call__ is never used."""
+        base, parts = paths["base"], {}
+        for part, kind_of in (("unet", lambda path: UNet2DConditionModel), ("vae", _vae_class)):
+            if part in paths or base.is_dir():
+                path = paths.get(part, base)
+                parts[part] = self.load(part, kind_of(path), path)
+        with _loading("base", base):
+            if base.is_file():
+                return self._from_single_file(base, parts)
+            parts["scheduler"] = LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler"))
+            for tokenizer, encoder, kind in self.family.encoders:
+                parts[tokenizer] = CLIPTokenizer.from_pretrained(base, subfolder=tokenizer, local_files_only=True)
+                parts[encoder] = _from_folder(kind, base / encoder, self.dtype)
+        return self.family.pipeline(**parts, **self.family.without)
+
+    def _from_single_file(self, path: Path, parts: dict[str, Any]) -> DiffusionPipeline:
+        """A checkpoint of one file. Its configs come from a folder of its name beside it, or from the hub."""
+        has_configs = (self.configs / "model_index.json").is_file()
+        pipe = self.family.pipeline.from_single_file(
+            str(path),
+            torch_dtype=self.dtype,
+            local_files_only=has_configs or not self.download,
+            **parts,
+            **self.family.without,
+            **({"config": str(self.configs)} if has_configs else {}),
+        )
+        if "unet" not in parts:
+            _check_guidance(path, pipe.unet)
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+        return pipe
 
 
-def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
-    """A module from `path/subfolder` where that exists, else from `path`; the fp16 variant where there is no other."""
-    folder = path / subfolder if subfolder and (path / subfolder).is_dir() else path
-    config = json.loads((folder / "config.json").read_text())
-    if (made := config.get("_class_name", kind.__name__)) != kind.__name__:
+def _check_guidance(file: Path, unet: UNet2DConditionModel) -> None:
+    """diffusers drops what a config does not ask for without a word. Raises LoadError."""
+    if any("cond_proj" in name for name in kinds.header(file)) and unet.config.time_cond_proj_dim is None:
+        raise LoadError(f"{file} is a full LCM, which loads only from a diffusers folder or hub id.")
+
+
+def _from_tensors(part: str, kind: type, file: Path, config: dict[str, str]) -> torch.nn.Module:
+    """A module of which diffusers knows its own key style only."""
+    module = kind.from_config(kind.load_config(config["config"]) if config else {})
+    tensors = load_file(file)
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+        source = "the config that was found" if config else "a usual one"
+        raise LoadError(
+            f"The {kinds.called(part)} {file} has other tensors than {source} asks for: "
+            f"put its own config.json into {file.with_suffix('')}/."
+        )
+    module.load_state_dict(tensors)
+    return module
+
+
+def _from_folder(kind: type, folder: Path, dtype: torch.dtype):
+    """The fp16 variant where there is no other."""
+    if (made := layouts.read_json(folder / "config.json").get("_class_name", kind.__name__)) != kind.__name__:
         raise LoadError(f"{folder} is a {made}, not a {kind.__name__}.")
     names = [file.name for file in folder.glob("*.safetensors") if "non_ema" not in file.name]
     variants = {".fp16" in name for name in names if name.startswith(("model", "diffusion_pytorch_model"))}
@@ -217,9 +263,10 @@ def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
 
 def _vae_class(path: Path) -> type:
     if path.is_file():
-        return AutoencoderKL
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+        is_tiny = any(name.startswith(("encoder.layers.", "decoder.layers.")) for name in kinds.header(path))
+        return AutoencoderTiny if is_tiny else AutoencoderKL
+    folder = layouts.folder_of("vae", path)
+    name = layouts.read_json(folder / "config.json").get("_class_name")
     if name not in VAES:
         raise LoadError(f"{folder} is a {name}: the VAE must be an {' or '.join(VAES)}.")
     return VAES[name]
