@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -14,28 +11,24 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     ControlNetModel,
-    DiffusionPipeline,
     LCMScheduler,
     MotionAdapter,
     T2IAdapter,
     UNet2DConditionModel,
     UNetMotionModel,
 )
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import fetching, kinds, layouts, loras
 from .annotators import ANNOTATORS
 from .devices import pick_dtype
-from .errors import LoadError, first_line
+from .errors import LoadError
 from .extras import AdapterExtra, ControlNetExtra, Extra, InpaintingExtra
 from .families import Family, family_of_index, family_of_keys
 from .fetching import Report
 from .lcm import NoiseSchedule
+from .parts import Loader
 from .settings import ModelSpec
-
-VAES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     transformers.utils.logging.disable_progress_bar()  # `report` tells progress
     family = _family(paths["base"])
     configs = paths["base"] if paths["base"].is_dir() else paths["base"].with_suffix("")
-    loader = _Loader(family, configs, dtype, download)
+    loader = Loader(family, configs, dtype, download)
     pipe = loader.pipeline(paths)
     nets = [loader.load(part, ControlNetModel, path) for part, path in paths.items() if part.startswith("controlnet")]
     adapter = loader.load("adapter", T2IAdapter, paths["adapter"]) if spec.adapter else None
@@ -143,133 +136,6 @@ def _family(base: Path) -> Family:
     if base.is_file():
         return family_of_keys(base, kinds.header(base))
     return family_of_index(base, layouts.read_json(base / "model_index.json"))
-
-
-@contextmanager
-def _loading(part: str, path: Path) -> Iterator[None]:
-    """What the model libraries raise over a part, as one sentence that names it."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SingleFileComponentError) as error:
-        raise LoadError(f"The {kinds.called(part)} {path} cannot be loaded: {first_line(error)}.") from error
-
-
-@dataclass(frozen=True)
-class _Loader:
-    """Loads the parts of one model. configs: a folder of the base's configs, which need not be there."""
-
-    family: Family
-    configs: Path
-    dtype: torch.dtype
-    download: bool
-
-    def load(self, part: str, kind: type, path: Path) -> Any:
-        """A module from a folder or from one file. Raises LoadError."""
-        with _loading(part, path):
-            if path.is_dir():
-                return _from_folder(kind, layouts.folder_of(part, path), self.dtype)
-            config = self._config(part, kind, path)
-            if not hasattr(kind, "from_single_file"):
-                return _from_tensors(part, kind, path, config).to(self.dtype)
-            is_here = bool(config) and Path(config["config"]).is_dir()
-            module = kind.from_single_file(
-                str(path), torch_dtype=self.dtype, local_files_only=is_here or not self.download, **config
-            )
-        if kind is UNet2DConditionModel:
-            _check_guidance(path, module)
-        return module
-
-    def _config(self, part: str, kind: type, path: Path) -> dict[str, str]:
-        """Where the config of a part in one file lies, as arguments of from_single_file: in a folder of its name beside
-        it, in the base's own part of the same class, or in the family's published model. ControlNets and motion
-        adapters diffusers tells apart by itself; TAESD's sizes are those that its class has by default."""
-        own, the_base_has = path.with_suffix(""), self.configs / part / "config.json"
-        if (own / "config.json").is_file():
-            return {"config": str(own)}
-        if the_base_has.is_file() and layouts.read_json(the_base_has).get("_class_name") == kind.__name__:
-            return {"config": str(the_base_has.parent)}
-        if kind in (UNet2DConditionModel, AutoencoderKL):
-            return {"config": self.family.published, "subfolder": part}
-        return {}
-
-    def pipeline(self, paths: dict[str, Path]) -> DiffusionPipeline:
-        """The base with the parts that replace its own: a container, whose __call__ is never used."""
-        base, parts = paths["base"], {}
-        for part, kind_of in (("unet", lambda path: UNet2DConditionModel), ("vae", _vae_class)):
-            if part in paths or base.is_dir():
-                path = paths.get(part, base)
-                parts[part] = self.load(part, kind_of(path), path)
-        with _loading("base", base):
-            if base.is_file():
-                return self._from_single_file(base, parts)
-            parts["scheduler"] = LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler"))
-            for tokenizer, encoder, kind in self.family.encoders:
-                parts[tokenizer] = CLIPTokenizer.from_pretrained(base, subfolder=tokenizer, local_files_only=True)
-                parts[encoder] = _from_folder(kind, base / encoder, self.dtype)
-        return self.family.pipeline(**parts, **self.family.without)
-
-    def _from_single_file(self, path: Path, parts: dict[str, Any]) -> DiffusionPipeline:
-        """A checkpoint of one file. Its configs come from a folder of its name beside it, or from the hub."""
-        has_configs = (self.configs / "model_index.json").is_file()
-        pipe = self.family.pipeline.from_single_file(
-            str(path),
-            torch_dtype=self.dtype,
-            local_files_only=has_configs or not self.download,
-            **parts,
-            **self.family.without,
-            **({"config": str(self.configs)} if has_configs else {}),
-        )
-        if "unet" not in parts:
-            _check_guidance(path, pipe.unet)
-        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-        return pipe
-
-
-def _check_guidance(file: Path, unet: UNet2DConditionModel) -> None:
-    """diffusers drops what a config does not ask for without a word. Raises LoadError."""
-    if any("cond_proj" in name for name in kinds.header(file)) and unet.config.time_cond_proj_dim is None:
-        raise LoadError(f"{file} is a full LCM, which loads only from a diffusers folder or hub id.")
-
-
-def _from_tensors(part: str, kind: type, file: Path, config: dict[str, str]) -> torch.nn.Module:
-    """A module of which diffusers knows its own key style only."""
-    module = kind.from_config(kind.load_config(config["config"]) if config else {})
-    tensors = load_file(file)
-    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
-        source = "the config that was found" if config else "a usual one"
-        raise LoadError(
-            f"The {kinds.called(part)} {file} has other tensors than {source} asks for: "
-            f"put its own config.json into {file.with_suffix('')}/."
-        )
-    module.load_state_dict(tensors)
-    return module
-
-
-def _from_folder(kind: type, folder: Path, dtype: torch.dtype):
-    """The fp16 variant where there is no other."""
-    if (made := layouts.read_json(folder / "config.json").get("_class_name", kind.__name__)) != kind.__name__:
-        raise LoadError(f"{folder} is a {made}, not a {kind.__name__}.")
-    names = [file.name for file in folder.glob("*.safetensors") if "non_ema" not in file.name]
-    variants = {".fp16" in name for name in names if name.startswith(("model", "diffusion_pytorch_model"))}
-    return kind.from_pretrained(
-        folder,
-        variant="fp16" if variants == {True} else None,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-
-
-def _vae_class(path: Path) -> type:
-    if path.is_file():
-        is_tiny = any(name.startswith(("encoder.layers.", "decoder.layers.")) for name in kinds.header(path))
-        return AutoencoderTiny if is_tiny else AutoencoderKL
-    folder = layouts.folder_of("vae", path)
-    name = layouts.read_json(folder / "config.json").get("_class_name")
-    if name not in VAES:
-        raise LoadError(f"{folder} is a {name}: the VAE must be an {' or '.join(VAES)}.")
-    return VAES[name]
 
 
 def _check_fit(spec: ModelSpec, unet: dict, vae: dict, prompt_width: int) -> None:
