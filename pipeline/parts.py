@@ -36,7 +36,15 @@ def _loading(part: str, path: Path) -> Iterator[None]:
         yield
     except NotImplementedError as error:  # torch's word for moving a weight that was never filled
         raise LoadError(LACKS.format(kinds.called(part), path)) from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SingleFileComponentError) as error:
+    except OSError as error:
+        beside = path.with_suffix("")
+        if path.is_dir() or (beside / "config.json").is_file() or (beside / "model_index.json").is_file():
+            raise LoadError(f"The {kinds.called(part)} {path} cannot be loaded: {first_line(error)}.") from error
+        raise LoadError(
+            f"The {kinds.called(part)} {path} is one file without configs: put them into {beside}/, or let them be "
+            f"fetched from the hub ({first_line(error)})."
+        ) from error
+    except (ValueError, KeyError, TypeError, RuntimeError, SingleFileComponentError) as error:
         raise LoadError(f"The {kinds.called(part)} {path} cannot be loaded: {first_line(error)}.") from error
 
 

@@ -25,7 +25,7 @@ def write(folder: Path, file: Path) -> None:
     """A whole checkpoint with an AutoencoderKL: SD1.5's topology (four blocks, two layers each) or SDXL's (three)."""
     unet = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     text = load_file(folder / "text_encoder" / "model.safetensors")
-    tensors = {f"model.diffusion_model.{_unet_key(key, unet)}": value for key, value in unet.items()}
+    tensors = {f"model.diffusion_model.{unet_key(key, unet)}": value for key, value in unet.items()}
     tensors |= {f"first_stage_model.{key}": value for key, value in _vae(folder / "vae").items()}
     texts = {_text_key(key): value for key, value in text.items()}
     if (folder / "text_encoder_2").is_dir():
@@ -44,7 +44,7 @@ def write_vae(folder: Path, file: Path) -> None:
 
 def write_unet(folder: Path, file: Path) -> None:
     unet = load_file(folder / "diffusion_pytorch_model.safetensors")
-    _save({_unet_key(key, unet): value for key, value in unet.items()}, file)
+    _save({unet_key(key, unet): value for key, value in unet.items()}, file)
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
@@ -56,7 +56,7 @@ def _vae(folder: Path) -> dict[str, Tensor]:
     return {_vae_key(key): _vae_value(key, value) for key, value in tensors.items()}
 
 
-def _unet_key(key: str, unet: Collection[str]) -> str:
+def unet_key(key: str, unet: Collection[str]) -> str:
     """unet: all of its keys."""
     for ours, theirs in (
         ("time_embedding.linear_1", "time_embed.0"),

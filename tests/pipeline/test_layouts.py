@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline import Controls, LoadError, ModelSpec, load
-from tests import single_file, tiny
+from pipeline import Controls, LoadError, Lora, ModelSpec, load
+from tests import lora_files, single_file, tiny
 
 SIZE = {"width": 64, "height": 64, "dtype": "float32"}
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -127,12 +127,17 @@ def test_a_tiny_autoencoder_in_one_file(folder, layout, tmp_path):
     load(ModelSpec(str(base), vae=str(true_size), **SIZE), "cpu", compile=False)
 
 
-def test_a_vae_file_whose_config_is_nowhere(folder, tmp_path):
+def test_a_file_whose_config_is_nowhere(folder, tmp_path):
     """It would be that of the published model, which the switched-off network keeps away."""
     with_tiny = tiny.checkpoint(tmp_path / "with-tiny")
     single_file.write_vae(folder("sd") / "vae", tmp_path / "fine.safetensors")
-    with pytest.raises(LoadError, match=r"The VAE .*fine\.safetensors cannot be loaded"):
+    with pytest.raises(
+        LoadError, match=r"The VAE .*fine\.safetensors is one file without configs: put them into .*fine/"
+    ):
         painted(with_tiny, vae=str(tmp_path / "fine.safetensors"))
+    single_file.write(folder("sd"), tmp_path / "single.safetensors")
+    with pytest.raises(LoadError, match=r"The model .*single\.safetensors is one file without configs"):
+        painted(tmp_path / "single.safetensors")
 
 
 def test_a_full_lcm_unet_in_one_file(folder, tmp_path):
@@ -152,3 +157,32 @@ def test_a_file_that_lacks_weights(folder, tmp_path):
         save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file)
         with pytest.raises(LoadError, match=r"The model .*single\.safetensors lacks weights that its config asks for"):
             painted(file)
+
+
+@pytest.fixture(scope="module")
+def merged(folder, tmp_path_factory) -> Callable[[str, str], np.ndarray]:
+    """(family, pattern of module names) -> the picture of the folder with the LoRA of these modules in its weights."""
+    made: dict[tuple[str, str], np.ndarray] = {}
+
+    def of(family: str, pattern: str) -> np.ndarray:
+        if (family, pattern) not in made:
+            target = tmp_path_factory.mktemp("merged") / family
+            shutil.copytree(folder(family), target)
+            lora_files.merge(target, lora_files.factors(target, pattern=pattern))
+            made[family, pattern] = painted(target)
+        return made[family, pattern]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("family", "style"),
+    [(family, style) for family in FAMILIES for style in lora_files.STYLES if (family, style[-5:]) != ("sd", "names")],
+)
+def test_key_styles_of_loras(folder, picture, merged, family, style, tmp_path):
+    """Of the UNet and all text encoders at once."""
+    pattern = r"unet.*attn" if style == "processors" else ""
+    lora = lora_files.factors(folder(family), pattern=pattern)
+    file = lora_files.write(tmp_path / "style.safetensors", lora, style)
+    assert np.abs(merged(family, pattern) - picture(family)).max() > 20
+    assert_equal(painted(folder(family), loras=(Lora(str(file)),)), merged(family, pattern))
