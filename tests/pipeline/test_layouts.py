@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline import Controls, LoadError, Lora, ModelSpec, load
+from pipeline.fetching import on_disk
 from tests import lora_files, single_file, tiny
 
 SIZE = {"width": 64, "height": 64, "dtype": "float32"}
@@ -186,3 +187,58 @@ def test_key_styles_of_loras(folder, picture, merged, family, style, tmp_path):
     file = lora_files.write(tmp_path / "style.safetensors", lora, style)
     assert np.abs(merged(family, pattern) - picture(family)).max() > 20
     assert_equal(painted(folder(family), loras=(Lora(str(file)),)), merged(family, pattern))
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch) -> Callable[[str], Path]:
+    """repo id -> its folder in a local cache as the hub's client lays it out."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def folder(repo: str) -> Path:
+        made = tmp_path / "cache" / f"models--{repo.replace('/', '--')}"
+        (made / "refs").mkdir(parents=True)
+        (made / "refs" / "main").write_text("abc")
+        return made / "snapshots" / "abc"
+
+    return folder
+
+
+def test_a_hub_id_comes_from_the_local_cache(folder, picture, cached):
+    repo = cached("someone/something")
+    shutil.copytree(folder("sd"), repo)
+    assert on_disk(ModelSpec("someone/something"))
+    assert_equal(painted("someone/something"), picture("sd"))
+    assert not on_disk(ModelSpec("someone/else"))
+    with pytest.raises(LoadError, match=r"The model someone/else is not on disk"):
+        load(ModelSpec("someone/else"), "cpu", download=False)
+    with pytest.raises(LoadError, match="someone/else is not on disk and HF_HUB_OFFLINE keeps the network off"):
+        load(ModelSpec("someone/else"), "cpu")
+    with pytest.raises(LoadError, match=r"The ControlNet someone/net is not on disk"):
+        load(ModelSpec("someone/something", controlnet="someone/net"), "cpu", download=False)
+    (repo / "vae" / "diffusion_pytorch_model.safetensors").unlink()  # as another program may leave it
+    assert not on_disk(ModelSpec("someone/something"))
+
+
+def test_parts_in_subfolders(folder, picture, cached, tmp_path):
+    """Of a folder and of a hub's repository: what its path names, and with several the choice is left to the user."""
+    repo = cached("someone/parts")
+    made = {
+        "controlnet": tiny.controlnet(repo / "nets" / "canny"),
+        "adapter": tiny.adapter(repo / "t2i" / "canny"),
+        "motion": tiny.motion(repo / "motion" / "v1"),
+    }
+    tiny.controlnet(repo / "soft", seed=9)
+    for part in ("controlnet", "adapter"):
+        in_folder = painted(folder("sd"), **{part: str(made[part])})
+        assert np.abs(in_folder - picture("sd")).max() > 20
+        named = "someone/parts/" + made[part].relative_to(repo).as_posix()
+        assert_equal(painted(folder("sd"), **{part: named}), in_folder)
+    clips = [
+        load(ModelSpec(str(folder("sd")), motion=motion, **SIZE), "cpu", compile=False).animate(CONTROLS, count=2)
+        for motion in (str(made["motion"]), "someone/parts/motion/v1")
+    ]
+    assert np.array_equal(*clips)
+    with pytest.raises(LoadError, match=r"The ControlNet .* lacks config\.json \(name one part, as .*/soft; there are"):
+        painted(folder("sd"), controlnet=str(repo))
