@@ -309,12 +309,10 @@ def _models(options: argparse.Namespace) -> int:
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
         print(f"{row['name']:22} {row['size']:10} {row['about']}; {row['needs']}. [{where}]")
     if options.models_dir is not None:
-        from pipeline.library import FOLDERS, Library
+        from pipeline.library import Library
 
-        library = Library(options.models_dir)
-        for kind in FOLDERS:
-            for file in library.files(kind):
-                print(f"{file.stem:22} {kind:10} {file}")
+        for name, kind, path in Library(options.models_dir).listed():
+            print(f"{name:22} {kind:14} {path}")
     return EXIT_DONE
 
 

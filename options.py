@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.errors import LoadError
 from pipeline.presets import TABLE
 from pipeline.settings import ControlNet, Controls, Lora, ModelSpec
 
@@ -98,7 +99,7 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
     if name in TABLE:
         spec, defaults = TABLE[name].spec, TABLE[name].defaults
     else:
-        spec, defaults = ModelSpec(called("checkpoint", name)), TABLE["sd15"].defaults
+        spec, defaults = ModelSpec(called("base", name)), TABLE["sd15"].defaults
         fetching.check(spec)
         from pipeline.families import traits
 
@@ -107,12 +108,9 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
             print(f"{name} is not few-step by itself: {_lcm_lora_added(base.lcm_lora)}")
             changes["loras"] = () if base.lcm_lora is None else (base.lcm_lora,)
         changes["width"] = changes["height"] = base.family.size
-    if options.unet is not None:
-        changes["unet"] = options.unet
-    if getattr(options, "motion", None) is not None:
-        changes["motion"] = options.motion
-    if options.vae is not None:
-        changes["vae"] = called("vae", options.vae)
+    for part in ("unet", "vae", "motion"):
+        if getattr(options, part, None) is not None:
+            changes[part] = called(part, getattr(options, part))
     if options.lora is not None:
         loras = [_lora(text) for text in options.lora]
         changes["loras"] = tuple(replace(lora, path=called("lora", lora.path)) for lora in loras)
@@ -124,7 +122,12 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         if net.weight != 1:
             raise UsageError("--adapter takes no weight: --control-scale is for that.")
         # What the model's own ControlNets look at stays.
-        changes = {"controlnet": spec.controlnets or None, **changes, "adapter": net.path, "control": net.control}
+        changes = {
+            "controlnet": spec.controlnets or None,
+            **changes,
+            "adapter": called("adapter", net.path),
+            "control": net.control,
+        }
     if options.size is not None:
         changes["width"], changes["height"] = options.size
     try:
@@ -142,13 +145,24 @@ def _lcm_lora_added(lora: Lora | None) -> str:
 
 
 def _names_of(folder: Path | None) -> Callable[[str, str], str]:
-    """(kind, what was written) -> the path that is meant by it: a file of --models-dir, or what was written."""
+    """(part, what was written) -> the path that is meant by it: an entry of --models-dir, or what was written."""
     if folder is None:
-        return lambda kind, name: name
+        return lambda part, name: name
     from pipeline.library import Library
 
     library = Library(folder)
-    return lambda kind, name: name if Path(name).exists() else library.find(kind, name) or name
+
+    def called(part: str, name: str) -> str:
+        if Path(name).exists():
+            return name
+        try:
+            return library.find(part, name)
+        except LoadError:
+            if "/" in name:  # it may be a hub id
+                return name
+            raise
+
+    return called
 
 
 def _controlnet(text: str) -> ControlNet:

@@ -39,6 +39,10 @@ def check(spec: ModelSpec) -> None:
         elif not _may_be_on_the_hub(reference):
             if path.suffix == ".safetensors" or "/" in reference or reference.startswith("."):
                 raise LoadError(f"There is no file or folder {reference}.")
+            if part != "base":
+                raise LoadError(
+                    f"The {kinds.called(part)} {reference!r} is neither a file, a folder nor a hub id (owner/name)."
+                )
             raise LoadError(
                 f"{reference!r} is neither a preset, a file, a folder nor a hub id (owner/name): "
                 "`python main.py models` lists the presets."

@@ -47,15 +47,18 @@ def header(path: Path) -> dict[str, dict]:
     return tensors
 
 
+def of(path: Path) -> str | None:
+    """Which part (a key of PARTS) a file holds. Raises LoadError as `header` does."""
+    names = list(header(path))
+    fits = (part for part, (_, _, pattern) in PARTS.items() if any(re.search(pattern, name) for name in names))
+    return next(fits, None)
+
+
 def check(part: str, path: Path) -> None:
     """Is a file what it was named as? Raises LoadError that says what it is."""
-    names = list(header(path))
-    wanted = called(part)
-    found = next(
-        (kind for kind, (_, _, pattern) in PARTS.items() if any(re.search(pattern, name) for name in names)), None
-    )
+    wanted, found = called(part), of(path)
     if found is None:
-        raise LoadError(f"{path} is no {wanted}: tensors like {min(names)} are of no part that LCMirror knows.")
+        raise LoadError(f"{path} is no {wanted}: tensors like {min(header(path))} are of no part that LCMirror knows.")
     if found != part.partition(" ")[0]:
         known, option, _ = PARTS[found]
         raise LoadError(f"{path} is a {known}, not a {wanted}: name it with {option}.")
