@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from options import UsageError, add_control_options, add_model_options, controls_from, model_from, size_or_clip
 from pipeline import environment, load
 from pipeline.errors import LoadError
-from pipeline.presets import LCM_LORA_SD15, LCM_LORA_SDXL, TABLE
-from pipeline.settings import ControlNet, Controls, Lora, ModelSpec
+from pipeline.presets import TABLE
 from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
 COMMANDS = ("serve", "render", "camera", "models", "bench")
-
-
-class UsageError(Exception):
-    """Wrong usage; the text is the one sentence that the user reads."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,7 +51,7 @@ def _parser() -> Parser:
 
     serve = commands.add_parser("serve", prog="serve", help="the studio page and the WebRTC server (the default)")
     serve.set_defaults(run=_serve)
-    _model_options(serve)
+    add_model_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (beyond loopback: with --token)")
     serve.add_argument("--port", type=_port, default=8080)
     _latency_option(serve)
@@ -68,13 +60,15 @@ def _parser() -> Parser:
     serve.add_argument("--recordings", type=Path, default="recordings", metavar="DIR", help="folder for recorded films")
     serve.add_argument("--virtual-camera", nargs="?", const="auto", metavar="DEVICE", help="show a stream there too")
     serve.add_argument("--from", dest="from_stream", metavar="STREAM", help="the stream that it shows")
-    _control_options(serve)
+    add_control_options(serve)
 
     render = commands.add_parser("render", prog="render", help="repaint video files, GIFs and pictures, every frame")
     render.set_defaults(run=_render)
     render.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help="videos, pictures, folders")
     render.add_argument("output", type=Path, metavar="OUTPUT", help="a file (.mp4, .gif, out/%%05d.png), a folder")
-    _model_options(render, size=_size_or_clip, size_help="output size, multiples of 8, or `clip` for the clip's shape")
+    add_model_options(
+        render, size_type=size_or_clip, size_help="output size, multiples of 8, or `clip` for the clip's shape"
+    )
     render.add_argument("--text-to-image", action="store_true", help="from the prompt alone; INPUT only for a control")
     render.add_argument("--count", type=_positive, metavar="N", help="pictures from text, seed after seed; or frames")
     render.add_argument("--motion", metavar="PATH", help="an AnimateDiff motion adapter: whole clips, from text too")
@@ -89,15 +83,15 @@ def _parser() -> Parser:
     render.add_argument("--fps", type=_fps, metavar="N", help="of pictures that become a video; default 25")
     render.add_argument("--side-by-side", action="store_true", help="the source on the left of the picture")
     render.add_argument("--cuts", action=argparse.BooleanOptionalAction, default=False, help="new noise for each shot")
-    _control_options(render)
+    add_control_options(render)
 
     camera = commands.add_parser("camera", prog="camera", help="a local camera repainted as a virtual camera")
     camera.set_defaults(run=_camera)
-    _model_options(camera)
+    add_model_options(camera)
     camera.add_argument("--camera", default="0", metavar="NUMBER|FILE", help="which camera, or a video played as one")
     camera.add_argument("--virtual-camera", default="auto", metavar="DEVICE", help="which one, if there are several")
     _latency_option(camera)
-    _control_options(camera)
+    add_control_options(camera)
 
     models = commands.add_parser("models", prog="models", help="presets: what they need, what is on disk")
     models.set_defaults(run=_models)
@@ -107,45 +101,15 @@ def _parser() -> Parser:
 
     bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, ours and diffusers' own pipeline")
     bench.set_defaults(run=_bench)
-    _model_options(bench)
+    add_model_options(bench)
     bench.add_argument("--frames", type=_positive, default=200, metavar="N", help="timed frames a row")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    _control_options(bench)
+    add_control_options(bench)
     return parser
-
-
-def _model_options(parser: Parser, size=None, size_help: str = "output size, multiples of 8") -> None:
-    parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
-    parser.add_argument(
-        "--models-dir", type=Path, metavar="DIR", help="models of ComfyUI or A1111, to go by their names"
-    )
-    parser.add_argument("--lora", action="append", metavar="PATH[:WEIGHT]", help="LoRAs instead of the model's usual")
-    parser.add_argument("--unet", metavar="PATH", help="in place of the base's own: a full LCM, for one")
-    parser.add_argument("--vae", metavar="PATH", help="in place of the base's own, as madebyollin/taesd")
-    parser.add_argument(
-        "--controlnet", action="append", metavar="PATH[:CONTROL[:WEIGHT]]", help="ControlNets instead of the model's"
-    )
-    parser.add_argument("--adapter", metavar="PATH[:CONTROL]", help="a T2I-Adapter")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    parser.add_argument("--size", type=size or _size, metavar="WxH", help=size_help)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
 
 
 def _latency_option(parser: Parser) -> None:
     parser.add_argument("--max-latency-ms", type=_positive, default=1000, metavar="N", help="drop older frames unseen")
-
-
-def _control_options(parser: Parser) -> None:
-    """One flag for each control; absent flags leave the preset's value."""
-    group = parser.add_argument_group("controls")
-    for name, field in Controls.model_fields.items():
-        flag, text = "--" + name.replace("_", "-"), field.description.replace("%", "%%")
-        if field.annotation is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-        elif name == "lora_weights":
-            group.add_argument(flag, nargs="+", type=_named_weight, metavar="NAME=W", help=text)
-        else:
-            group.add_argument(flag, metavar=name.upper(), help=text)
 
 
 def _port(text: str) -> int:
@@ -164,17 +128,6 @@ def _pixels(text: str) -> int:
     if not text.isdecimal() or int(text) > 1000:
         raise argparse.ArgumentTypeError(f"{text} is not a number of pixels from 0 to 1000")
     return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512x512")
-    return int(width), int(height)
-
-
-def _size_or_clip(text: str) -> tuple[int, int] | str:
-    return text if text == "clip" else _size(text)
 
 
 def _time(text: str) -> Fraction:
@@ -202,126 +155,6 @@ def _quality(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not a quality from 1 to 100")
     return int(text)
-
-
-def _named_weight(text: str) -> tuple[str, str]:
-    name, equals, weight = text.rpartition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=WEIGHT")
-    return name, weight
-
-
-def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Controls) -> Controls:
-    """The flags that were given, on top of the model's defaults. Raises UsageError."""
-    given = {name: getattr(options, name) for name in Controls.model_fields if getattr(options, name) is not None}
-    if "lora_weights" in given:
-        given["lora_weights"] = dict(given["lora_weights"])
-        loaded = [lora.name for lora in spec.loras]
-        for name in given["lora_weights"]:
-            if name not in loaded:
-                raise UsageError(
-                    f"--lora-weights: no LoRA is named {name!r} (there is: {', '.join(loaded) or 'none'})."
-                )
-    try:
-        return defaults.merged(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{flag}: {first['msg']}, not {first['input']!r}.") from error
-
-
-def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
-    """(name, spec, default controls) that --model, --lora and --size ask for. Raises LoadError or UsageError."""
-    from pipeline import fetching
-
-    name = _auto(options.device) if options.model == "auto" else options.model
-    called = _names_of(options.models_dir)
-    changes: dict[str, Any] = {}
-    if name in TABLE:
-        spec, defaults = TABLE[name].spec, TABLE[name].defaults
-    else:
-        spec, defaults = ModelSpec(called("checkpoint", name)), TABLE["sd15"].defaults
-        fetching.check(spec)
-        family = fetching.family(spec)
-        if options.lora is None and options.unet is None and not fetching.is_few_step(spec):
-            lora = {"SD1.5": LCM_LORA_SD15, "SDXL": LCM_LORA_SDXL}[family.name]
-            print(f"{name} is not few-step by itself: adding {lora.path} (name others with --lora).")
-            changes["loras"] = (lora,)
-        changes["width"] = changes["height"] = family.size
-    if options.unet is not None:
-        changes["unet"] = options.unet
-    if getattr(options, "motion", None) is not None:
-        changes["motion"] = options.motion
-    if options.vae is not None:
-        changes["vae"] = called("vae", options.vae)
-    if options.lora is not None:
-        loras = [_lora(text) for text in options.lora]
-        changes["loras"] = tuple(replace(lora, path=called("lora", lora.path)) for lora in loras)
-    if options.controlnet is not None:
-        nets = [_controlnet(text) for text in options.controlnet]
-        changes["controlnet"] = tuple(replace(net, path=called("controlnet", net.path)) for net in nets)
-    if options.adapter is not None:
-        net = _controlnet(options.adapter)
-        if net.weight != 1:
-            raise UsageError("--adapter takes no weight: --control-scale is for that.")
-        # What the model's own ControlNets look at stays.
-        changes = {"controlnet": spec.controlnets or None, **changes, "adapter": net.path, "control": net.control}
-    if options.size is not None:
-        changes["width"], changes["height"] = options.size
-    try:
-        spec = replace(spec, **changes)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    fetching.check(spec)
-    return name, spec, defaults
-
-
-def _names_of(folder: Path | None) -> Callable[[str, str], str]:
-    """(kind, what was written) -> the path that is meant by it: a file of --models-dir, or what was written."""
-    if folder is None:
-        return lambda kind, name: name
-    from pipeline.library import Library
-
-    library = Library(folder)
-    return lambda kind, name: name if Path(name).exists() else library.find(kind, name) or name
-
-
-def _controlnet(text: str) -> ControlNet:
-    """PATH, PATH:CONTROL or PATH:CONTROL:WEIGHT; what follows a colon and is neither belongs to the path."""
-    from pipeline.annotators import ANNOTATORS
-
-    path, _, last = text.rpartition(":")
-    try:
-        weight = float(last)
-    except ValueError:
-        path, weight = text, 1.0
-    if not math.isfinite(weight):
-        raise UsageError(f"--controlnet: {last} is no weight.")
-    before, _, control = path.rpartition(":")
-    names_control = bool(before) and (control in ANNOTATORS or (not Path(path).exists() and "/" not in control))
-    return ControlNet(before, control, weight) if names_control and len(before) > 1 else ControlNet(path, weight=weight)
-
-
-def _lora(text: str) -> Lora:
-    path, _, weight = text.rpartition(":")
-    try:
-        return Lora(path, float(weight)) if path else Lora(text)
-    except ValueError:
-        return Lora(text)
-
-
-def _auto(device: str) -> str:
-    """sd15 where it would be live and its weights are on disk, else the bundled miniature. Never downloads."""
-    from pipeline import fetching
-    from pipeline.devices import pick_device
-
-    if pick_device(device).type == "cuda":
-        if fetching.on_disk(TABLE["sd15"].spec):
-            return "sd15"
-        print("Using the bundled miniature. For Stable Diffusion: python main.py models pull sd15")
-    else:
-        print("Using the bundled miniature: no CUDA GPU here. `python main.py models` lists what a GPU can run.")
-    return "mini"
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -473,19 +306,17 @@ def _models(options: argparse.Namespace) -> int:
     if options.action == "pull":
         if options.name not in TABLE:
             raise UsageError(f"There is no preset {options.name!r}: choose from {', '.join(TABLE)}.")
-        for reference in fetching.references(TABLE[options.name].spec).values():
-            print(fetching.locate(reference, download=True, report=lambda detail, progress: None))
+        for part, reference in fetching.references(TABLE[options.name].spec).items():
+            print(fetching.locate(reference, part, download=True, report=lambda detail, progress: None))
         return EXIT_DONE
     for row in _preset_rows():
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
         print(f"{row['name']:22} {row['size']:10} {row['about']}; {row['needs']}. [{where}]")
     if options.models_dir is not None:
-        from pipeline.library import FOLDERS, Library
+        from pipeline.library import Library
 
-        library = Library(options.models_dir)
-        for kind in FOLDERS:
-            for file in library.files(kind):
-                print(f"{file.stem:22} {kind:10} {file}")
+        for name, kind, path in Library(options.models_dir).listed():
+            print(f"{name:22} {kind:14} {path}")
     return EXIT_DONE
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from . import fetching, kinds
 from .errors import LoadError
+from .fetching import Report
+from .presets import LCM_LORA_SD15, LCM_LORA_SDXL, LCM_LORA_SSD_1B, SDXL_BASE
+from .settings import Lora
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,16 @@ class Family:
 
     layer: which of their hidden states is read; None is the last, normalized one. pooled: whether the UNet also takes
     the last encoder's pooled text and the picture's sizes (SDXL's micro-conditioning, arXiv 2307.01952, sec. 2.2).
-    empty_is_zero: whether an empty negative prompt means zeros, not the encoding of "".
+    empty_is_zero: whether an empty negative prompt means zeros, not the encoding of "". in_one_file: how the names of
+    its last text encoder's tensors begin in the original code's checkpoints. published: the hub id whose configs stand
+    in for those that come without.
     """
 
     name: str
     pipeline: type[DiffusionPipeline]
     encoders: tuple[tuple[str, str, type], ...]
+    in_one_file: str
+    published: str
     layer: int | None = None
     pooled: bool = False
     empty_is_zero: bool = False
@@ -41,12 +50,16 @@ SD = Family(
     "SD1.5",
     StableDiffusionPipeline,
     (FIRST,),
+    "cond_stage_model.",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
     without={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
 )
 SDXL = Family(
     "SDXL",
     StableDiffusionXLPipeline,
     (FIRST, SECOND),
+    "conditioner.embedders.1.",
+    SDXL_BASE,
     layer=-2,
     pooled=True,
     empty_is_zero=True,
@@ -56,17 +69,61 @@ SDXL = Family(
 )
 
 
-def family_of_folder(folder: Path) -> Family:
+REFINER = "{} is an SDXL refiner, which only ends what an SDXL base began: name a base."
+# The published LCM-LoRAs, by the UNet that each was made for: (width of the prompts it reads, its transformer blocks).
+LCM_LORAS = {(768, 16): LCM_LORA_SD15, (2048, 70): LCM_LORA_SDXL, (2048, 34): LCM_LORA_SSD_1B}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a base before it is loaded.
+
+    few_step: whether it runs in a few steps as it is: it was saved with an LCM scheduler, or takes guidance as an
+    input. lcm_lora: the one that was made for its UNet, if one is known.
+    """
+
+    family: Family
+    few_step: bool
+    lcm_lora: Lora | None
+
+
+def traits(reference: str, *, download: bool, report: Report) -> Traits:
+    """Of a file its header tells, of a folder or hub id two small configs, fetched if `download`. Raises LoadError."""
+    path = Path(reference)
+    if path.suffix == ".safetensors":
+        file = fetching.locate(reference, "base", download=download, report=report)
+        tensors = kinds.header(file)
+        reads = [tensor["shape"][1] for name, tensor in tensors.items() if name.endswith("attn2.to_k.weight")]
+        few_step = any("cond_proj" in name for name in tensors)
+        return Traits(family_of_keys(file, tensors), few_step, LCM_LORAS.get((max(reads, default=0), len(reads))))
+    index, unet = fetching.configs(reference, download=download, report=report)
+    few_step = index.get("scheduler", ["", ""])[1] == "LCMScheduler" or unet.get("time_cond_proj_dim") is not None
+    shape = (unet.get("cross_attention_dim"), _transformer_blocks(unet))
+    return Traits(family_of_index(reference, index), few_step, LCM_LORAS.get(shape))
+
+
+def _transformer_blocks(unet: dict[str, Any]) -> int:
+    """How many a UNet's config asks for, counted in a UNet without weights."""
+    with torch.device("meta"):
+        modules = UNet2DConditionModel.from_config(unet).modules()
+    return sum(isinstance(module, BasicTransformerBlock) for module in modules)
+
+
+def family_of_index(name: str | Path, index: dict[str, Any]) -> Family:
     """Of a diffusers folder, by what its model_index.json lists (SSD-1B is an SDXL with a smaller UNet)."""
-    index = json.loads((folder / "model_index.json").read_text())
-    parts = {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
+    parts = {part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None}
     for family in (SDXL, SD):
         if all(encoder in parts for _, encoder, _ in family.encoders) and "unet" in parts:
             told = index.get("force_zeros_for_empty_prompt", family.empty_is_zero)
             return replace(family, empty_is_zero=family.empty_is_zero and told)
-    raise LoadError(f"{folder} is a {index.get('_class_name')}: only SD1.5- and SDXL-shaped models are served.")
+    if SECOND[1] in parts:
+        raise LoadError(REFINER.format(name))
+    raise LoadError(f"{name} is a {index.get('_class_name')}: only SD1.5- and SDXL-shaped models are served.")
 
 
-def family_of_keys(names: set[str]) -> Family:
+def family_of_keys(file: Path, names: Collection[str]) -> Family:
     """Of a checkpoint in one file, by its tensors' names."""
-    return SDXL if any(name.startswith("conditioner.embedders.1.") for name in names) else SD
+    for family in (SDXL, SD):
+        if any(name.startswith(family.in_one_file) for name in names):
+            return family
+    raise LoadError(REFINER.format(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     ControlNetModel,
-    DiffusionPipeline,
     LCMScheduler,
     MotionAdapter,
     T2IAdapter,
@@ -21,17 +19,16 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import animation, fetching, loras
+from . import animation, fetching, kinds, layouts, loras
 from .annotators import ANNOTATORS
 from .devices import pick_dtype
-from .errors import LoadError, first_line
+from .errors import LoadError
 from .extras import AdapterExtra, ControlNetExtra, Extra, InpaintingExtra
-from .families import Family, family_of_folder, family_of_keys
+from .families import Family, family_of_index, family_of_keys
 from .fetching import Report
 from .lcm import NoiseSchedule
+from .parts import Loader
 from .settings import ModelSpec
-
-VAES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 
 
 @dataclass(frozen=True)
@@ -63,22 +60,21 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
             raise LoadError(f"There is no control image {name!r}: choose from {', '.join(sorted(ANNOTATORS))}.")
     dtype = pick_dtype(spec.dtype, device)
     paths = {
-        part: fetching.locate(reference, download=download, report=report)
+        part: fetching.locate(reference, part, download=download, report=report)
         for part, reference in fetching.references(spec).items()
     }
+    replaced = paths.keys() & {"unet", "vae"}
+    for part, path in paths.items():
+        layouts.check(part, path, replaced)
     report("Loading weights", None)
     transformers.utils.logging.disable_progress_bar()  # `report` tells progress
-    try:
-        family, pipe = _load_pipeline(spec, paths, dtype, download)
-        nets = [
-            _from_path(ControlNetModel, paths[part], "", dtype, download)
-            for part in fetching.references(spec)
-            if part.startswith("controlnet")
-        ]
-        adapter = _from_folder(T2IAdapter, paths["adapter"], "", dtype) if spec.adapter else None
-        motion = _from_folder(MotionAdapter, paths["motion"], "", dtype) if spec.motion else None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise LoadError(f"{spec.base} cannot be loaded: {first_line(error)}.") from error
+    family = _family(paths["base"])
+    configs = paths["base"] if paths["base"].is_dir() else paths["base"].with_suffix("")
+    loader = Loader(family, configs, dtype, download)
+    pipe = loader.pipeline(paths)
+    nets = [loader.load(part, ControlNetModel, path) for part, path in paths.items() if part.startswith("controlnet")]
+    adapter = loader.load("adapter", T2IAdapter, paths["adapter"]) if spec.adapter else None
+    motion = loader.load("motion", MotionAdapter, paths["motion"]) if spec.motion else None
     text_encoders = tuple(getattr(pipe, name) for _, name, _ in family.encoders)
     _check_fit(spec, pipe.unet.config, pipe.vae.config, sum(encoder.config.hidden_size for encoder in text_encoders))
     _check_extras(spec, family, pipe.unet.config, nets, adapter)
@@ -92,7 +88,7 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     lora_set = None
     if spec.loras:
         report("Fusing LoRAs", None)
-        files = {lora.name: str(lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
+        files = {lora.name: str(_lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
         lora_set = loras.extract(pipe, text_encoders, spec.loras, files)
         lora_set.apply({lora.name: lora.weight for lora in spec.loras})
     extras: list[Extra] = []
@@ -131,98 +127,15 @@ def read_schedule(config: dict) -> NoiseSchedule:
     )
 
 
-def lora_file(path: Path) -> Path:
-    """The one .safetensors file of a LoRA's folder, or the file itself."""
-    if path.is_file():
-        return path
-    files = [path / "pytorch_lora_weights.safetensors"]
-    if not files[0].is_file():
-        files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise LoadError(f"{path} holds {len(files)} .safetensors files: name the LoRA's own file.")
-    return files[0]
+def _lora_file(path: Path) -> Path:
+    """The .safetensors file of a LoRA's folder, or the file itself."""
+    return path if path.is_file() else path / layouts.lora_file([file.name for file in path.iterdir()], str(path))
 
 
-def _load_pipeline(
-    spec: ModelSpec, paths: dict[str, Path], dtype: torch.dtype, download: bool
-) -> tuple[Family, DiffusionPipeline]:
-    """The base with the parts that replace its own: a container, whose __call__ is never used."""
-    base = paths["base"]
+def _family(base: Path) -> Family:
     if base.is_file():
-        family, pipe = _from_single_file(base, dtype, download)
-        if spec.unet:
-            pipe.unet = _from_folder(UNet2DConditionModel, paths["unet"], "unet", dtype)
-        if spec.vae:
-            pipe.vae = _from_path(_vae_class(paths["vae"]), paths["vae"], "vae", dtype, download)
-        return family, pipe
-    family = family_of_folder(base)
-    vae = paths.get("vae", base)
-    parts = {
-        "unet": _from_folder(UNet2DConditionModel, paths.get("unet", base), "unet", dtype),
-        "vae": _from_path(_vae_class(vae), vae, "vae", dtype, download, like=base),
-        "scheduler": LCMScheduler.from_config(LCMScheduler.load_config(base, subfolder="scheduler")),
-    }
-    for tokenizer, encoder, kind in family.encoders:
-        parts[tokenizer] = CLIPTokenizer.from_pretrained(base, subfolder=tokenizer, local_files_only=True)
-        parts[encoder] = _from_folder(kind, base, encoder, dtype)
-    return family, family.pipeline(**parts, **family.without)
-
-
-def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> tuple[Family, DiffusionPipeline]:
-    """A checkpoint of one file. Its configs come from a folder of its name beside it, or from the hub."""
-    family = family_of_keys(set(fetching.check_safetensors(path)))
-    beside = path.with_suffix("")
-    has_configs = (beside / "model_index.json").is_file()
-    pipe = family.pipeline.from_single_file(
-        str(path),
-        torch_dtype=dtype,
-        local_files_only=has_configs or not download,
-        **family.without,
-        **({"config": str(beside)} if has_configs else {}),
-    )
-    if fetching.is_few_step(ModelSpec(str(path))) and pipe.unet.config.time_cond_proj_dim is None:
-        raise LoadError(f"{path} is a full LCM, which loads only from a diffusers folder or hub id.")
-    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    return family, pipe
-
-
-def _from_path(kind: type, path: Path, subfolder: str, dtype: torch.dtype, download: bool, like: Path | None = None):
-    """A module from a folder, or from one file, whose config lies in a folder of its name beside it, in `like` (a whole
-    model's folder) or on the hub."""
-    if path.is_dir():
-        return _from_folder(kind, path, subfolder, dtype)
-    beside = path.with_suffix("")
-    own = {"config": str(beside)} if (beside / "config.json").is_file() else {}
-    if not own and like is not None:
-        own = {"config": str(like), "subfolder": subfolder}
-    return kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=bool(own) or not download, **own)
-
-
-def _from_folder(kind: type, path: Path, subfolder: str, dtype: torch.dtype):
-    """A module from `path/subfolder` where that exists, else from `path`; the fp16 variant where there is no other."""
-    folder = path / subfolder if subfolder and (path / subfolder).is_dir() else path
-    config = json.loads((folder / "config.json").read_text())
-    if (made := config.get("_class_name", kind.__name__)) != kind.__name__:
-        raise LoadError(f"{folder} is a {made}, not a {kind.__name__}.")
-    names = [file.name for file in folder.glob("*.safetensors") if "non_ema" not in file.name]
-    variants = {".fp16" in name for name in names if name.startswith(("model", "diffusion_pytorch_model"))}
-    return kind.from_pretrained(
-        folder,
-        variant="fp16" if variants == {True} else None,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-
-
-def _vae_class(path: Path) -> type:
-    if path.is_file():
-        return AutoencoderKL
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    name = json.loads((folder / "config.json").read_text()).get("_class_name")
-    if name not in VAES:
-        raise LoadError(f"{folder} is a {name}: the VAE must be an {' or '.join(VAES)}.")
-    return VAES[name]
+        return family_of_keys(base, kinds.header(base))
+    return family_of_index(base, layouts.read_json(base / "model_index.json"))
 
 
 def _check_fit(spec: ModelSpec, unet: dict, vae: dict, prompt_width: int) -> None:

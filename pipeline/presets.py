@@ -13,6 +13,7 @@ MINI = Path(__file__).resolve().parent.parent / "models" / "mini"
 LCM_LORA_MINI = Lora(str(MINI / "lcm-lora"), name="lcm")
 LCM_LORA_SD15 = Lora("latent-consistency/lcm-lora-sdv1-5", name="lcm")
 LCM_LORA_SDXL = Lora("latent-consistency/lcm-lora-sdxl", name="lcm")
+LCM_LORA_SSD_1B = Lora("latent-consistency/lcm-lora-ssd-1b", name="lcm")
 SDXL_BASE, TAESD, TAESDXL = "stabilityai/stable-diffusion-xl-base-1.0", "madebyollin/taesd", "madebyollin/taesdxl"
 GPU = "a CUDA GPU, a download of some GB"
 
@@ -113,7 +114,7 @@ TABLE = MappingProxyType(
             ModelSpec(
                 "segmind/SSD-1B",
                 vae=TAESDXL,
-                loras=(Lora("latent-consistency/lcm-lora-ssd-1b", name="lcm"),),
+                loras=(LCM_LORA_SSD_1B,),
                 width=1024,
                 height=1024,
             ),

@@ -260,7 +260,8 @@ class Stylizer:
             self._apply_loras(controls[0])
         if control is None and self.spec.annotators:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
-        images = {name: annotate(name, control, controls, self.dtype) for name in self.spec.annotators}
+        wanted = dict.fromkeys(self.spec.annotators)  # each once, however many extras look at it
+        images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
         keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
         return self._paint(Order(self._recipe_of_batch(*keys), pixels, mask, images))
 

@@ -26,6 +26,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 16  # of the text encoder, and so of the UNet's cross attention
+SECOND_WIDTH = 32  # of SDXL's second one, whose states are joined to the first's
 UNET = {
     "sample_size": 8,
     "in_channels": 4,
@@ -52,7 +53,7 @@ XL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "transformer_layers_per_block": (1, 1, 2),
-    "cross_attention_dim": 2 * WIDTH,
+    "cross_attention_dim": WIDTH + SECOND_WIDTH,
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 4,
@@ -108,7 +109,7 @@ def checkpoint(
     _give_contrast(vae, network)
     if xl:
         own = {
-            "text_encoder_2": CLIPTextModelWithProjection(text_config()),
+            "text_encoder_2": CLIPTextModelWithProjection(text_config(SECOND_WIDTH)),
             "tokenizer_2": tokenizer(folder / "tokenizer_2"),
             "add_watermarker": False,
         }
@@ -129,9 +130,9 @@ def checkpoint(
     return folder
 
 
-def text_config() -> CLIPTextConfig:
+def text_config(width: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=514, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=514, hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513, projection_dim=WIDTH,
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import main
-from pipeline import LoadError
+import options
+from pipeline import ControlNet, LoadError, Lora, ModelSpec
 from pipeline.library import Library
 from tests import single_file, tiny
 
@@ -21,15 +22,51 @@ def touch(*files):
 
 def test_comfyui(tmp_path):
     models = tmp_path / "ComfyUI" / "models"
-    touch(models / "checkpoints" / "Dream.safetensors", models / "loras" / "style" / "ink.safetensors")
+    touch(models / "checkpoints" / "Dream.safetensors", models / "loras" / "style" / "old" / "ink.safetensors")
     touch(models / "checkpoints" / "old.ckpt", models / "vae" / "fine.safetensors")
     for folder in (models, tmp_path / "ComfyUI"):
         library = Library(folder)
-        assert [file.name for file in library.files("checkpoint")] == ["Dream.safetensors"]  # no pickles
+        assert [file.name for file in library.entries("base")] == ["Dream.safetensors"]  # no pickles
         for name in ("Dream", "dream", "Dream.safetensors"):
-            assert library.find("checkpoint", name) == str(models / "checkpoints" / "Dream.safetensors")
-        assert library.find("lora", "style/ink") == library.find("lora", "ink")
-        assert library.find("lora", "Dream") is None
+            assert library.find("base", name) == str(models / "checkpoints" / "Dream.safetensors")
+        assert library.find("lora", "style/old/ink") == library.find("lora", "old/ink") == library.find("lora", "ink")
+        with pytest.raises(LoadError, match=r"no LoRA Dream in .*models --models-dir .* lists what there is"):
+            library.find("lora", "Dream")
+        with pytest.raises(LoadError, match="no LoRA nk"):
+            library.find("lora", "nk")
+
+
+@pytest.mark.parametrize(
+    ("part", "places"),
+    [
+        ("unet", ["models/unet/x.safetensors", "models/diffusion_models/sub/x.safetensors"]),
+        ("vae", ["models/vae/x.safetensors", "models/VAE/x.safetensors"]),
+        ("controlnet", ["models/controlnet/x.safetensors", "extensions/sd-webui-controlnet/models/x.safetensors"]),
+        ("adapter", ["models/t2i_adapter/x.safetensors", "models/controlnet/t2i/x/config.json"]),
+        (
+            "motion",
+            [
+                "models/animatediff_models/x.safetensors",
+                "custom_nodes/ComfyUI-AnimateDiff-Evolved/models/x.safetensors",
+                "extensions/sd-webui-animatediff/model/x.safetensors",
+            ],
+        ),
+        ("base", ["models/checkpoints/a/x.safetensors", "models/diffusers/x/model_index.json"]),
+    ],
+)
+def test_where_each_part_lies(tmp_path, part, places):
+    for number, place in enumerate(places):
+        file = tmp_path / str(number) / place
+        touch(file)
+        found = Library(tmp_path / str(number)).find(part, "x")
+        assert found == str(
+            file if file.suffix == ".safetensors" else file.parent
+        )  # a diffusers folder goes by its name
+
+
+def test_configs_beside_a_file_are_no_model_of_their_own(tmp_path):
+    touch(tmp_path / "vae" / "fine.safetensors", tmp_path / "vae" / "fine" / "config.json")
+    assert Library(tmp_path).find("vae", "fine") == str(tmp_path / "vae" / "fine.safetensors")
 
 
 def test_a1111_and_two_of_a_name(tmp_path):
@@ -37,9 +74,42 @@ def test_a1111_and_two_of_a_name(tmp_path):
     touch(tmp_path / "Lora" / "x.safetensors", tmp_path / "ControlNet" / "canny.safetensors")
     library = Library(tmp_path)
     with pytest.raises(LoadError, match=r"x could be .* or .*: give the path"):
-        library.find("checkpoint", "x")
-    assert library.find("checkpoint", "b/x") == str(tmp_path / "Stable-diffusion" / "b" / "x.safetensors")
-    assert library.find("controlnet", "canny") is not None
+        library.find("base", "x")
+    assert library.find("base", "b/x") == str(tmp_path / "Stable-diffusion" / "b" / "x.safetensors")
+    assert library.find("controlnet", "canny").endswith("canny.safetensors")
+
+
+def test_every_option_takes_names(tmp_path):
+    models = tmp_path / "models"
+    single_file.write(tiny.checkpoint(tmp_path / "base", kl=True), at(models / "checkpoints" / "mine.safetensors"))
+    shutil.copytree(tmp_path / "base", models / "checkpoints" / "mine")
+    shutil.copytree(tmp_path / "base" / "unet", models / "unet" / "lcm")
+    shutil.copytree(tmp_path / "base" / "vae", models / "vae" / "sub" / "fine")
+    tiny.controlnet(models / "controlnet" / "canny")
+    tiny.adapter(models / "t2i_adapter" / "sketch")
+    tiny.motion(models / "animatediff_models" / "moves")
+    tiny.lora(models / "loras", tmp_path / "base", name="ink.safetensors")
+    words = "--model mine --unet lcm --vae sub/fine --controlnet canny:grey:0.5 --adapter sketch:tile --motion moves"
+    command = ["render", "a.mp4", "b.mp4", "--models-dir", str(tmp_path), *words.split(), "--lora", "ink:0.7"]
+    _, spec, _ = options.model_from(main._parser().parse_args(command))
+    assert spec == ModelSpec(
+        str(models / "checkpoints" / "mine.safetensors"),
+        unet=str(models / "unet" / "lcm"),
+        vae=str(models / "vae" / "sub" / "fine"),
+        loras=(Lora(str(models / "loras" / "ink.safetensors"), 0.7),),
+        controlnet=(ControlNet(str(models / "controlnet" / "canny"), "grey", 0.5),),
+        adapter=str(models / "t2i_adapter" / "sketch"),
+        control="tile",
+        motion=str(models / "animatediff_models" / "moves"),
+    )
+    for option in ("--model", "--lora", "--unet", "--vae", "--controlnet", "--adapter", "--motion"):
+        with pytest.raises(LoadError, match=r"There is no .* nothing in "):
+            options.model_from(main._parser().parse_args([*command, option, "nothing"]))
+
+
+def at(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def test_what_is_no_models_folder(tmp_path):
@@ -66,5 +136,5 @@ def test_render_by_names(tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "out.png")).std() > 1
     assert main.main(["models", "--models-dir", str(tmp_path / "models")]) == 0
     listed = capsys.readouterr().out
-    assert "mine                   checkpoint" in listed
-    assert "fast                   lora" in listed
+    assert "mine                   model " in listed
+    assert "fast                   LoRA " in listed

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import Controls, LoadError, Lora, ModelSpec, load
 from pipeline.devices import pick_device, pick_dtype
-from pipeline.fetching import check, is_few_step, on_disk
-from tests import single_file, tiny
+from pipeline.families import traits
+from pipeline.fetching import check
+from tests import tiny
 
 SIZE = {"width": 64, "height": 64, "dtype": "float32"}
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -32,68 +33,20 @@ def picture(base) -> np.ndarray:
     return load(ModelSpec(str(base), **SIZE), "cpu")(FRAME, CONTROLS)
 
 
-def test_the_parts_may_come_from_elsewhere(base, picture, tmp_path):
-    """unet= and vae= as their own folders, with and without a subfolder, give the base's own picture."""
-    shutil.copytree(base / "vae", tmp_path / "taesd")
-    (tmp_path / "lcm").mkdir()
-    shutil.copytree(base / "unet", tmp_path / "lcm" / "unet")
-    other = tiny.checkpoint(tmp_path / "other", seed=5)
-    shutil.copytree(base / "text_encoder", other / "text_encoder", dirs_exist_ok=True)
-    assert not np.array_equal(load(ModelSpec(str(other), **SIZE), "cpu")(FRAME, CONTROLS), picture)
-    spec = ModelSpec(str(other), unet=str(tmp_path / "lcm"), vae=str(tmp_path / "taesd"), **SIZE)
-    assert np.array_equal(load(spec, "cpu")(FRAME, CONTROLS), picture)
-
-
-def test_fp16_variant_files(base, picture, tmp_path):
-    folder = tmp_path / "variant"
-    shutil.copytree(base, folder)
-    for weights in [*folder.glob("*/*.safetensors")]:
-        tensors = {name: tensor.half() for name, tensor in load_file(weights).items()}
-        save_file(tensors, weights.with_name(weights.stem + ".fp16.safetensors"), metadata={"format": "pt"})
-        weights.unlink()
-    ours = load(ModelSpec(str(folder), **SIZE), "cpu")(FRAME, CONTROLS)
-    assert np.abs(ours.astype(int) - picture).mean() < 2
-
-
-def test_one_safetensors_file(tmp_path):
-    """The layout of A1111 and Civitai, its configs in a folder of the same name beside it."""
-    folder = tiny.checkpoint(tmp_path / "single", kl=True)
-    expected = load(ModelSpec(str(folder), **SIZE), "cpu")(FRAME, CONTROLS)
-    single_file.write(folder, tmp_path / "single.safetensors")
-    for weights in folder.rglob("*.safetensors"):
-        weights.unlink()
-    ours = load(ModelSpec(str(tmp_path / "single.safetensors"), **SIZE), "cpu")(FRAME, CONTROLS)
-    assert np.array_equal(ours, expected)
-
-
-def test_a_hub_id_comes_from_the_local_cache(base, picture, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repo = tmp_path / "models--someone--something"
-    shutil.copytree(base, repo / "snapshots" / "abc")
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("abc")
-    spec = ModelSpec("someone/something", **SIZE)
-    assert on_disk(spec)
-    assert np.array_equal(load(spec, "cpu")(FRAME, CONTROLS), picture)
-    assert not on_disk(ModelSpec("someone/else"))
-    with pytest.raises(LoadError, match="someone/else"):
-        load(ModelSpec("someone/else"), "cpu", download=False)
-    with pytest.raises(LoadError, match="hub cannot be reached"):
-        load(ModelSpec("someone/else"), "cpu")
+def few_step(base: Path) -> bool:
+    return traits(str(base), download=False, report=lambda detail, progress: None).few_step
 
 
 def test_few_step_models_are_told_from_others(base, tmp_path):
-    assert is_few_step(ModelSpec(str(base)))  # saved with an LCM scheduler
+    assert few_step(base)  # saved with an LCM scheduler
     other = tmp_path / "other"
     shutil.copytree(base, other)
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
-    assert not is_few_step(ModelSpec(str(other)))
+    assert not few_step(other)
     full = tiny.checkpoint(tmp_path / "full", guidance_embedding=True)
     shutil.copy(other / "model_index.json", full / "model_index.json")
-    assert is_few_step(ModelSpec(str(full)))
+    assert few_step(full)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +137,7 @@ class TestRefusals:
     def test_a_lora_of_another_family(self, base, tmp_path):
         xl = tiny.checkpoint(tmp_path / "xl", unet=tiny.XL)
         file = tiny.lora(tmp_path / "lora", xl)
-        with pytest.raises(LoadError, match=r"was made for prompts of width 32, and this model's have 16"):
+        with pytest.raises(LoadError, match=r"was made for prompts of width 48, and this model's have 16"):
             load(ModelSpec(str(base), loras=(Lora(str(file)),), **SIZE), "cpu")
 
     def test_extras_of_another_family(self, base, tmp_path):

@@ -1,0 +1,203 @@
+"""What do the command-line options ask for? Options -> ModelSpec and Controls."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import LoadError
+from pipeline.presets import TABLE
+from pipeline.settings import ControlNet, Controls, Lora, ModelSpec
+
+
+class UsageError(Exception):
+    """Wrong usage; the text is the one sentence that the user reads."""
+
+
+def size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512x512")
+    return int(width), int(height)
+
+
+def size_or_clip(text: str) -> tuple[int, int] | str:
+    return text if text == "clip" else size(text)
+
+
+def _named_weight(text: str) -> tuple[str, str]:
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=WEIGHT")
+    return name, weight
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, size_type=size, size_help: str = "output size, multiples of 8"
+) -> None:
+    parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
+    parser.add_argument(
+        "--models-dir", type=Path, metavar="DIR", help="models of ComfyUI or A1111, to go by their names"
+    )
+    parser.add_argument("--lora", action="append", metavar="PATH[:WEIGHT]", help="LoRAs instead of the model's usual")
+    parser.add_argument("--unet", metavar="PATH", help="in place of the base's own: a full LCM, for one")
+    parser.add_argument("--vae", metavar="PATH", help="in place of the base's own, as madebyollin/taesd")
+    parser.add_argument(
+        "--controlnet", action="append", metavar="PATH[:CONTROL[:WEIGHT]]", help="ControlNets instead of the model's"
+    )
+    parser.add_argument("--adapter", metavar="PATH[:CONTROL]", help="a T2I-Adapter")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--size", type=size_type, metavar="WxH", help=size_help)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+
+
+def add_control_options(parser: argparse.ArgumentParser) -> None:
+    """One flag for each control; absent flags leave the preset's value."""
+    group = parser.add_argument_group("controls")
+    for name, field in Controls.model_fields.items():
+        flag, text = "--" + name.replace("_", "-"), field.description.replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif name == "lora_weights":
+            group.add_argument(flag, nargs="+", type=_named_weight, metavar="NAME=W", help=text)
+        else:
+            group.add_argument(flag, metavar=name.upper(), help=text)
+
+
+def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Controls) -> Controls:
+    """The flags that were given, on top of the model's defaults. Raises UsageError."""
+    given = {name: getattr(options, name) for name in Controls.model_fields if getattr(options, name) is not None}
+    if "lora_weights" in given:
+        given["lora_weights"] = dict(given["lora_weights"])
+        loaded = [lora.name for lora in spec.loras]
+        for name in given["lora_weights"]:
+            if name not in loaded:
+                raise UsageError(
+                    f"--lora-weights: no LoRA is named {name!r} (there is: {', '.join(loaded) or 'none'})."
+                )
+    try:
+        return defaults.merged(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"{flag}: {first['msg']}, not {first['input']!r}.") from error
+
+
+def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
+    """(name, spec, default controls) that --model, --lora and --size ask for. Raises LoadError or UsageError."""
+    from pipeline import fetching
+
+    name = _auto(options.device) if options.model == "auto" else options.model
+    called = _names_of(options.models_dir)
+    changes: dict[str, Any] = {}
+    if name in TABLE:
+        spec, defaults = TABLE[name].spec, TABLE[name].defaults
+    else:
+        spec, defaults = ModelSpec(called("base", name)), TABLE["sd15"].defaults
+        fetching.check(spec)
+        from pipeline.families import traits
+
+        base = traits(spec.base, download=True, report=lambda detail, progress: None)
+        if options.lora is None and options.unet is None and not base.few_step:
+            print(f"{name} is not few-step by itself: {_lcm_lora_added(base.lcm_lora)}")
+            changes["loras"] = () if base.lcm_lora is None else (base.lcm_lora,)
+        changes["width"] = changes["height"] = base.family.size
+    for part in ("unet", "vae", "motion"):
+        if getattr(options, part, None) is not None:
+            changes[part] = called(part, getattr(options, part))
+    if options.lora is not None:
+        loras = [_lora(text) for text in options.lora]
+        changes["loras"] = tuple(replace(lora, path=called("lora", lora.path)) for lora in loras)
+    if options.controlnet is not None:
+        nets = [_controlnet(text) for text in options.controlnet]
+        changes["controlnet"] = tuple(replace(net, path=called("controlnet", net.path)) for net in nets)
+    if options.adapter is not None:
+        net = _controlnet(options.adapter)
+        if net.weight != 1:
+            raise UsageError("--adapter takes no weight: --control-scale is for that.")
+        # What the model's own ControlNets look at stays.
+        changes = {
+            "controlnet": spec.controlnets or None,
+            **changes,
+            "adapter": called("adapter", net.path),
+            "control": net.control,
+        }
+    if options.size is not None:
+        changes["width"], changes["height"] = options.size
+    try:
+        spec = replace(spec, **changes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    fetching.check(spec)
+    return name, spec, defaults
+
+
+def _lcm_lora_added(lora: Lora | None) -> str:
+    if lora is None:
+        return "name an LCM-LoRA with --lora (none is known for a UNet of this shape)."
+    return f"adding {lora.path} (name others with --lora)."
+
+
+def _names_of(folder: Path | None) -> Callable[[str, str], str]:
+    """(part, what was written) -> the path that is meant by it: an entry of --models-dir, or what was written."""
+    if folder is None:
+        return lambda part, name: name
+    from pipeline.library import Library
+
+    library = Library(folder)
+
+    def called(part: str, name: str) -> str:
+        if Path(name).exists():
+            return name
+        try:
+            return library.find(part, name)
+        except LoadError:
+            if "/" in name:  # it may be a hub id
+                return name
+            raise
+
+    return called
+
+
+def _controlnet(text: str) -> ControlNet:
+    """PATH, PATH:CONTROL or PATH:CONTROL:WEIGHT; what follows a colon and is neither belongs to the path."""
+    from pipeline.annotators import ANNOTATORS
+
+    path, _, last = text.rpartition(":")
+    try:
+        weight = float(last)
+    except ValueError:
+        path, weight = text, 1.0
+    if not math.isfinite(weight):
+        raise UsageError(f"--controlnet: {last} is no weight.")
+    before, _, control = path.rpartition(":")
+    names_control = bool(before) and (control in ANNOTATORS or (not Path(path).exists() and "/" not in control))
+    return ControlNet(before, control, weight) if names_control and len(before) > 1 else ControlNet(path, weight=weight)
+
+
+def _lora(text: str) -> Lora:
+    path, _, weight = text.rpartition(":")
+    try:
+        return Lora(path, float(weight)) if path else Lora(text)
+    except ValueError:
+        return Lora(text)
+
+
+def _auto(device: str) -> str:
+    """sd15 where it would be live and its weights are on disk, else the bundled miniature. Never downloads."""
+    from pipeline import fetching
+    from pipeline.devices import pick_device
+
+    if pick_device(device).type == "cuda":
+        if fetching.on_disk(TABLE["sd15"].spec):
+            return "sd15"
+        print("Using the bundled miniature. For Stable Diffusion: python main.py models pull sd15")
+    else:
+        print("Using the bundled miniature: no CUDA GPU here. `python main.py models` lists what a GPU can run.")
+    return "mini"
