@@ -394,6 +394,7 @@ def _preset_rows() -> list[dict[str, object]]:
             "needs": row.needs,
             "size": f"{row.spec.width}x{row.spec.height}",
             "controls": row.controls,
+            "imagines": row.imagines,
             "on_disk": fetching.on_disk(row.spec),
         }
         for name, row in TABLE.items()

@@ -11,7 +11,7 @@ import { Live } from "./session.js";
 import { Settings } from "./settings.js";
 import { MaskTool } from "./mask.js";
 import { settingsIn, takeSnapshot } from "./snapshot.js";
-import { listCameras, openCamera, openFile, openMicrophone, openScreen } from "./sources.js";
+import { listCameras, openCamera, openFile, openMicrophone, openNothing, openScreen } from "./sources.js";
 import { render, stateWord } from "./stage.js";
 import { read, write } from "./store.js";
 import { chipsFor } from "./styles.js";
@@ -22,7 +22,7 @@ const output = $("output");
 const preview = $("input");
 const source = $("source");
 
-const state = { phase: "idle", problem: null, server: null, reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
+const state = { phase: "idle", problem: null, server: null, models: [], reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
 const showHudStats = buildHud($("hud"));
 const recorder = new Recorder(stream, { button: $("record"), dot: $("recording"), film: $("film") });
 let live = null;
@@ -61,6 +61,9 @@ function buildPanel(schema) {
   if (prompt) prompt.addEventListener("shown", chipsFor($("chips"), prompt));
 }
 
+const newSeed = () => panel?.draw("seed");
+
+$("new-seed").addEventListener("click", newSeed);
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 $("reset").addEventListener("click", () => settings.reset());
 
@@ -83,6 +86,7 @@ async function meet() {
       const schema = await getJson("/api/schema");
       defaults = Object.fromEntries(Object.entries(schema.properties).map(([name, p]) => [name, p.default ?? {}]));
       buildPanel(schema);
+      update({ models: await getJson("/api/presets") });
     }
     onStatus(status);
     panel.setDefaults(defaults);
@@ -117,7 +121,7 @@ const SLOW_MS = 4_000;
 let slowSince = null;
 
 function onStats(stats) {
-  const slow = live && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
+  const slow = live && state.kind !== "imagine" && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
   slowSince = slow ? (slowSince ?? performance.now()) : null;
   live?.heard(stats);
   recorder.heard(stats);
@@ -158,6 +162,7 @@ const OPEN = {
   camera: (option) => openCamera(option.dataset.device),
   screen: () => openScreen(),
   file: (option, file) => openFile(file),
+  imagine: () => openNothing(),
 };
 
 /** Opens what is chosen; null when by then something else was chosen, or Stop pressed. */
@@ -179,13 +184,13 @@ async function openSource() {
 function adopt(next) {
   shown?.stop();
   shown = next;
-  preview.srcObject = new MediaStream([next.track]);
-  preview.play().catch(() => {}); // a newer source interrupts it: that one plays
-  preview.hidden = false;
+  preview.srcObject = next.track && new MediaStream([next.track]);
+  if (next.track) preview.play().catch(() => {}); // a newer source interrupts it: that one plays
+  preview.hidden = !next.track;
   showMirror();
   fitSound();
   if (next.kind === "camera") listCameras(source);
-  next.track.addEventListener("ended", () => {
+  next.track?.addEventListener("ended", () => {
     if (shown === next && next.kind !== "file") stop(new Problem(next.kind === "screen" ? "screen-ended" : "camera-lost"));
   });
 }
@@ -209,7 +214,7 @@ const soundOf = () => (view.microphone ? (shown?.sound ?? microphone) : null);
 
 /** Opens or closes the microphone and sends what is to be heard, as the button and the source have it now. */
 async function fitSound() {
-  const needed = Boolean(view.microphone && shown && !shown.sound);
+  const needed = Boolean(view.microphone && shown?.track && !shown.sound);
   if (needed && !microphone && !asksForMicrophone) {
     asksForMicrophone = true;
     try {
@@ -236,6 +241,7 @@ function silence(problem) {
 }
 
 function toggleMicrophone() {
+  if (state.kind === "imagine") return note("Imagined pictures come without sound");
   setView({ microphone: !view.microphone });
   fitSound();
 }
@@ -337,6 +343,7 @@ const maskTool = new MaskTool($("mask-canvas"), stream, { failed: (error) => not
 
 function toggleMask() {
   if ($("mask-bar").hidden) {
+    if (state.kind === "imagine") return note("An imagined picture is painted as a whole");
     if (state.phase !== "live") return note("Start first: the mask is drawn on the picture");
     maskTool.open(output.videoWidth || 1, output.videoHeight || 1);
   } else maskTool.close();
@@ -478,6 +485,7 @@ bindKeys(
   [
     [" ", "Space", "Start or stop", () => (state.phase === "idle" ? start() : stop())],
     ["b", "B", "Bypass: the picture as it came", () => panel?.input("bypass")?.click()],
+    ["n", "N", "New seed: another picture of the same words", newSeed],
     ["/", "/", "Write the prompt", () => panel?.input("prompt")?.focus()],
     ["h", "H", "Statistics", toggleHud],
     ["m", "M", "Mirror the picture on this page; viewers, films and saved pictures have it as the camera does", toggleMirror],
