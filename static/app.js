@@ -3,6 +3,7 @@
 import { getJson, streamName, token, withToken } from "./api.js";
 import { Panel } from "./controls.js";
 import { listen } from "./events.js";
+import { Display } from "./display.js";
 import { buildHud } from "./hud.js";
 import { bindKeys } from "./keys.js";
 import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
@@ -13,7 +14,6 @@ import { MaskTool } from "./mask.js";
 import { settingsIn, takeSnapshot } from "./snapshot.js";
 import { listCameras, openCamera, openFile, openMicrophone, openNothing, openScreen } from "./sources.js";
 import { render, stateWord } from "./stage.js";
-import { read, write } from "./store.js";
 import { chipsFor } from "./styles.js";
 
 const $ = (id) => document.getElementById(id);
@@ -23,11 +23,11 @@ const preview = $("input");
 const source = $("source");
 
 const state = { phase: "idle", problem: null, server: null, models: [], reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
+const display = new Display();
 const showHudStats = buildHud($("hud"));
 const recorder = new Recorder(stream, { button: $("record"), dot: $("recording"), film: $("film") });
 let live = null;
 let panel = null;
-let aspectFrom = "";
 
 function update(changes) {
   Object.assign(state, changes);
@@ -106,7 +106,7 @@ function onStatus(server) {
   const resized = server.size !== state.server?.size;
   panel?.fit(server.features, server.loras);
   update({ server, reachable: true });
-  if (resized && !output.videoWidth && server.size) shape(paintedSize().width, paintedSize().height);
+  if (resized && !output.videoWidth && server.size) display.shape(paintedSize().width, paintedSize().height);
   if (resized) live?.retune();
 }
 
@@ -187,7 +187,7 @@ function adopt(next) {
   preview.srcObject = next.track && new MediaStream([next.track]);
   if (next.track) preview.play().catch(() => {}); // a newer source interrupts it: that one plays
   preview.hidden = !next.track;
-  showMirror();
+  display.of(next.kind);
   fitSound();
   if (next.kind === "camera") listCameras(source);
   next.track?.addEventListener("ended", () => {
@@ -210,11 +210,11 @@ let microphone = null; // its track while it is open
 let asksForMicrophone = false;
 
 /** What is sent as sound: a file's or a screen's own, otherwise the microphone's; null for silence. */
-const soundOf = () => (view.microphone ? (shown?.sound ?? microphone) : null);
+const soundOf = () => (display.has("microphone") ? (shown?.sound ?? microphone) : null);
 
 /** Opens or closes the microphone and sends what is to be heard, as the button and the source have it now. */
 async function fitSound() {
-  const needed = Boolean(view.microphone && shown?.track && !shown.sound);
+  const needed = Boolean(display.has("microphone") && shown?.track && !shown.sound);
   if (needed && !microphone && !asksForMicrophone) {
     asksForMicrophone = true;
     try {
@@ -236,19 +236,19 @@ async function fitSound() {
 /** Without a microphone the button is off again. */
 function silence(problem) {
   microphone = null;
-  setView({ microphone: false });
+  display.turn("microphone", false);
   note(describe(problem).title);
 }
 
 function toggleMicrophone() {
   if (state.kind === "imagine") return note("Imagined pictures come without sound");
-  setView({ microphone: !view.microphone });
+  display.turn("microphone");
   fitSound();
 }
 
 function toggleListen() {
-  setView({ listen: !view.listen });
-  live?.listen(view.listen);
+  display.turn("listen");
+  live?.listen(display.has("listen"));
 }
 
 $("microphone").addEventListener("click", toggleMicrophone);
@@ -383,7 +383,7 @@ async function ask() {
   update({ phase: "connecting" });
   settings.keep();
   settings.flush();
-  live = new Live(stream, opened.track, output, { sound: soundOf(), listens: view.listen, repeats: Boolean(state.stats?.width) }, {
+  live = new Live(stream, opened.track, output, { sound: soundOf(), listens: display.has("listen"), repeats: Boolean(state.stats?.width) }, {
     picture: () => (state.phase !== "live" || state.stalled) && update({ phase: "live", problem: null, stalled: false }),
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
@@ -413,36 +413,7 @@ $("token-form").addEventListener("submit", (event) => {
   location.replace(next);
 });
 
-// ---- view
-
-const VIEW = "lcmirror.view";
-const view = { mirror: true, hud: true, microphone: false, listen: false, ...read("localStorage", VIEW, {}) };
-
-function setView(changes) {
-  Object.assign(view, changes);
-  write("localStorage", VIEW, view);
-  showMirror();
-  showHud();
-  for (const name of ["microphone", "listen"]) $(name).setAttribute("aria-pressed", String(view[name]));
-}
-
-function showMirror() {
-  const mirrored = view.mirror && state.kind === "camera";
-  $("stage").classList.toggle("mirrored", mirrored);
-  $("mirror").setAttribute("aria-pressed", String(view.mirror));
-}
-
-function showHud() {
-  $("hud").hidden = !view.hud;
-  $("stats").setAttribute("aria-pressed", String(view.hud));
-}
-
-function shape(width, height) {
-  const ratio = `${width / height}`;
-  if (ratio !== aspectFrom) $("stage").style.setProperty("--ratio", (aspectFrom = ratio));
-}
-
-output.addEventListener("resize", () => output.videoWidth && shape(output.videoWidth, output.videoHeight));
+// ---- words and links
 
 let noteTimer;
 function note(text) {
@@ -465,14 +436,9 @@ async function copyLink() {
   }
 }
 
-function toggleFullscreen() {
-  if (document.fullscreenElement) document.exitFullscreen();
-  else if ($("stage").requestFullscreen) $("stage").requestFullscreen().catch(() => note("The browser refused full screen"));
-  else output.webkitEnterFullscreen?.(); // iPhone
-}
-
-const toggleMirror = () => setView({ mirror: !view.mirror });
-const toggleHud = () => setView({ hud: !view.hud });
+const toggleFullscreen = () => display.toggleFull().catch(() => note("The browser refused full screen"));
+const toggleMirror = () => display.turn("mirror");
+const toggleHud = () => display.turn("hud");
 const showHelp = () => $("help").showModal();
 
 $("mirror").addEventListener("click", toggleMirror);
@@ -501,6 +467,5 @@ bindKeys(
   $("shortcuts"),
 );
 
-setView({});
 listCameras(source);
 render(state);
