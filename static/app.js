@@ -7,6 +7,7 @@ import { Display } from "./display.js";
 import { buildHud } from "./hud.js";
 import { bindKeys } from "./keys.js";
 import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
+import { listModels } from "./models.js";
 import { Recorder } from "./record.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
@@ -441,6 +442,13 @@ const toggleMirror = () => display.turn("mirror");
 const toggleHud = () => display.turn("hud");
 const showHelp = () => $("help").showModal();
 
+function showModels() {
+  if (!state.server) return;
+  listModels($("models-list"), state.models, state.server.model);
+  $("models").showModal();
+}
+
+$("model").addEventListener("click", showModels);
 $("mirror").addEventListener("click", toggleMirror);
 $("stats").addEventListener("click", toggleHud);
 $("copy").addEventListener("click", copyLink);
@@ -462,6 +470,7 @@ bindKeys(
     ["p", "P", "Draw which part of the picture is repainted", toggleMask],
     ["f", "F", "Full screen", toggleFullscreen],
     ["c", "C", "Copy the link for OBS", copyLink],
+    ["o", "O", "Other models, and how to start them", showModels],
     ["?", "?", "This help", showHelp],
   ],
   $("shortcuts"),

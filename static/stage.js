@@ -44,7 +44,7 @@ export function render(state) {
   $("new-seed").hidden = state.kind !== "imagine";
   $("choose").hidden = state.kind !== "file" || !state.file;
   say(state.note || view.status, view);
-  put($("model"), modelLine(state.server, state.reachable));
+  put($("model").firstElementChild, modelLine(state.server, state.reachable));
 }
 
 /** What is unchanged stays: it is not read out again, nor a selection in it lost. */
