@@ -1,6 +1,7 @@
 // How does the server paint without a camera? It is asked to begin and to end; in between the settings are all it takes.
 
 import { call, getJson } from "./api.js";
+import { Problem } from "./messages.js";
 
 let goodbye = Promise.resolve(); // the latest: a new beginning must not be overtaken by it
 
@@ -15,7 +16,7 @@ export async function imagine(stream, signal) {
     await call(session.route, { method: "PUT", signal });
   } catch (error) {
     session.close();
-    throw error;
+    throw error.code === "refused" ? new Problem("picture-needed", { detail: error.detail }) : error;
   }
   return { session, sender: null, voice: null };
 }

@@ -8,7 +8,7 @@ import { play, publish, tune } from "./whip.js";
 
 const STALLED_MS = 3_000;
 // These do not go away by trying again: a person has to do something first.
-const FINAL = new Set(["token", "forbidden", "taken", "codec", "refused", "invalid"]);
+const FINAL = new Set(["token", "forbidden", "taken", "codec", "refused", "invalid", "picture-needed"]);
 
 export class Live {
   #stopping = new AbortController();

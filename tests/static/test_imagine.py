@@ -76,3 +76,16 @@ def test_a_publisher_that_takes_over_is_said(server, page):
     page.route(url, lambda route: route.fulfill(body=json.dumps(stats), content_type="application/json"))
     page.evaluate("url => fetch(url, {method: 'DELETE'})", f"{url}/imagine")
     expect(page.locator("#card-title")).to_have_text("Another tab took over", timeout=PATIENCE_MS)
+
+
+def test_a_model_that_needs_a_picture_is_said(server, page):
+    """The server's own refusal, as with a ControlNet loaded."""
+    refusal = {"error": "It follows lines."}
+    page.route("**/imagine", lambda route: route.fulfill(status=409, json=refusal))
+    page.goto(f"{server.url}/?stream=lines")
+    page.locator("#source").select_option("imagine", timeout=PATIENCE_MS)
+    page.locator("#start").click()
+    expect(page.locator("#card")).to_contain_text("This model needs a picture", timeout=PATIENCE_MS)
+    expect(page.locator("#card")).to_contain_text("It follows lines.")
+    expect(page.locator("#start")).to_be_visible()
+    page.errors.clear()  # the browser notes every refused request
