@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 from pipeline.settings import Controls
 
@@ -14,6 +15,8 @@ LOOK_EVERY_S = 5.0
 
 NO_SOURCE = "No effect: what is imagined starts from no picture."
 REMARKS = {"strength": NO_SOURCE, "bypass": NO_SOURCE}
+USUAL_STEPS = 4  # of the LCM guides for text to image
+FEW_STEPS = f"Few without a picture to start from: {USUAL_STEPS} are usual."
 # Its picture is the same whatever these are.
 _INDIFFERENT = {name: Controls.model_fields[name].default for name in REMARKS}
 
@@ -33,6 +36,7 @@ class Imagination:
         self._asked: Controls | None = None
 
     def begin(self) -> None:
+        self.began_s = time.monotonic()
         self._publication, replaced = self._stream.publish(self)
         self._publication.close_publisher = self.end
         self._unsubscribe = self._stream.subscribe(self._ask)
@@ -67,5 +71,7 @@ def imagination_of(stream: Stream) -> Imagination | None:
 
 
 def remarks(stream: Stream) -> dict[str, str]:
-    """control -> a sentence, for each that does nothing while the stream is imagined."""
-    return REMARKS if imagination_of(stream) is not None else {}
+    """control -> a sentence, for each that does nothing while the stream is imagined, or too little."""
+    if imagination_of(stream) is None:
+        return {}
+    return REMARKS | ({"steps": FEW_STEPS} if stream.controls.steps < USUAL_STEPS else {})

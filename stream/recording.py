@@ -140,7 +140,8 @@ class Recording:
     def _add_picture(self, picture: Picture) -> None:
         if self._reel is None:
             if picture.captured_s < self._started_s:
-                if imagination_of(self.stream) is None:
+                imagination = imagination_of(self.stream)
+                if imagination is None or picture.captured_s < imagination.began_s:
                     return
                 # It stays until a setting changes: the film begins with it.
                 picture = replace(picture, captured_s=self._started_s, shown_s=self._started_s)

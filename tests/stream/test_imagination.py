@@ -155,25 +155,37 @@ async def test_what_does_nothing_to_it_is_remarked_and_only_then(server):
 
         assert await remarked() == set()
         await ask(server, "PUT")
+        assert await remarked() == {"strength", "bypass", "steps"}
+        await server.patch(CONTROLS, steps=4)
         assert await remarked() == {"strength", "bypass"}
         await ask(server, "DELETE")
         assert await remarked() == set()
 
 
 async def test_a_film_begins_with_the_picture_that_stands(start_server, tmp_path):
+    """Not with one that a camera left behind."""
     server = await start_server(recordings=tmp_path)
+    stream = server.streams.get("one")
+    async with Publisher(server.http, f"{server.url}/whip/one", RED):
+        await until(lambda: stream.last_picture is not None)
+    server.stylizer.gate.clear()
     await server.patch(CONTROLS, seed=200)
     await ask(server, "PUT")
-    await until(lambda: server.streams.get("one").last_picture is not None)
     assert (await ask(server, "POST", "/api/streams/one/recording"))[0] == 201
-    await until(lambda: server.streams.get("one").recording.state()["seconds"] >= 0.5)
+    server.stylizer.gate.set()
+    await until(lambda: stream.recording.state()["seconds"] >= 0.5)
+    assert (await ask(server, "DELETE", "/api/streams/one/recording"))[0] == 200
+    assert (await ask(server, "POST", "/api/streams/one/recording"))[0] == 201
+    await until(lambda: stream.recording.state()["seconds"] >= 0.5)
     await server.patch(CONTROLS, seed=20)
-    await until(lambda: server.streams.get("one").recording.state()["frames"] >= 2)
+    await until(lambda: stream.last_picture.rgb[0, 0, 0] == 20)
     status, film = await ask(server, "DELETE", "/api/streams/one/recording")
     assert (status, film["state"]) == (200, "ended")
-    with av.open(str(tmp_path / film["file"])) as container:
-        levels = [frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)]
-    assert levels[0] > 150 > 60 > levels[-1]
+    levels = []
+    for file in sorted(tmp_path.glob("*.mp4"), key=lambda file: file.stat().st_mtime):
+        with av.open(str(file)) as container:
+            levels.append([frame.to_ndarray(format="gray").mean() for frame in container.decode(video=0)])
+    assert [(film[0] > 150, film[-1] > 150) for film in levels] == [(True, True), (True, False)]
 
 
 async def test_strangers_start_nothing(start_server):
