@@ -312,8 +312,7 @@ class EngineRoom:
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)
-        costs_steps = not job.controls.bypass and job.controls.strength > 0 and not job.frame.is_imagined
-        if state is not None and costs_steps:
+        if state is not None and not job.controls.bypass and job.controls.strength > 0:
             state.step_times.add(time.monotonic(), job.controls.steps, engine_s)
 
     def _blame(self, feed: Feed, frame: Frame, error: Exception) -> None:

@@ -78,6 +78,7 @@ async def test_a_picture_waits_for_the_model_and_gets_all_of_its_steps(start_ser
     await ask(server, "PUT")
     await asyncio.sleep(0.05)
     loaded.set()
+    await until(lambda: stream.last_picture is not None)
     for seed in range(1, 8):
         await server.patch(CONTROLS, seed=seed, steps=8)
         await until(lambda seed=seed: stream.last_picture is not None and stream.last_picture.rgb[0, 0, 0] == seed)
