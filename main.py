@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -168,14 +170,14 @@ def _serve(options: argparse.Namespace) -> int:
 
     if options.from_stream is not None and not NAME.fullmatch(options.from_stream):
         raise UsageError(f"--from: {options.from_stream!r} is no stream's name (1 to 64 characters of a-z, 0-9, '-').")
-    live = _live(options)
+    spec, live = _live(options)
     from stream.serving import serve
 
     return serve(
         **live,
         virtual_camera=options.virtual_camera,
         from_stream=options.from_stream,
-        presets=_preset_rows(),
+        presets=[*_preset_rows(), *_library_rows(options.models_dir, live["model"], spec)],
         host=options.host,
         port=options.port,
         token=options.token,
@@ -185,14 +187,14 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _camera(options: argparse.Namespace) -> int:
-    live = _live(options)
+    _, live = _live(options)
     from stream.mirror import mirror
 
     return mirror(**live, camera=options.camera, virtual_camera=options.virtual_camera)
 
 
-def _live(options: argparse.Namespace) -> dict[str, Any]:
-    """What `serve` and `mirror` share: how the model is loaded and compiled, and what it starts with."""
+def _live(options: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
+    """The model, and what `serve` and `mirror` share: how it is loaded and compiled, and what it starts with."""
     environment.leave_a_core_free()
     name, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
@@ -200,7 +202,7 @@ def _live(options: argparse.Namespace) -> dict[str, Any]:
 
     device = pick_device(options.device)
     compile_wanted = compiling_pays(device) if options.compile is None else options.compile
-    return {
+    return spec, {
         "load": lambda report: load(spec, str(device), compile=False, report=report),
         "compile": _compile_beside if compile_wanted else None,
         "model": name,
@@ -223,14 +225,48 @@ def _preset_rows() -> list[dict[str, object]]:
     return [
         {
             "name": name,
+            "kind": "preset",
             "about": row.about,
             "needs": row.needs,
             "size": f"{row.spec.width}x{row.spec.height}",
             "controls": row.controls,
+            "imagines": row.imagines and not row.spec.annotators,
             "on_disk": fetching.on_disk(row.spec),
+            "command": _command("--model", name),
         }
         for name, row in TABLE.items()
     ]
+
+
+def _library_rows(folder: Path | None, model: str, spec: ModelSpec) -> list[dict[str, object]]:
+    """What is in --models-dir, each with the command that serves it; `model` is what is served now, LoRAs join it."""
+    if folder is None:
+        return []
+    from pipeline.library import FOLDERS, Library
+
+    library, beside = Library(folder), ("--models-dir", str(folder))
+    present = [part for lora in spec.loras for part in ("--lora", f"{lora.path}:{lora.weight:g}")]
+    asks = {
+        "checkpoint": ("--model",),
+        "lora": ("--model", model, *present, "--lora"),
+        "controlnet": ("--model", model, "--controlnet"),
+        "vae": ("--model", model, "--vae"),
+    }
+    rows = []
+    for kind in FOLDERS:
+        files = library.files(kind)
+        stems = [file.stem.lower() for file in files]
+        for file in files:
+            name = file.stem if stems.count(file.stem.lower()) == 1 else f"{file.parent.name}/{file.stem}"
+            about = str(file.relative_to(folder))
+            rows.append({"name": name, "kind": kind, "about": about, "command": _command(*beside, *asks[kind], name)})
+    return rows
+
+
+def _command(*options: str) -> str:
+    """A command line for the shell of this system."""
+    words = ["python", "main.py", *options]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
 def _render(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ class Preset:
     needs: str
     spec: ModelSpec
     controls: dict[str, Any] = field(default_factory=dict)
+    imagines: bool = True  # False: made to repaint, it paints texture when there is no picture to start from
 
     @property
     def defaults(self) -> Controls:
@@ -37,6 +38,7 @@ TABLE = MappingProxyType(
             "two CPU cores",
             ModelSpec(str(MINI), loras=(LCM_LORA_MINI,), width=256, height=256),
             {"prompt": "pop art", "strength": 0.5, "steps": 1},
+            imagines=False,
         ),
         "mini-canny": Preset(
             "The same, held to the camera's edges by ControlNet canny",
@@ -52,6 +54,7 @@ TABLE = MappingProxyType(
                 "canny_low": 60,
                 "canny_high": 120,
             },
+            imagines=False,
         ),
         "sd15": Preset(
             "DreamShaper 7 with LCM-LoRA and TAESD, image to image",

@@ -3,17 +3,18 @@
 import { getJson, streamName, token, withToken } from "./api.js";
 import { Panel } from "./controls.js";
 import { listen } from "./events.js";
+import { Display } from "./display.js";
 import { buildHud } from "./hud.js";
 import { bindKeys } from "./keys.js";
 import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
+import { listModels } from "./models.js";
 import { Recorder } from "./record.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
 import { MaskTool } from "./mask.js";
 import { settingsIn, takeSnapshot } from "./snapshot.js";
-import { listCameras, openCamera, openFile, openMicrophone, openScreen } from "./sources.js";
+import { listCameras, openCamera, openFile, openMicrophone, openNothing, openScreen } from "./sources.js";
 import { render, stateWord } from "./stage.js";
-import { read, write } from "./store.js";
 import { chipsFor } from "./styles.js";
 
 const $ = (id) => document.getElementById(id);
@@ -22,12 +23,12 @@ const output = $("output");
 const preview = $("input");
 const source = $("source");
 
-const state = { phase: "idle", problem: null, server: null, reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
+const state = { phase: "idle", problem: null, server: null, models: [], reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
+const display = new Display();
 const showHudStats = buildHud($("hud"));
 const recorder = new Recorder(stream, { button: $("record"), dot: $("recording"), film: $("film") });
 let live = null;
 let panel = null;
-let aspectFrom = "";
 
 function update(changes) {
   Object.assign(state, changes);
@@ -61,6 +62,9 @@ function buildPanel(schema) {
   if (prompt) prompt.addEventListener("shown", chipsFor($("chips"), prompt));
 }
 
+const newSeed = () => panel?.draw("seed");
+
+$("new-seed").addEventListener("click", newSeed);
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 $("reset").addEventListener("click", () => settings.reset());
 
@@ -83,6 +87,7 @@ async function meet() {
       const schema = await getJson("/api/schema");
       defaults = Object.fromEntries(Object.entries(schema.properties).map(([name, p]) => [name, p.default ?? {}]));
       buildPanel(schema);
+      update({ models: await getJson("/api/presets") });
     }
     onStatus(status);
     panel.setDefaults(defaults);
@@ -102,7 +107,7 @@ function onStatus(server) {
   const resized = server.size !== state.server?.size;
   panel?.fit(server.features, server.loras);
   update({ server, reachable: true });
-  if (resized && !output.videoWidth && server.size) shape(paintedSize().width, paintedSize().height);
+  if (resized && !output.videoWidth && server.size) display.shape(paintedSize().width, paintedSize().height);
   if (resized) live?.retune();
 }
 
@@ -117,7 +122,7 @@ const SLOW_MS = 4_000;
 let slowSince = null;
 
 function onStats(stats) {
-  const slow = live && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
+  const slow = live && state.kind !== "imagine" && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
   slowSince = slow ? (slowSince ?? performance.now()) : null;
   live?.heard(stats);
   recorder.heard(stats);
@@ -158,6 +163,7 @@ const OPEN = {
   camera: (option) => openCamera(option.dataset.device),
   screen: () => openScreen(),
   file: (option, file) => openFile(file),
+  imagine: () => openNothing(),
 };
 
 /** Opens what is chosen; null when by then something else was chosen, or Stop pressed. */
@@ -179,13 +185,13 @@ async function openSource() {
 function adopt(next) {
   shown?.stop();
   shown = next;
-  preview.srcObject = new MediaStream([next.track]);
-  preview.play().catch(() => {}); // a newer source interrupts it: that one plays
-  preview.hidden = false;
-  showMirror();
+  preview.srcObject = next.track && new MediaStream([next.track]);
+  if (next.track) preview.play().catch(() => {}); // a newer source interrupts it: that one plays
+  preview.hidden = !next.track;
+  display.of(next.kind);
   fitSound();
   if (next.kind === "camera") listCameras(source);
-  next.track.addEventListener("ended", () => {
+  next.track?.addEventListener("ended", () => {
     if (shown === next && next.kind !== "file") stop(new Problem(next.kind === "screen" ? "screen-ended" : "camera-lost"));
   });
 }
@@ -205,11 +211,11 @@ let microphone = null; // its track while it is open
 let asksForMicrophone = false;
 
 /** What is sent as sound: a file's or a screen's own, otherwise the microphone's; null for silence. */
-const soundOf = () => (view.microphone ? (shown?.sound ?? microphone) : null);
+const soundOf = () => (display.has("microphone") ? (shown?.sound ?? microphone) : null);
 
 /** Opens or closes the microphone and sends what is to be heard, as the button and the source have it now. */
 async function fitSound() {
-  const needed = Boolean(view.microphone && shown && !shown.sound);
+  const needed = Boolean(display.has("microphone") && shown?.track && !shown.sound);
   if (needed && !microphone && !asksForMicrophone) {
     asksForMicrophone = true;
     try {
@@ -231,18 +237,19 @@ async function fitSound() {
 /** Without a microphone the button is off again. */
 function silence(problem) {
   microphone = null;
-  setView({ microphone: false });
+  display.turn("microphone", false);
   note(describe(problem).title);
 }
 
 function toggleMicrophone() {
-  setView({ microphone: !view.microphone });
+  if (state.kind === "imagine") return note("Imagined pictures come without sound");
+  display.turn("microphone");
   fitSound();
 }
 
 function toggleListen() {
-  setView({ listen: !view.listen });
-  live?.listen(view.listen);
+  display.turn("listen");
+  live?.listen(display.has("listen"));
 }
 
 $("microphone").addEventListener("click", toggleMicrophone);
@@ -337,6 +344,7 @@ const maskTool = new MaskTool($("mask-canvas"), stream, { failed: (error) => not
 
 function toggleMask() {
   if ($("mask-bar").hidden) {
+    if (state.kind === "imagine") return note("An imagined picture is painted as a whole");
     if (state.phase !== "live") return note("Start first: the mask is drawn on the picture");
     maskTool.open(output.videoWidth || 1, output.videoHeight || 1);
   } else maskTool.close();
@@ -376,7 +384,7 @@ async function ask() {
   update({ phase: "connecting" });
   settings.keep();
   settings.flush();
-  live = new Live(stream, opened.track, output, { sound: soundOf(), listens: view.listen, repeats: Boolean(state.stats?.width) }, {
+  live = new Live(stream, opened.track, output, { sound: soundOf(), listens: display.has("listen"), repeats: Boolean(state.stats?.width) }, {
     picture: () => (state.phase !== "live" || state.stalled) && update({ phase: "live", problem: null, stalled: false }),
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
@@ -406,36 +414,7 @@ $("token-form").addEventListener("submit", (event) => {
   location.replace(next);
 });
 
-// ---- view
-
-const VIEW = "lcmirror.view";
-const view = { mirror: true, hud: true, microphone: false, listen: false, ...read("localStorage", VIEW, {}) };
-
-function setView(changes) {
-  Object.assign(view, changes);
-  write("localStorage", VIEW, view);
-  showMirror();
-  showHud();
-  for (const name of ["microphone", "listen"]) $(name).setAttribute("aria-pressed", String(view[name]));
-}
-
-function showMirror() {
-  const mirrored = view.mirror && state.kind === "camera";
-  $("stage").classList.toggle("mirrored", mirrored);
-  $("mirror").setAttribute("aria-pressed", String(view.mirror));
-}
-
-function showHud() {
-  $("hud").hidden = !view.hud;
-  $("stats").setAttribute("aria-pressed", String(view.hud));
-}
-
-function shape(width, height) {
-  const ratio = `${width / height}`;
-  if (ratio !== aspectFrom) $("stage").style.setProperty("--ratio", (aspectFrom = ratio));
-}
-
-output.addEventListener("resize", () => output.videoWidth && shape(output.videoWidth, output.videoHeight));
+// ---- words and links
 
 let noteTimer;
 function note(text) {
@@ -458,16 +437,18 @@ async function copyLink() {
   }
 }
 
-function toggleFullscreen() {
-  if (document.fullscreenElement) document.exitFullscreen();
-  else if ($("stage").requestFullscreen) $("stage").requestFullscreen().catch(() => note("The browser refused full screen"));
-  else output.webkitEnterFullscreen?.(); // iPhone
-}
-
-const toggleMirror = () => setView({ mirror: !view.mirror });
-const toggleHud = () => setView({ hud: !view.hud });
+const toggleFullscreen = () => display.toggleFull().catch(() => note("The browser refused full screen"));
+const toggleMirror = () => display.turn("mirror");
+const toggleHud = () => display.turn("hud");
 const showHelp = () => $("help").showModal();
 
+function showModels() {
+  if (!state.server) return;
+  listModels($("models-list"), state.models, state.server.model);
+  $("models").showModal();
+}
+
+$("model").addEventListener("click", showModels);
 $("mirror").addEventListener("click", toggleMirror);
 $("stats").addEventListener("click", toggleHud);
 $("copy").addEventListener("click", copyLink);
@@ -478,6 +459,7 @@ bindKeys(
   [
     [" ", "Space", "Start or stop", () => (state.phase === "idle" ? start() : stop())],
     ["b", "B", "Bypass: the picture as it came", () => panel?.input("bypass")?.click()],
+    ["n", "N", "New seed: another picture of the same words", newSeed],
     ["/", "/", "Write the prompt", () => panel?.input("prompt")?.focus()],
     ["h", "H", "Statistics", toggleHud],
     ["m", "M", "Mirror the picture on this page; viewers, films and saved pictures have it as the camera does", toggleMirror],
@@ -488,11 +470,11 @@ bindKeys(
     ["p", "P", "Draw which part of the picture is repainted", toggleMask],
     ["f", "F", "Full screen", toggleFullscreen],
     ["c", "C", "Copy the link for OBS", copyLink],
+    ["o", "O", "Other models, and how to start them", showModels],
     ["?", "?", "This help", showHelp],
   ],
   $("shortcuts"),
 );
 
-setView({});
 listCameras(source);
 render(state);

@@ -38,6 +38,11 @@ export class Panel {
     }
   }
 
+  /** Draws another value, where the field can. */
+  draw(name) {
+    this.#fields.get(name)?.draw?.();
+  }
+
   input(name) {
     return this.#fields.get(name)?.input;
   }
@@ -156,16 +161,18 @@ function number(name, property, label, changed) {
   input.addEventListener("input", () => input.value !== "" && changed(Number(input.value), { typing: true }));
   const write = (value) => (input.value = value);
   const body = element("div", { className: "row" }, input);
+  let draw;
   if (property.type === "integer" && maximum > minimum) {
-    const draw = element("button", { type: "button", className: "quiet square", title: "Draw another" }, icon("dice"));
-    draw.setAttribute("aria-label", `${label}: draw another`);
-    draw.addEventListener("click", () => {
+    draw = () => {
       write(minimum + (crypto.getRandomValues(new Uint32Array(1))[0] % (Math.min(maximum, 99_999) - minimum + 1)));
       changed(Number(input.value));
-    });
-    body.append(draw);
+    };
+    const dice = element("button", { type: "button", className: "quiet square", title: "Draw another" }, icon("dice"));
+    dice.setAttribute("aria-label", `${label}: draw another`);
+    dice.addEventListener("click", draw);
+    body.append(dice);
   }
-  return { input, head: head(labelFor(name, label)), body: [body], write };
+  return { input, head: head(labelFor(name, label)), body: [body], write, draw };
 }
 
 function toggle(name, property, label, changed) {

@@ -49,11 +49,12 @@ const TEXTS = {
     "The server answers, but video (UDP) does not get through. A firewall or a VPN between you and the server is the usual cause.",
   ],
   codec: ["No common video format", "The server and this browser share no video codec. Try a current Chrome, Edge, Firefox or Safari."],
+  "picture-needed": ["This model needs a picture", "Choose a camera, a screen or a video file below."],
   fault: ["The model could not paint this", "Try other settings, or reset them."],
   "model-failed": ["The model could not be loaded", "See the server's log; start it again with another --model."],
 };
 
-const SHOW_DETAIL = new Set(["server", "busy", "forbidden", "refused", "invalid", "taken", "fault", "model-failed"]);
+const SHOW_DETAIL = new Set(["server", "busy", "forbidden", "refused", "invalid", "taken", "picture-needed", "fault", "model-failed"]);
 
 /** -> {title, text, action}: a heading, a sentence with the remedy, the words on the button. */
 export function describe(problem) {

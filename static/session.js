@@ -1,13 +1,14 @@
 // How does a live session run? It publishes picture and sound, plays what comes back, and mends both until it is stopped.
 
 import { getJson } from "./api.js";
+import { imagine } from "./imagine.js";
 import { keepUp } from "./keepup.js";
 import { Problem } from "./messages.js";
 import { play, publish, tune } from "./whip.js";
 
 const STALLED_MS = 3_000;
 // These do not go away by trying again: a person has to do something first.
-const FINAL = new Set(["token", "forbidden", "taken", "codec", "refused", "invalid"]);
+const FINAL = new Set(["token", "forbidden", "taken", "codec", "refused", "invalid", "picture-needed"]);
 
 export class Live {
   #stopping = new AbortController();
@@ -18,6 +19,7 @@ export class Live {
   #publisher = null;
   #player = null;
   #sender = null;
+  #changing = false; // between what is sent and what is imagined; the picture may stand meanwhile
   #voice = null; // the sender of what #sound is, once published
   #sound;
   #listens;
@@ -33,6 +35,7 @@ export class Live {
   #frameAt = 0; // when a frame was decoded, since both sessions stand
 
   /**
+   * track: the picture to send; null for pictures that the server imagines.
    * sound: the track to send beside the picture, or null; listens: what comes back is heard.
    * repeats: the server has a picture of before, which it will show until ours comes.
    * on: {picture() again and again while it moves, lost(problem | null), stalled(), unheard(problem), ended(problem),
@@ -52,9 +55,10 @@ export class Live {
       if (!signal.aborted) on.lost(problem);
     };
     const unpublished = (problem) => {
-      this.#publisher = null;
+      this.#publisher = this.#sender = this.#voice = null;
       this.#fresh = !this.#told;
-      fell(problem);
+      if (problem || !this.#changing) fell(problem);
+      this.#changing = false;
     };
     const unplayed = (problem) => {
       this.#player = null;
@@ -73,9 +77,16 @@ export class Live {
   }
 
   async #publish(signal) {
-    const { session, sender, voice } = await publish(this.#stream, this.#track, this.#on.size(), signal);
-    if (sender.track !== this.#track) await sender.replaceTrack(this.#track); // the source was switched meanwhile
-    await voice.replaceTrack(this.#sound);
+    const opening = this.#track ? publish(this.#stream, this.#track, this.#on.size(), signal) : imagine(this.#stream, signal);
+    const { session, sender, voice } = await opening;
+    if (Boolean(sender) !== Boolean(this.#track)) { // the source was switched meanwhile, to the other way
+      session.close();
+      return { ended: session.left };
+    }
+    if (sender) {
+      if (sender.track !== this.#track) await sender.replaceTrack(this.#track); // or to another track
+      await voice.replaceTrack(this.#sound);
+    }
     this.#publisher = session;
     this.#sender = sender;
     this.#voice = voice;
@@ -124,13 +135,15 @@ export class Live {
   }
 
   /** What the server counts, as often as it tells. */
-  heard({ frames_out, latency_ms }) {
+  heard({ publisher, frames_out, latency_ms }) {
     this.#told = true;
     if (!this.#publisher) return; // it still counts the publication before
+    if (publisher !== "imagine" && !this.#track) this.check(); // no connection breaks that would tell
     const now = performance.now();
     if (frames_out !== this.#out) [this.#out, this.#outAt] = [frames_out, now];
     this.#fresh ||= frames_out > 0;
-    this.#held = now - this.#outAt > Math.max(STALLED_MS, 2 * (latency_ms.p95 ?? 0)); // slow is not held up
+    // What is imagined stands until a setting changes; slow is not held up.
+    this.#held = this.#track && now - this.#outAt > Math.max(STALLED_MS, 2 * (latency_ms.p95 ?? 0));
   }
 
   #watchFrames(signal) {
@@ -169,7 +182,9 @@ export class Live {
   }
 
   async replace(track) {
+    this.#changing = Boolean(this.#publisher) && !track !== !this.#track;
     this.#track = track;
+    if (this.#changing) return this.#publisher.close();
     if (!this.#sender || !this.#publisher) return;
     await this.#sender.replaceTrack(track);
     await this.retune();

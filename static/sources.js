@@ -1,5 +1,5 @@
 // Where do picture and sound come from? A camera, a screen or window, a looping video file: each a {track, sound, stop()},
-// sound being the source's own or null. And a microphone.
+// sound being the source's own or null. Or from nowhere, where the server imagines them. And a microphone.
 
 import { Problem } from "./messages.js";
 
@@ -51,6 +51,9 @@ export async function openScreen() {
     throw new Problem(ERRORS[error.name] === "busy" ? "screen-busy" : "screen-cancelled");
   }
 }
+
+/** Asks for nothing and sends nothing. */
+export const openNothing = async () => ({ track: null, sound: null, stop() {} });
 
 /** `file`, played over and over out of sight: a file that will not play disturbs nothing that does. */
 export async function openFile(file) {

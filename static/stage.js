@@ -4,21 +4,26 @@ import { describe, sentence } from "./messages.js";
 
 const $ = (id) => document.getElementById(id);
 
-const START = { camera: "Start camera", screen: "Share a screen", file: "Choose a video" };
+const START = { camera: "Start camera", screen: "Share a screen", file: "Choose a video", imagine: "Imagine" };
 const ASKING = {
   camera: ["Waiting for the camera", "Allow it in the browser's dialog."],
   screen: ["Waiting for your choice", "Pick a screen, a window or a tab in the browser's dialog."],
   file: ["Opening the file", ""],
+  imagine: ["Starting", ""],
 };
 const WELCOME = {
   camera: "Your camera goes to this server and comes back as a painting, as you move. Nothing is recorded unless you press Record.",
   screen: "A screen or a window goes to this server and comes back as a painting. Nothing is recorded unless you press Record.",
   file: "Drop a video file here, or choose one. It plays in a loop and comes back as a painting.",
+  imagine: "No camera: the model paints what you write, anew with each change.",
 };
+const TITLE = { imagine: "Pictures from words alone" };
+const REPAINTER = "This model was made to repaint: from words alone it paints texture rather than things.";
+const FOLLOWER = "This model follows a picture's lines: it cannot paint without one.";
 
 const LONG = 40; // letters that fit the dock's narrow column
 
-/** state: {phase, problem, server, reachable, kind, file, bypass, stalled, stats, slow, note} -> the page. */
+/** state: {phase, problem, server, models, reachable, kind, file, bypass, stalled, stats, slow, note} -> the page. */
 export function render(state) {
   const view = viewOf(state);
   document.body.dataset.phase = state.phase;
@@ -36,9 +41,10 @@ export function render(state) {
   $("start").disabled = !idle || view.startless === true || !state.reachable;
   put($("start"), view.action ?? START[state.kind]);
   $("stop").hidden = idle;
+  $("new-seed").hidden = state.kind !== "imagine";
   $("choose").hidden = state.kind !== "file" || !state.file;
   say(state.note || view.status, view);
-  put($("model"), modelLine(state.server, state.reachable));
+  put($("model").firstElementChild, modelLine(state.server, state.reachable));
 }
 
 /** What is unchanged stays: it is not read out again, nor a selection in it lost. */
@@ -68,7 +74,8 @@ function viewOf(state) {
   return { title: "Connecting", text: "The first picture is on its way.", progress: null, status: "Connecting…" };
 }
 
-function idleView({ problem, server, reachable, kind, file }) {
+function idleView(state) {
+  const { problem, server, reachable, kind, file } = state;
   if (reachable === false) return problemView({ code: "gone" }, { startless: true });
   if (server?.state === "failed") return problemView({ code: "model-failed", detail: server.detail }, { startless: true });
   if (problem) return problemView(problem);
@@ -77,8 +84,16 @@ function idleView({ problem, server, reachable, kind, file }) {
     const { text, progress, status } = loadingView(server);
     return { title: "Getting the model ready", text: `${text} You can start meanwhile.`, progress, status, action };
   }
-  const title = "See yourself repainted, live";
-  return { title, text: WELCOME[kind], status: reachable ? "Ready" : "Connecting to the server…", action };
+  const title = TITLE[kind] ?? "See yourself repainted, live";
+  const text = [WELCOME[kind], doubt(state)].filter(Boolean).join(" ");
+  return { title, text, status: reachable ? "Ready" : "Connecting to the server…", action };
+}
+
+/** What is to be known of the model before it imagines. */
+function doubt({ kind, server, models }) {
+  if (kind !== "imagine" || !server) return "";
+  if (server.features?.includes("control")) return FOLLOWER;
+  return models.find(({ name }) => name === server.model)?.imagines === false ? REPAINTER : "";
 }
 
 function loadingView({ detail, progress }) {
@@ -92,9 +107,11 @@ function problemView(problem, more = {}) {
   return { title, text, action, problem, status: `${title}. ${text}`, ...more };
 }
 
-function liveLine({ server, bypass, stalled, stats, slow }) {
+function liveLine(state) {
+  const { kind, server, bypass, stalled, stats, slow } = state;
   if (stats?.detail) return sentence(stats.detail);
   if (stalled) return "The picture is held up; waiting for the next one…";
+  if (kind === "imagine") return doubt(state) || "Live, painted anew with each change";
   if (bypass) return "Live, unpainted (bypass)";
   if (server?.compiled === "compiling") return "Live, and getting faster: compiling";
   const asked = stats ? stats.steps + stats.quality : 0;

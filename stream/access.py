@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-METHODS = "GET, HEAD, OPTIONS, POST, PATCH, DELETE"
+METHODS = "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
 OPEN_PREFIXES = ("/static/", "/view/")  # pages ask for the token; they need to be seen to do so
 _PLAIN_HOST = re.compile(r"[\w.\-\[\]:]+", re.ASCII)  # anything else could write into the policy it is put into
 OPEN_PATHS = frozenset({"/", "/healthz", "/favicon.ico"})

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pipeline.settings import Controls
 
 from .engine_room import EngineRoom
+from .imagination import Imagination, imagination_of, remarks
 from .masks import BadMask, read_mask
 from .signalling import STREAMS
 from .streams import Stream
@@ -52,6 +53,8 @@ def routes() -> list[web.RouteDef]:
         web.patch("/api/streams/{stream}/controls", change_controls),
         web.put("/api/streams/{stream}/mask", set_mask),
         web.delete("/api/streams/{stream}/mask", clear_mask),
+        web.put("/api/streams/{stream}/imagine", imagine),
+        web.delete("/api/streams/{stream}/imagine", stop_imagining),
         web.get("/api/streams/{stream}/events", events),
     ]
 
@@ -132,6 +135,24 @@ async def clear_mask(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def imagine(request: web.Request) -> web.Response:
+    """Pictures from the controls alone, one whenever they change. Takes over from another publisher, as any does; 201
+    when it begins, 200 where it goes on."""
+    request.app[ENGINE_ROOM].check_imagines()
+    stream = request.app[STREAMS].get(request.match_info["stream"])
+    begins = imagination_of(stream) is None
+    if begins:
+        Imagination(stream).begin()
+    return web.json_response(stream.snapshot(), status=201 if begins else 200)
+
+
+async def stop_imagining(request: web.Request) -> web.Response:
+    found = request.app[STREAMS].find(request.match_info["stream"])
+    if found is not None and (imagination := imagination_of(found)) is not None:
+        imagination.end()
+    return web.Response(status=204)
+
+
 async def events(request: web.Request) -> web.WebSocketResponse:
     """Statistics at 4 Hz; controls and status at the start and when they change, whoever changed them."""
     name, room, sockets = request.match_info["stream"], request.app[ENGINE_ROOM], request.app[SOCKETS]
@@ -179,7 +200,8 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
         changed.clear()
         controls = watched.controls
         masked = watched.mask is not None
-        told_of_controls = {"controls": controls.model_dump(), "remarks": room.remarks(controls), "masked": masked}
+        said = {**room.remarks(controls), **remarks(watched)}
+        told_of_controls = {"controls": controls.model_dump(), "remarks": said, "masked": masked}
         current = {"status": room.status(), "controls": told_of_controls}
         for kind, state in current.items():
             if told.get(kind) != state:

@@ -45,6 +45,8 @@ class Stylizer(Protocol):
         self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None
     ) -> np.ndarray: ...
 
+    def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
+
 
 class Feed(Protocol):
     """What the engine room asks of a stream (streams.Stream)."""
@@ -91,9 +93,25 @@ def sentence(error: BaseException) -> str:
     return text[:300] if text else f"{type(error).__name__} without a message."
 
 
-def _painted(
-    stylizer: Stylizer, frames: np.ndarray, controls: list[Controls], mask: Mask | None
-) -> Sequence[np.ndarray]:
+class CannotImagine(ValueError):
+    """The loaded model paints from pictures only."""
+
+
+def _check_imagines(stylizer: Stylizer) -> None:
+    if "control" in stylizer.features:
+        raise CannotImagine(
+            "This model follows a picture's lines, so it needs one: to imagine, start with a model that has no "
+            "ControlNet or adapter."
+        )
+
+
+def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.ndarray]:
+    """The pictures, uint8 [height, width, 3], of jobs with equal shape keys."""
+    controls, mask = [job.controls for job in batch], batch[0].mask
+    if all(job.frame.is_imagined for job in batch):
+        _check_imagines(stylizer)
+        return [stylizer.imagine(each)[0] for each in controls]
+    frames = np.stack([job.frame.rgb() for job in batch])
     if mask is None:
         return stylizer(frames, controls)
     fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
@@ -168,6 +186,11 @@ class EngineRoom:
         if self._stylizer is not None:
             self._stylizer.check(controls)
 
+    def check_imagines(self) -> None:
+        """Raises CannotImagine when the loaded model does not paint without a picture."""
+        if self._stylizer is not None:
+            _check_imagines(self._stylizer)
+
     def remarks(self, controls: Controls) -> dict[str, str]:
         """control -> a sentence, for each that has no effect with the loaded model; {} until it is loaded."""
         return {} if self._stylizer is None else self._stylizer.remarks(controls)
@@ -227,7 +250,10 @@ class EngineRoom:
         waiting = [feed for feed in served if feed.mailbox.peek() is not None]
         jobs = {feed: job for feed in waiting if (job := self._next_job(stylizer, feed, served[feed], now_s))}
         line = [
-            scheduler.Waiting(feed, job.frame.arrived_s, feed.waiting_since_s, job.shape_key)
+            # What is to be imagined does not age: no newer frame follows by itself.
+            scheduler.Waiting(
+                feed, now_s if job.frame.is_imagined else job.frame.arrived_s, feed.waiting_since_s, job.shape_key
+            )
             for feed, job in jobs.items()
         ]
         plan = scheduler.plan(now_s, line, self.budget_s, stylizer.max_batch)
@@ -247,8 +273,13 @@ class EngineRoom:
         if frame is None:
             return None
         controls = feed.controls
-        state.quality = scheduler.next_quality(
-            now_s, state.quality, controls.steps, state.step_times.recent(now_s), self.budget_s
+        # A picture that stays gets all of its steps.
+        state.quality = (
+            scheduler.Quality()
+            if frame.is_imagined
+            else scheduler.next_quality(
+                now_s, state.quality, controls.steps, state.step_times.recent(now_s), self.budget_s
+            )
         )
         feed.quality = state.quality.rung
         controls = with_steps(controls, controls.steps - state.quality.rung)
@@ -265,9 +296,7 @@ class EngineRoom:
     def _stylize(self, stylizer: Stylizer, batch: Sequence[_Job]) -> None:
         started_s = time.monotonic()
         try:
-            frames = np.stack([job.frame.rgb() for job in batch])
-            painted = _painted(stylizer, frames, [job.controls for job in batch], batch[0].mask)
-            pictures = list(zip(batch, painted, strict=True))
+            pictures = list(zip(batch, _painted(stylizer, batch), strict=True))
         except Exception as error:
             if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
                 for job in batch:

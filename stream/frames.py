@@ -20,20 +20,27 @@ class Frame:
     `arrived_s` is when it reached us, and what latency is measured from.
     """
 
-    pixels: VideoFrame | np.ndarray  # VideoFrame in any format, or uint8 [H, W, 3] RGB
+    pixels: VideoFrame | np.ndarray | None  # VideoFrame in any format, or uint8 [H, W, 3] RGB; None: see is_imagined
     arrived_s: float
     captured_s: float
     statistics: Statistics  # of the publication it belongs to: a successor's counters stay clean
 
     @property
+    def is_imagined(self) -> bool:
+        """Nothing was captured: the model is to paint from the controls alone."""
+        return self.pixels is None
+
+    @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """(height, width) in pixels; zeros where nothing was captured."""
+        if self.pixels is None:
+            return 0, 0
         if isinstance(self.pixels, VideoFrame):
             return self.pixels.height, self.pixels.width
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def rgb(self) -> np.ndarray:
-        """uint8 [H, W, 3] RGB; a conversion, so call it off the event loop."""
+        """uint8 [H, W, 3] RGB of what was captured; a conversion, so call it off the event loop."""
         if isinstance(self.pixels, VideoFrame):
             return self.pixels.to_ndarray(format="rgb24")
         return self.pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,26 +21,31 @@ log = logging.getLogger(__name__)
 
 
 class Publisher(Protocol):
-    """Whoever feeds a stream; `kind` is told to users ("whip", "camera")."""
+    """Whoever feeds a stream; `kind` is told to users ("whip", "camera", "imagine")."""
 
     kind: str
 
 
 class Publication:
-    """From `Stream.publish` until `end`, or until another publisher takes over."""
+    """From `Stream.publish` until `end`, or until another publisher takes over.
+
+    close_publisher: what who takes over calls, for the publisher to let go of what it holds.
+    """
 
     def __init__(self, stream: Stream, publisher: Publisher):
         self.stream, self.publisher = stream, publisher
         self.statistics = Statistics()
         self.clock = MediaClock()  # of the frames' media_s
+        self.close_publisher: Callable[[], None] = lambda: None
         self._has_skipped = False
 
     def put(
-        self, pixels: VideoFrame | np.ndarray, media_s: float | None = None, arrived_s: float | None = None
+        self, pixels: VideoFrame | np.ndarray | None, media_s: float | None = None, arrived_s: float | None = None
     ) -> bool:
         """Leave the newest frame for the engine; False, and nothing happens, once another publisher has taken over.
 
-        pixels: a VideoFrame or uint8 [H, W, 3] RGB, not to be written into any more. media_s: the frame's time on the
+        pixels: a VideoFrame or uint8 [H, W, 3] RGB, not to be written into any more; None asks for a picture from the
+        controls alone. media_s: the frame's time on the
         sender's own clock, where it has one. arrived_s: time.monotonic() by default.
         """
         arrived_s = time.monotonic() if arrived_s is None else arrived_s

@@ -7,12 +7,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backlog import Backlog
 from .frames import Picture, Sound
+from .imagination import imagination_of
 from .reel import HOLD_S, Reel, ReelFile
 
 if TYPE_CHECKING:
@@ -31,9 +33,10 @@ PART, FILM = ".part.mp4", ".mp4"
 class Recording:
     """From `start` to `stop`, or until it ends by itself: disk full, no picture for ABANDONED_S, FULL_S reached.
 
-    The film begins with the first picture that was captured after the start. Its time is that of captured_s: what was
-    dropped is a longer picture, what came without sound is silence, and while no publisher is there the last picture
-    stays. It is written to STEM.part.mp4, which becomes STEM.mp4 when it ended in order.
+    The film begins with the first picture that was captured after the start, or with the imagined one that stands. Its
+    time is that of captured_s: what was dropped is a longer picture, what came without sound is silence, and while no
+    publisher is there the last picture stays. It is written to STEM.part.mp4, which becomes STEM.mp4 when it ended in
+    order.
     """
 
     def __init__(self, stream: Stream, folder: Path, stem: str, ended: Callable[[Recording], None]):
@@ -137,7 +140,11 @@ class Recording:
     def _add_picture(self, picture: Picture) -> None:
         if self._reel is None:
             if picture.captured_s < self._started_s:
-                return
+                imagination = imagination_of(self.stream)
+                if imagination is None or picture.captured_s < imagination.began_s:
+                    return
+                # It stays until a setting changes: the film begins with it.
+                picture = replace(picture, captured_s=self._started_s, shown_s=self._started_s)
             height, width = picture.rgb.shape[:2]
             self._reel = Reel(self._file, width, height, picture.captured_s)
         self._newest = picture

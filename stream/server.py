@@ -14,7 +14,7 @@ from pipeline.settings import Controls
 
 from . import api, keepsakes, signalling
 from .access import Access, security_headers
-from .engine_room import EngineRoom
+from .engine_room import CannotImagine, EngineRoom
 from .recordings import (
     FOLDER,
     AlreadyRecording,
@@ -43,6 +43,7 @@ STATUS_OF = {
     TooManySessions: 503,
     api.TooManyListeners: 503,
     NoRecording: 404,
+    CannotImagine: 409,
     AlreadyRecording: 409,
     StillRecording: 409,
     CannotRecord: 500,

@@ -73,7 +73,7 @@ class Stream:
     def publish(self, publisher: Publisher) -> tuple[Publication, Publication | None]:
         """Start publishing, with counters at zero. The newest publisher wins, so a reloaded page is back at once.
 
-        Returns its publication and the one it replaced, if any, whose publisher the caller closes.
+        Returns its publication and the one it replaced, if any: the caller calls its close_publisher.
         """
         with self._lock:
             replaced, self.publication = self.publication, Publication(self, publisher)
@@ -245,6 +245,10 @@ class Stream:
     @property
     def in_use(self) -> bool:
         return self.publication is not None or bool(self._sinks)
+
+    def unused_s(self) -> float:
+        """For how long nobody has watched it or changed anything of it."""
+        return 0.0 if self._sinks else time.monotonic() - self.last_used_s
 
     @property
     def evictable(self) -> bool:

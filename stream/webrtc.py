@@ -110,9 +110,10 @@ class Sessions:
         session.peer.on("track", session.tracks.append)
         answer = await self._answer(session, offer, spare=takes_over)
         session.publication, replaced = stream.publish(session)
+        session.publication.close_publisher = lambda: self.close_soon(session)
         self._drain(session, session.publication)
-        if replaced is not None and isinstance(replaced.publisher, Session):
-            self.close_soon(replaced.publisher)
+        if replaced is not None:
+            replaced.close_publisher()
         return session, answer
 
     async def view(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:

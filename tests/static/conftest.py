@@ -14,7 +14,11 @@ from tests.chromium import CHROMIUM, launch_options, running_server, write_camer
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory):
-    with running_server("--recordings", str(tmp_path_factory.mktemp("films"))) as running:
+    models = tmp_path_factory.mktemp("models")
+    (models / "checkpoints").mkdir()
+    (models / "checkpoints" / "my own.safetensors").touch()
+    films = tmp_path_factory.mktemp("films")
+    with running_server("--recordings", str(films), "--models-dir", str(models)) as running:
         yield running
 
 

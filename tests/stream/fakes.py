@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,8 @@ SIZE = 64
 class FakeStylizer:
     """Paints each frame's mean colour over the whole picture, red and blue swapped unless `bypass`.
 
-    A prompt of "fail" raises; `gate` (an Event) holds every call up until it is set; `calls` keeps the controls.
+    What it imagines is as light as the seed says. A prompt of "fail" raises; `gate` (an Event) holds every call up
+    until it is set; `calls` keeps the controls, `imagined` those without a picture.
     """
 
     device = "fake"
@@ -29,6 +31,7 @@ class FakeStylizer:
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[tuple[Controls, ...]] = []
+        self.imagined: list[Controls] = []
 
     def check(self, controls: Controls) -> None:
         for name in controls.lora_weights:
@@ -42,15 +45,23 @@ class FakeStylizer:
         return controls.steps, controls.bypass
 
     def __call__(self, frames: np.ndarray, controls, mask: np.ndarray | None = None) -> np.ndarray:
+        self._work(controls)
+        means = frames.mean(axis=(1, 2)).round().astype(np.uint8)
+        painted = np.stack([m if one.bypass else m[::-1] for m, one in zip(means, controls, strict=True)])
+        return np.broadcast_to(painted[:, None, None, :], (len(frames), SIZE, SIZE, 3)).copy()
+
+    def imagine(self, controls: Controls, count: int = 1) -> np.ndarray:
+        self.imagined.append(controls)
+        self._work([controls])
+        return np.stack([np.full((SIZE, SIZE, 3), controls.seed + i, np.uint8) for i in range(count)])
+
+    def _work(self, controls: Sequence[Controls]) -> None:
         self.gate.wait(20)
         self.calls.append(tuple(controls))
         if self.engine_s:
             time.sleep(self.engine_s)
         if any(one.prompt == "fail" for one in controls):
             raise RuntimeError("The paint ran out.")
-        means = frames.mean(axis=(1, 2)).round().astype(np.uint8)
-        painted = np.stack([m if one.bypass else m[::-1] for m, one in zip(means, controls, strict=True)])
-        return np.broadcast_to(painted[:, None, None, :], (len(frames), SIZE, SIZE, 3)).copy()
 
 
 def solid(red: int, green: int, blue: int, size: int = 48) -> np.ndarray:
