@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from benchmarks import plan
 from pipeline import environment, load
 from pipeline.errors import LoadError
 from pipeline.presets import LCM_LORA_SD15, LCM_LORA_SDXL, TABLE
@@ -105,11 +106,10 @@ def _parser() -> Parser:
     models.add_argument("name", nargs="?", metavar="NAME")
     models.add_argument("--models-dir", type=Path, metavar="DIR", help="list what ComfyUI or A1111 have, too")
 
-    bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, ours and diffusers' own pipeline")
+    bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, beside other pipelines'")
     bench.set_defaults(run=_bench)
     _model_options(bench)
-    bench.add_argument("--frames", type=_positive, default=200, metavar="N", help="timed frames a row")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    plan.add_options(bench)
     _control_options(bench)
     return parser
 
@@ -490,7 +490,7 @@ def _bench(options: argparse.Namespace) -> int:
     controls = controls_from(options, spec, defaults)
     from benchmarks import engine
 
-    return engine.run(name, spec, controls, options.device, options.compile, options.frames, options.json)
+    return engine.run(name, [(spec, controls)], options.device, plan.plan_from(options))
 
 
 if __name__ == "__main__":

@@ -48,13 +48,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    """Three digits, or what it takes; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.{2 if abs(value) < 10 else 1}f}" if isinstance(value, float) else str(value)
 
 
 def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
     """Print the table; write machine, settings and rows to `file` where one is named."""
-    print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n")
+    print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n" if rows else f"\n{title}: no rows\n")
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")
+        write(title, about, rows, file)
         print(f"written to {file}")
+
+
+def write(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")
