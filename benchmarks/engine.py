@@ -113,7 +113,8 @@ def contenders_for(stylizer: Stylizer, controls: Controls, plan: Plan) -> list[C
     ours = Ours(stylizer, controls)
     compiled = compiling_pays(stylizer.device) if plan.compile is None else plan.compile
     others = peers(stylizer, controls, compiled=compiled, everything=plan.everything)
-    return [ours, Diffusers(stylizer, controls), *([OursCompiled(ours)] if compiled else []), *others]
+    found = [ours, Diffusers(stylizer, controls), *([OursCompiled(ours)] if compiled else []), *others]
+    return sorted(found, key=lambda contender: contender.twin is not contender)  # compiling takes minutes: last
 
 
 def floor_ms(call: Call, stylizer: Stylizer, setting: Setting, results: Results) -> float:
@@ -198,7 +199,7 @@ def shaped(name: str, tiny: bool, work: Path, device: str) -> Iterable[tuple[Mod
     """The published shape with random weights, without and (SD1.5) with a ControlNet."""
     shape = shapes.tiny(shapes.SHAPES[name]) if tiny else shapes.SHAPES[name]
     work, drawn_on = work / ("tiny" if tiny else "full"), str(pick_device(device))
-    base = shapes.checkpoint(work / name, shape, device=drawn_on)
+    base = shapes.checkpoint(work / name, shape, drawn_on)
     spec = ModelSpec(str(base), width=shape.size, height=shape.size)
     controls = Controls(prompt="an oil painting", strength=0.5)
     yield spec, controls

@@ -61,15 +61,16 @@ class Plan:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=_count, default=200, metavar="N", help="timed calls a row")
-    parser.add_argument("--row-s", type=_count, default=20, metavar="S", help="a row that would take longer has fewer")
-    parser.add_argument("--budget-s", type=_count, default=math.inf, metavar="S", help="no new row is begun after that")
+    parser.add_argument("--frames", type=count, default=200, metavar="N", help="timed calls a row")
+    parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
+    parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
     parser.add_argument("--everything", action="store_true", help="every batch, number of steps and guidance")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="and draw them as bars, an .svg file")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An option of a command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
     return int(text)

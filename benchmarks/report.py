@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,16 @@ def machine(device: str) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "device": name + cores,
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: found for package in PACKAGES if (found := installed(package))},
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version; None where it is not installed, as what is not needed for a figure need not be."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

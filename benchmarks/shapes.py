@@ -169,28 +169,16 @@ def tiny(shape: Shape) -> Shape:
     )
 
 
-def checkpoint(
-    folder: Path,
-    shape: Shape,
-    *,
-    kl: bool = False,
-    inpainting: bool = False,
-    guidance_embedding: bool = False,
-    device: str = "cpu",
-) -> Path:
-    """A base in diffusers' folder layout; returns `folder`. One that is there already is left as it is.
+def checkpoint(folder: Path, shape: Shape, device: str = "cpu") -> Path:
+    """A base with TAESD, in diffusers' folder layout; returns `folder`. Here and below what is there stays as it is.
 
-    kl: the base's own autoencoder instead of TAESD. inpainting: 9 input channels. guidance_embedding: a full LCM.
     device: where the weights are drawn; a GPU does it in seconds.
     """
     if (folder / "model_index.json").is_file():
         return folder
-    unet = {**shape.unet, "in_channels": 9 if inpainting else 4, "out_channels": 4}
-    if guidance_embedding:
-        unet["time_cond_proj_dim"] = 256
     parts: dict[str, Any] = {
-        "vae": _drawn(lambda: AutoencoderKL(**shape.kl) if kl else AutoencoderTiny(**shape.vae), device),
-        "unet": _drawn(lambda: UNet2DConditionModel(**unet), device),
+        "vae": _drawn_vae(lambda: AutoencoderTiny(**shape.vae), device),
+        "unet": _drawn_unet(shape.unet, device),
         "scheduler": LCMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -203,11 +191,8 @@ def checkpoint(
     kinds = (CLIPTextModel, CLIPTextModelWithProjection)
     for suffix, text, kind in zip(("", "_2"), shape.texts, kinds, strict=False):
         parts[f"tokenizer{suffix}"] = tokenizer(folder / f"tokenizer{suffix}")
-        parts[f"text_encoder{suffix}"] = _drawn(lambda kind=kind, text=text: kind(CLIPTextConfig(**text)), device)
-    _give_contrast(parts["vae"], parts["unet"])
-    for part in parts.values():
-        if isinstance(part, nn.Module):
-            part.half()
+        encoder = _drawn(lambda kind=kind, text=text: kind(CLIPTextConfig(**text)), device)
+        parts[f"text_encoder{suffix}"] = encoder.half()
     if shape.sdxl:
         pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False)
     else:
@@ -218,6 +203,20 @@ def checkpoint(
     return folder
 
 
+def autoencoder(folder: Path, shape: Shape, device: str = "cpu") -> Path:
+    """The base's own AutoencoderKL."""
+    if not (folder / "config.json").is_file():
+        _drawn_vae(lambda: AutoencoderKL(**shape.kl), device).save_pretrained(folder)
+    return folder
+
+
+def unet(folder: Path, shape: Shape, device: str = "cpu", **changes: Any) -> Path:
+    """A UNet with changes to the shape's config: `in_channels=9` inpaints, `time_cond_proj_dim=256` is a full LCM."""
+    if not (folder / "config.json").is_file():
+        _drawn_unet({**shape.unet, **changes}, device).save_pretrained(folder)
+    return folder
+
+
 def _drawn(make: Callable[[], nn.Module], device: str) -> nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
@@ -225,30 +224,34 @@ def _drawn(make: Callable[[], nn.Module], device: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _give_contrast(vae: nn.Module, unet: UNet2DConditionModel) -> None:
-    """Random weights paint flat grey whatever comes in: scale the last layers to what trained ones give."""
-    device, side = unet.device, 16
-    torch.manual_seed(1)
-    picture = torch.rand(1, 3, 8 * side, 8 * side, device=device).round() * 2 - 1
-    latents = torch.randn(1, 4, side, side, device=device)
+def _drawn_vae(make: Callable[[], nn.Module], device: str) -> nn.Module:
+    """Random weights paint flat grey whatever comes in: the last layers are scaled to what trained ones give."""
+    vae = _drawn(make, device)
+    picture = torch.rand(1, 3, 128, 128, device=device).round() * 2 - 1
+    latents = torch.randn(1, 4, 16, 16, device=device)
     if isinstance(vae, AutoencoderTiny):
         vae.encoder.layers[-1].weight /= vae.encode(picture).latents.std()
         vae.decoder.layers[-1].weight *= 0.5 / vae.decode(latents).sample.std()
         vae.decoder.layers[-1].bias += 0.5  # it decodes to 0..1
     else:
         vae.decoder.conv_out.weight *= 0.5 / vae.decode(latents / vae.config.scaling_factor).sample.std()
-    x = torch.randn(1, unet.config.in_channels, side, side, device=device)
-    prompt = torch.randn(1, 77, unet.config.cross_attention_dim, device=device)
+    return vae.half()
+
+
+@torch.no_grad()
+def _drawn_unet(config: dict[str, Any], device: str) -> nn.Module:
+    """As above."""
+    net = _drawn(lambda: UNet2DConditionModel(**{"in_channels": 4, "out_channels": 4, **config}), device)
+    x = torch.randn(1, net.config.in_channels, 16, 16, device=device)
+    prompt = torch.randn(1, 77, net.config.cross_attention_dim, device=device)
     added = None
-    if unet.config.addition_embed_type == "text_time":
-        width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-        added = {
-            "text_embeds": torch.randn(1, width, device=device),
-            "time_ids": torch.full((1, 6), 512.0, device=device),
-        }
+    if net.config.addition_embed_type == "text_time":
+        width = net.config.projection_class_embeddings_input_dim - 6 * net.config.addition_time_embed_dim
+        sizes = torch.full((1, 6), 512.0, device=device)
+        added = {"text_embeds": torch.randn(1, width, device=device), "time_ids": sizes}
     t = torch.tensor([499], device=device)
-    said = unet(x, t, encoder_hidden_states=prompt, added_cond_kwargs=added, return_dict=False)[0]
-    unet.conv_out.weight /= said.std()
+    net.conv_out.weight /= net(x, t, encoder_hidden_states=prompt, added_cond_kwargs=added, return_dict=False)[0].std()
+    return net.half()
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
@@ -267,10 +270,10 @@ def controlnet(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     """Its zero convolutions are given small weights, so that it acts."""
     if not (folder / "config.json").is_file():
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**shape.unet)
+            of = UNet2DConditionModel(**shape.unet)
         net = _drawn(
             lambda: ControlNetModel.from_unet(
-                unet, conditioning_embedding_out_channels=shape.conditioning, load_weights_from_unet=False
+                of, conditioning_embedding_out_channels=shape.conditioning, load_weights_from_unet=False
             ),
             device,
         )
@@ -309,15 +312,15 @@ def motion(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     return folder
 
 
-def lora(folder: Path, base: Path, shape: Shape, device: str = "cpu") -> Path:
-    """A LoRA of the base's UNet; returns its file."""
+def lora(folder: Path, shape: Shape, device: str = "cpu") -> Path:
+    """A LoRA of the shape's UNet; returns its file."""
     file = folder / "pytorch_lora_weights.safetensors"
     if not file.is_file():
-        unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float16).to(device)
-        config = LoraConfig(r=shape.lora_rank, lora_alpha=shape.lora_rank, target_modules=LORA_TARGETS)
-        unet.add_adapter(config)
+        with torch.device(device):
+            net = UNet2DConditionModel(**shape.unet).half()
+        net.add_adapter(LoraConfig(r=shape.lora_rank, lora_alpha=shape.lora_rank, target_modules=LORA_TARGETS))
         torch.manual_seed(2)
-        layers = get_peft_model_state_dict(unet)
+        layers = get_peft_model_state_dict(net)
         for name, weight in layers.items():
             layers[name] = torch.randn_like(weight) * 0.02
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
@@ -332,7 +335,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
-    print(checkpoint(options.folder, tiny(shape) if options.tiny else shape, device=options.device))
+    print(checkpoint(options.folder, tiny(shape) if options.tiny else shape, options.device))
 
 
 if __name__ == "__main__":
