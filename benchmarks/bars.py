@@ -57,7 +57,7 @@ def shown(one: dict[str, Any]) -> bool:
 
 def _bar(one: dict[str, Any], y: int, scale: float) -> Sequence[str]:
     length, middle = one["p50 ms"] * scale, y + BAR - 5
-    label = f"{one['p50 ms']:.1f} ms, {one['fps']:.0f} fps"
+    label = f"{one['p50 ms']:.1f} ms, {one['fps']:.{0 if one['fps'] >= 10 else 1}f} fps"
     parts = [
         _text(LEFT - 12, middle, one["engine"], INK, 13, anchor="end"),
         f"<rect x='{LEFT}' y='{y}' width='{length:.1f}' height='{BAR}' rx='3' fill='{_colour(one['engine'])}'/>",

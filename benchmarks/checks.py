@@ -8,7 +8,6 @@ Pictures are compared by their mean difference, of 255. Exit code 1 when a check
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -105,8 +104,7 @@ def main() -> int:
         for name, check in checks(device, Path(work), options.compile):
             made.append(row(name, check))
             print(report.table(made[-1:]).splitlines()[-1], flush=True)
-    about = {**report.machine(str(device)), "g++": shutil.which("g++")}
-    report.publish("Checks before measuring", about, made, options.json)
+    report.publish("Checks before measuring", report.machine(str(device)), made, options.json)
     return int(any(one["result"] != "ok" for one in made))
 
 

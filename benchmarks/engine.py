@@ -5,7 +5,8 @@
 
 uint8 frames in host memory in, uint8 pictures in host memory out, equal size and UNet steps, warm, each call waited
 for. Beside each row the arithmetic floor: the operations of that very call over the rate of matrix products that the
-device shows in the same run. What is left out is named, and why.
+device shows in the same run. `differs` is how far compiled code's picture is from the uncompiled one's on average, of
+255. What is left out is named, and why.
 """
 
 from __future__ import annotations
@@ -99,11 +100,14 @@ def _measure_model(
             key = (contender.twin, setting)
             if key not in counted:
                 counted[key] = floor_ms(contender.twin.call(setting), stylizer, setting, results)
-            times_ms = time_calls(contender.call(setting), _frames(stylizer.spec, setting), plan.frames, plan.row_s)
+            frames = _frames(stylizer.spec, setting)
+            differs = picture_difference(contender, setting, frames[0])
+            times_ms = time_calls(contender.call(setting), frames, plan.frames, plan.row_s)
         except Exception as error:  # whoever fails is named, the others are measured
             results.leave_out(f"{contender.name}: left out, it failed ({type(error).__name__}: {first_line(error)}).")
             continue
-        results.rows.append(row(contender.name, control, setting, times_ms, counted[key], contender.delay(setting)))
+        delay = contender.delay(setting)
+        results.rows.append(row(contender.name, control, setting, times_ms, counted[key], delay, differs))
         print(report.table(results.rows[-1:]).splitlines()[-1], flush=True)
         compare(results.rows)
         _keep(results, plan)
@@ -120,6 +124,18 @@ def contenders_for(stylizer: Stylizer, controls: Controls, plan: Plan) -> list[C
 def floor_ms(call: Call, stylizer: Stylizer, setting: Setting, results: Results) -> float:
     flops = floor.flops(lambda: call(_frames(stylizer.spec, setting)[0]))
     return flops / (results.about["matmul TFLOP/s"] * 1e12) * 1000
+
+
+def picture_difference(contender: Contender, setting: Setting, frames: np.ndarray) -> float | None:
+    """Mean difference between a compiled contender's pictures and its twin's, of 255; None for an uncompiled one."""
+    if contender.twin is contender:
+        return None
+
+    def painted(by: Contender) -> np.ndarray:
+        call = by.call(setting)
+        return [call(frames) for _ in range(by.delay(setting) + 1)][-1]
+
+    return float(np.abs(painted(contender).astype(np.int16) - painted(contender.twin)).mean())
 
 
 def _frames(spec: ModelSpec, setting: Setting) -> list[np.ndarray]:
@@ -142,7 +158,13 @@ def time_calls(call: Call, frames: Sequence[np.ndarray], count: int, row_s: floa
 
 
 def row(
-    engine: str, control: bool, setting: Setting, times_ms: Sequence[float], floor_ms: float, delay: int
+    engine: str,
+    control: bool,
+    setting: Setting,
+    times_ms: Sequence[float],
+    floor_ms: float,
+    delay: int = 0,
+    differs: float | None = None,
 ) -> dict[str, Any]:
     """A row of the table, of calls of `setting.batch` frames each."""
     p50 = report.percentile(times_ms, 50)
@@ -159,6 +181,7 @@ def row(
         "x floor": p50 / floor_ms,
         "x diffusers": None,
         "delay": delay,
+        "differs": differs,
         "calls": len(times_ms),
     }
 

@@ -54,7 +54,7 @@ class Step:
 
 
 STEPS = (
-    Step("checks", "checks", 60),
+    Step("checks", "checks", 60, ("--no-compile",)),
     Step("engine", "engine", 420, shape="sd15", budgeted=True),
     Step("breakdown", "breakdown", 60, shape="sd15"),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15"),

@@ -140,6 +140,7 @@ def paint(stylizer: Stylizer, system: System) -> np.ndarray:
 def measure(system: System, work: Path, device: torch.device, tiny: bool) -> dict[str, Any]:
     """The row of one system."""
     spec = spec_of(system, work, str(device), tiny)
+    tidy(device)
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)

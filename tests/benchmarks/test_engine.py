@@ -34,16 +34,16 @@ def frames(count: int) -> np.ndarray:
 
 
 def test_a_row_says_what_its_times_are():
-    row = engine.row("ours", False, Setting(steps=2, batch=4, cfg=True), [10.0] * 18 + [30.0, 50.0], 2.5, 1)
+    row = engine.row("ours", False, Setting(steps=2, batch=4, cfg=True), [10.0] * 18 + [30.0, 50.0], 2.5, 1, 0.25)
     assert row == {
         "engine": "ours", "control": "no", "cfg": "on", "steps": 2, "batch": 4, "p50 ms": 10.0, "p95 ms": 30.0,
-        "fps": 400.0, "floor ms": 2.5, "x floor": 4.0, "x diffusers": None, "delay": 1, "calls": 20,
+        "fps": 400.0, "floor ms": 2.5, "x floor": 4.0, "x diffusers": None, "delay": 1, "differs": 0.25, "calls": 20,
     }  # fmt: skip
 
 
 def test_rows_are_compared_with_diffusers_at_the_same_setting_only():
     def row(name, steps, ms):
-        return engine.row(name, False, Setting(steps=steps), [ms], 1.0, 0)
+        return engine.row(name, False, Setting(steps=steps), [ms], 1.0)
 
     rows = [row("ours", 1, 5.0), row("ours", 2, 8.0), row(Diffusers.name, 1, 20.0)]
     engine.compare(rows)
