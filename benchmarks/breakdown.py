@@ -222,15 +222,15 @@ def main() -> None:
         name, spec, controls = chosen_model(options, Path(scratch))
         controls = controls.model_copy(update={"steps": options.steps})
         stylizer = load(spec, str(device), compile=False)
-        made, plain_ms = [], {}
+        title = f"One frame by stage, {name} at {spec.width}x{spec.height} in {str(stylizer.dtype)[6:]}"
+        about, made = {**report.machine(str(device)), "model": name, "steps": options.steps}, []
         compiled = compiling_pays(device) if options.compile is None else options.compile
         for label in ("ours", "ours, compiled") if compiled else ("ours",):
             if label == "ours, compiled":
                 compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
-            plain_ms[f"{label}, without the profiler ms"] = round(unwatched_ms(stylizer, controls, options.frames), 3)
+            about[f"{label}, without the profiler ms"] = round(unwatched_ms(stylizer, controls, options.frames), 3)
             made += rows(label, watch(stylizer, controls, options.frames))
-    about = {**report.machine(str(device)), "model": name, "steps": options.steps, **plain_ms}
-    title = f"One frame by stage, {name} at {spec.width}x{spec.height} in {str(stylizer.dtype)[6:]}"
+            report.add(title, about, made, options.json)
     report.publish(title, about, made, options.json)
 
 

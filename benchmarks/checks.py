@@ -99,12 +99,12 @@ def main() -> int:
     options = parser.parse_args()
     device = pick_device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is the measure here
-    made = []
+    title, about, made = "Checks before measuring", report.machine(str(device)), []
     with tempfile.TemporaryDirectory() as work:
         for name, check in checks(device, Path(work), options.compile):
             made.append(row(name, check))
-            print(report.table(made[-1:]).splitlines()[-1], flush=True)
-    report.publish("Checks before measuring", report.machine(str(device)), made, options.json)
+            report.add(title, about, made, options.json)
+    report.publish(title, about, made, options.json)
     return int(any(one["result"] != "ok" for one in made))
 
 

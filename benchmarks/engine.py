@@ -108,9 +108,10 @@ def _measure_model(
             continue
         delay = contender.delay(setting)
         results.rows.append(row(contender.name, control, setting, times_ms, counted[key], delay, differs))
-        print(report.table(results.rows[-1:]).splitlines()[-1], flush=True)
         compare(results.rows)
-        _keep(results, plan)
+        report.add(results.title, results.about, results.rows, plan.json)
+        if plan.picture is not None:
+            plan.picture.write_text(bars.svg({"title": results.title, **results.about, "rows": results.rows}))
 
 
 def contenders_for(stylizer: Stylizer, controls: Controls, plan: Plan) -> list[Contender]:
@@ -195,13 +196,6 @@ def compare(rows: Sequence[dict[str, Any]]) -> None:
     baseline = {key(one): one["p50 ms"] for one in rows if one["engine"] == Diffusers.name}
     for one in rows:
         one["x diffusers"] = baseline[key(one)] / one["p50 ms"] if key(one) in baseline else None
-
-
-def _keep(results: Results, plan: Plan) -> None:
-    if plan.json is not None:
-        report.write(results.title, results.about, results.rows, plan.json)
-    if plan.picture is not None:
-        plan.picture.write_text(bars.svg({"title": results.title, **results.about, "rows": results.rows}))
 
 
 def main() -> None:

@@ -70,6 +70,13 @@ def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], f
         print(f"written to {file}")
 
 
+def add(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
+    """Print the newest row and keep all so far in `file`, where one is named: a run that is cut off leaves them."""
+    print(table(rows[-1:]).splitlines()[-1], flush=True)
+    if file is not None:
+        write(title, about, rows, file)
+
+
 def write(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")

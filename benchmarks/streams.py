@@ -101,20 +101,20 @@ def main() -> None:
                 compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
         if options.max_batch:
             stylizer.max_batch = options.max_batch
-        made = []
+        about = {
+            **report.machine(str(device)),
+            "model": name,
+            "compiled": compiled,
+            "max batch": stylizer.max_batch,
+            "steps": options.steps,
+            "fps in": FPS_IN,
+            "seconds": options.seconds,
+        }
+        title, made = f"Several streams on one device, {FPS_IN:g} fps in each, {name}", []
         for count in options.streams:
             made.append(row(measure(stylizer, controls, count, options.seconds), options.seconds))
-            print(report.table(made[-1:]).splitlines()[-1], flush=True)
-    about = {
-        **report.machine(str(device)),
-        "model": name,
-        "compiled": compiled,
-        "max batch": stylizer.max_batch,
-        "steps": options.steps,
-        "fps in": FPS_IN,
-        "seconds": options.seconds,
-    }
-    report.publish(f"Several streams on one device, {FPS_IN:g} fps in each, {name}", about, made, options.json)
+            report.add(title, about, made, options.json)
+    report.publish(title, about, made, options.json)
 
 
 if __name__ == "__main__":

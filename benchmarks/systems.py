@@ -214,13 +214,11 @@ def main() -> None:
                 if time.monotonic() - started_s > options.budget_s:
                     raise TimeoutError("the time was up")
                 made.append(measure(system, options.work or Path(scratch), device, options.tiny))
-                print(report.table(made[-1:]).splitlines()[-1], flush=True)
+                report.add(title, about, made, options.json)
             except Exception as error:  # named; the others are measured
                 about["left out"].append(f"{label}: {type(error).__name__}: {first_line(error)}.")
                 print(about["left out"][-1], flush=True)
                 tidy(device)
-            if options.json:
-                report.write(title, about, made, options.json)
     report.publish(title, about, made, options.json)
 
 

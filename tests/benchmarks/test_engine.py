@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from benchmarks import engine, floor, shapes
-from benchmarks.contenders import CFG_GUIDANCE, Diffusers, Ours, applied
+from benchmarks.contenders import CFG_GUIDANCE, Contender, Diffusers, Ours, applied
 from benchmarks.plan import GRID, Plan, Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer, installed, peers
 from pipeline import Controls, ModelSpec, load
+from pipeline.stylizer import Stylizer
 
 CONTROLS = Controls(prompt="a cat", strength=0.5, seed=3)
 
@@ -98,6 +99,7 @@ def test_a_run_keeps_rows_and_names_who_is_left_out(spec, tmp_path, monkeypatch)
     monkeypatch.setattr(floor, "matmul_rate", lambda device, dtype: 1e12)
     monkeypatch.setattr(engine, "LEAST_CALLS", 1)
     monkeypatch.setattr("benchmarks.streamdiffusion_peer.installed", lambda: False)
+    monkeypatch.setattr(engine, "WARM_UP", 0)
     monkeypatch.setattr("benchmarks.plan.SETTINGS", (Setting(1), Setting(1, batch=2)))
     monkeypatch.setattr("benchmarks.plan.WITH_CONTROL", (Setting(1),))
     net = shapes.controlnet(tmp_path / "net", shapes.tiny(shapes.SD15))
@@ -118,6 +120,7 @@ def test_a_run_keeps_rows_and_names_who_is_left_out(spec, tmp_path, monkeypatch)
 
 def test_who_fails_is_named_and_the_others_are_measured(stylizer, monkeypatch):
     monkeypatch.setattr(engine, "LEAST_CALLS", 1)
+    monkeypatch.setattr(engine, "WARM_UP", 0)
 
     def fail(self, setting):
         raise RuntimeError("no kernel for this")
@@ -136,7 +139,7 @@ def test_no_row_is_begun_after_the_time_is_up(stylizer):
     assert "ours: some rows left out, the time was up." in results.about["left out"]
 
 
-def test_streamdiffusion_says_what_it_cannot_do(stylizer, tmp_path, monkeypatch):
+def test_streamdiffusion_says_what_it_cannot_do(stylizer, monkeypatch):
     monkeypatch.setattr("benchmarks.streamdiffusion_peer.installed", lambda: True)
     plain, own, *compiled = peers(stylizer, CONTROLS, compiled=True, everything=True)
     assert plain.left_out(Setting(4)) is None
@@ -145,6 +148,31 @@ def test_streamdiffusion_says_what_it_cannot_do(stylizer, tmp_path, monkeypatch)
     assert own.left_out(Setting(1, cfg=True)) is None
     assert [peer.twin for peer in compiled] == [plain] * len(compiled)
     assert plain.delay(Setting(4)) == 3
-    shape = shapes.tiny(shapes.SDXL)
-    sdxl = ModelSpec(str(shapes.checkpoint(tmp_path / "sdxl", shape)), width=64, height=64)
-    assert "SDXL" in StreamDiffusionPeer(load(sdxl, "cpu", compile=False), CONTROLS).left_out(Setting(1))
+    parts = stylizer.components
+    sdxl = Stylizer(stylizer.spec, replace(parts, family=replace(parts.family, pooled=True)))
+    assert "SDXL" in StreamDiffusionPeer(sdxl, CONTROLS).left_out(Setting(1))
+
+
+class Brighter(Contender):
+    """Paints the picture before last, `more` brighter than its twin."""
+
+    def __init__(self, more: int, twin: Contender | None = None):
+        self.more, self._twin = more, twin
+
+    @property
+    def twin(self):
+        return self._twin or self
+
+    def delay(self, setting):
+        return 1
+
+    def call(self, setting):
+        seen = [np.zeros((1, 2, 2, 3), np.uint8)]
+        return lambda frames: (seen.append(frames), seen[-2] + np.uint8(self.more))[1]
+
+
+def test_compiled_pictures_are_compared_with_uncompiled_ones():
+    frames = np.full((1, 2, 2, 3), 7, np.uint8)
+    plain = Brighter(0)
+    assert engine.picture_difference(plain, Setting(), frames) is None
+    assert engine.picture_difference(Brighter(3, plain), Setting(), frames) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +38,15 @@ def test_a_system_is_within_two_of_255_or_not():
     assert systems.row(system, spec, [1.0], None, 9.0, picture, picture - 3)["within 2"] == "no"
 
 
-@pytest.mark.parametrize("what", ["frame", "imagine", "inpaint", "animate"])
-def test_each_kind_of_system_paints(what, tmp_path_factory, monkeypatch):
+@pytest.mark.parametrize("name", ["LCM img2img", "SSD-1B text-to-image", "inpainting", "AnimateDiff, 16 frames"])
+def test_each_kind_of_system_paints(name, tmp_path_factory, monkeypatch):
     """Of the tiny shapes; which parts combine is proven in tests/pipeline/test_systems.py."""
     monkeypatch.setattr(systems, "CALLS", 1)
     monkeypatch.setattr(systems, "WARM_UP", 0)
     monkeypatch.setattr(systems, "CLIP", 2)
     work = tmp_path_factory.getbasetemp() / "systems"
-    system = next(each for each in systems.SYSTEMS if each.what == what)
-    row = systems.measure(system, work, systems.pick_device("cpu"), tiny=True)
+    system = next(each for each in systems.SYSTEMS if each.name == name)
+    row = systems.measure(replace(system, loras={}), work, systems.pick_device("cpu"), tiny=True)
     assert row["within 2"] == "yes"
     assert row["calls"] == 1
 
