@@ -29,6 +29,10 @@ CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.
 EXACT, HALF = 0.5, 2.0  # mean differences allowed in float32 and in half precision
 
 
+class LeftOut(Exception):
+    """A check that cannot be made here: an optional peer is not installed."""
+
+
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference of two uint8 pictures, of 255."""
     return float(np.abs(a.astype(np.int16) - b).mean())
@@ -57,7 +61,7 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
         stylizer, setting, controls = model("sd15", "float32"), Setting(steps=2), CONTROLS
         peer, ours = kind(stylizer, controls), Ours(stylizer, controls)
         if (reason := peer.left_out(setting)) is not None:
-            raise RuntimeError(reason)
+            raise LeftOut(reason)
         call = peer.call(setting)
         for _ in range(peer.delay(setting) + 1):
             painted = call(frame)
@@ -85,6 +89,8 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
 def row(name: str, check: Callable[[], tuple[float, float]]) -> dict[str, object]:
     try:
         found, allowed = check()
+    except LeftOut as reason:
+        return {"check": name, "result": "left out", "difference": None, "why": str(reason)}
     except Exception as error:  # told; the others are made
         return {"check": name, "result": "failed", "difference": None, "why": first_line(error)}
     result = "ok" if found <= allowed else "failed"
@@ -105,7 +111,7 @@ def main() -> int:
             made.append(row(name, check))
             report.add(title, about, made, options.json)
     report.publish(title, about, made, options.json)
-    return int(any(one["result"] != "ok" for one in made))
+    return int(any(one["result"] == "failed" for one in made))
 
 
 if __name__ == "__main__":

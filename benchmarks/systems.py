@@ -76,7 +76,7 @@ SYSTEMS = (
         "AnimateDiff, 16 frames", "sd15", {"steps": 5, "guidance": 1.25}, "animate", loras={"lcm": 0.55}, motion=True
     ),
     System("LCM text-to-image", "sdxl", {"steps": 4, "guidance": 8.0}, "imagine", unet=FULL),
-    System("SSD-1B text-to-image", "sdxl", {"steps": 4}, "imagine", unet="ssd-1b"),
+    System("SSD-1B text-to-image", "sdxl", {"steps": 4}, "imagine", unet="ssd-1b", loras=LCM_LORA),
     System(
         "T2I-Adapter canny",
         "sdxl",
@@ -113,8 +113,9 @@ def spec_of(system: System, work: Path, device: str, tiny: bool) -> ModelSpec:
         changes |= {"adapter": str(path), "control": "canny-384"}
     if system.motion:
         changes["motion"] = str(shapes.motion(work / f"{system.base}-motion", own, device))
+    fits = system.unet if isinstance(system.unet, str) else system.base
     changes["loras"] = tuple(
-        Lora(str(shapes.lora(work / f"{system.base}-lora-{name}", own, device)), weight, name)
+        Lora(str(shapes.lora(work / f"{fits}-lora-{name}", shape(fits), device)), weight, name)
         for name, weight in system.loras.items()
     )
     base = shapes.checkpoint(work / system.base, own, device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import everything, report, streams, systems
+from benchmarks import checks, everything, report, streams, systems
 from benchmarks.frame_age import SleepingStylizer
 from pipeline import Controls, ModelSpec
 
@@ -25,7 +25,7 @@ def test_a_row_of_streams_sums_and_compares_them():
 
 def test_every_stream_comes_out_of_the_real_engine_thread(monkeypatch):
     monkeypatch.setattr(streams, "WARM_UP_S", 0.1)
-    ages_s = streams.measure(SleepingStylizer(0.001), Controls(), 3, seconds=0.3)
+    ages_s = streams.measure(SleepingStylizer(0.001), Controls(), 3, seconds=0.8)
     assert len(ages_s) == 3
     assert all(ages and min(ages) >= 0.001 for ages in ages_s)
 
@@ -49,6 +49,18 @@ def test_each_kind_of_system_paints(name, tmp_path_factory, monkeypatch):
     row = systems.measure(replace(system, loras={}), work, systems.pick_device("cpu"), tiny=True)
     assert row["within 2"] == "yes"
     assert row["calls"] == 1
+
+
+def test_a_check_is_passed_failed_or_left_out():
+    def fail():
+        raise RuntimeError("no such kernel\nand more")
+
+    def leave_out():
+        raise checks.LeftOut("it is not installed")
+
+    told = [checks.row("a check", check) for check in (lambda: (0.5, 0.5), lambda: (0.6, 0.5), fail, leave_out)]
+    assert [one["result"] for one in told] == ["ok", "failed", "failed", "left out"]
+    assert "no such kernel" in told[2]["why"]
 
 
 def test_the_time_is_shared_by_weight():
