@@ -27,7 +27,7 @@ from benchmarks import bars, floor, report, shapes
 from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled
 from benchmarks.plan import Plan, Setting, add_options, plan_from
 from benchmarks.streamdiffusion_peer import peers
-from pipeline import Controls, ModelSpec, load
+from pipeline import Controls, LoadError, ModelSpec, load
 from pipeline.devices import compiling_pays, pick_device
 from pipeline.errors import first_line
 from pipeline.stylizer import Stylizer
@@ -54,6 +54,8 @@ def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, pl
     target = pick_device(device)
     results = None
     for spec, controls in models:
+        if controls.bypass or controls.strength == 0:
+            raise LoadError("With bypass, or a strength of 0, nothing is painted that could be measured.")
         stylizer = load(spec, str(target), compile=False)
         beside = results is not None
         results = results or _about(name, stylizer, controls)

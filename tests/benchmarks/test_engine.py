@@ -13,7 +13,7 @@ from benchmarks import engine, floor, shapes
 from benchmarks.contenders import CFG_GUIDANCE, Contender, Diffusers, Ours, applied
 from benchmarks.plan import GRID, Plan, Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer, installed, peers
-from pipeline import Controls, ModelSpec, load
+from pipeline import Controls, LoadError, ModelSpec, load
 from pipeline.stylizer import Stylizer
 
 CONTROLS = Controls(prompt="a cat", strength=0.5, seed=3)
@@ -116,6 +116,12 @@ def test_a_run_keeps_rows_and_names_who_is_left_out(spec, tmp_path, monkeypatch)
     assert len(told) == 1
     assert "not installed" in told[0]
     assert plan.picture.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("idle", [{"bypass": True}, {"strength": 0.0}], ids=str)
+def test_what_paints_nothing_is_not_measured(spec, idle):
+    with pytest.raises(LoadError, match="nothing is painted"):
+        engine.run("tiny", [(spec, CONTROLS.merged(idle))], "cpu", Plan())
 
 
 def test_who_fails_is_named_and_the_others_are_measured(stylizer, monkeypatch):
