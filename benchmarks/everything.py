@@ -43,7 +43,7 @@ SHARE = 0.8  # of a step's time, after which it begins nothing new
 @dataclass(frozen=True)
 class Step:
     """weight: its share of the time beside the others'. shape: with the checkpoint of random weights of that name.
-    budgeted: whether it can end early by itself."""
+    budgeted: whether it can end early by itself. trial: further arguments with --tiny."""
 
     name: str
     module: str
@@ -51,15 +51,16 @@ class Step:
     arguments: tuple[str, ...] = ()
     shape: str | None = None
     budgeted: bool = False
+    trial: tuple[str, ...] = ()
 
 
 STEPS = (
     Step("checks", "checks", 60, ("--no-compile",)),
-    Step("engine", "engine", 420, shape="sd15", budgeted=True),
-    Step("breakdown", "breakdown", 60, shape="sd15"),
-    Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15"),
+    Step("engine", "engine", 420, shape="sd15", budgeted=True, trial=("--row-s", "1")),
+    Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
+    Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),
     Step("systems", "systems", 300, budgeted=True),
-    Step("engine-sdxl", "engine", 300, ("--frames", "100"), shape="sdxl", budgeted=True),
+    Step("engine-sdxl", "engine", 300, shape="sdxl", budgeted=True, trial=("--row-s", "1")),
 )
 
 
@@ -69,7 +70,7 @@ def command(step: Step, out: Path, work: Path, device: str, limit_s: float | Non
     if step.shape is not None:
         line += ["--shape", step.shape]
     if step.shape is not None or step.module == "systems":
-        line += ["--work", str(work), *(["--tiny"] if tiny else [])]
+        line += ["--work", str(work), *(["--tiny", *step.trial] if tiny else [])]
     if step.budgeted and limit_s is not None:
         line += ["--budget-s", str(max(1, int(SHARE * limit_s)))]
     return line

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Shape:
     size: int
     conditioning: tuple[int, ...] = (16, 32, 96, 256)  # of a ControlNet's picture encoder
     lora_rank: int = LORA_RANK
+    motion_heads: int = 8
 
     @property
     def sdxl(self) -> bool:
@@ -166,6 +168,7 @@ def tiny(shape: Shape) -> Shape:
         64,
         conditioning=(4, 8, 8, 8),
         lora_rank=4,
+        motion_heads=2,
     )
 
 
@@ -174,46 +177,52 @@ def checkpoint(folder: Path, shape: Shape, device: str = "cpu") -> Path:
 
     device: where the weights are drawn; a GPU does it in seconds.
     """
-    if (folder / "model_index.json").is_file():
-        return folder
-    parts: dict[str, Any] = {
-        "vae": _drawn_vae(lambda: AutoencoderTiny(**shape.vae), device),
-        "unet": _drawn_unet(shape.unet, device),
-        "scheduler": LCMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-    }
-    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-    for suffix, text, kind in zip(("", "_2"), shape.texts, kinds, strict=False):
-        parts[f"tokenizer{suffix}"] = tokenizer(folder / f"tokenizer{suffix}")
-        encoder = _drawn(lambda kind=kind, text=text: kind(CLIPTextConfig(**text)), device)
-        parts[f"text_encoder{suffix}"] = encoder.half()
-    if shape.sdxl:
-        pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False)
-    else:
-        pipe = StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    pipe.save_pretrained(folder)
-    return folder
+
+    def write(scratch: Path) -> None:
+        parts: dict[str, Any] = {
+            "vae": _drawn_vae(lambda: AutoencoderTiny(**shape.vae), device),
+            "unet": _drawn_unet(shape.unet, device),
+            "scheduler": LCMScheduler(
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                clip_sample=False,
+                set_alpha_to_one=False,
+                steps_offset=1,
+            ),
+        }
+        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+        for suffix, text, kind in zip(("", "_2"), shape.texts, kinds, strict=False):
+            parts[f"tokenizer{suffix}"] = tokenizer(scratch / f"tokenizer{suffix}")
+            encoder = _drawn(lambda kind=kind, text=text: kind(CLIPTextConfig(**text)), device)
+            parts[f"text_encoder{suffix}"] = encoder.half()
+        if shape.sdxl:
+            pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        else:
+            unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+            pipe = StableDiffusionPipeline(**parts, **unused)
+        pipe.save_pretrained(scratch)
+
+    return _kept(folder, write)
 
 
 def autoencoder(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     """The base's own AutoencoderKL."""
-    if not (folder / "config.json").is_file():
-        _drawn_vae(lambda: AutoencoderKL(**shape.kl), device).save_pretrained(folder)
-    return folder
+    return _kept(folder, lambda scratch: _drawn_vae(lambda: AutoencoderKL(**shape.kl), device).save_pretrained(scratch))
 
 
 def unet(folder: Path, shape: Shape, device: str = "cpu", **changes: Any) -> Path:
     """A UNet with changes to the shape's config: `in_channels=9` inpaints, `time_cond_proj_dim=256` is a full LCM."""
-    if not (folder / "config.json").is_file():
-        _drawn_unet({**shape.unet, **changes}, device).save_pretrained(folder)
+    return _kept(folder, lambda scratch: _drawn_unet({**shape.unet, **changes}, device).save_pretrained(scratch))
+
+
+def _kept(folder: Path, write: Callable[[Path], None]) -> Path:
+    """`folder`, written if it is not there: whole or not at all, as a benchmark may be cut off."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+        write(scratch)
+        scratch.rename(folder)
     return folder
 
 
@@ -268,63 +277,62 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 def controlnet(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     """Its zero convolutions are given small weights, so that it acts."""
-    if not (folder / "config.json").is_file():
+
+    def write(scratch: Path) -> None:
         with torch.device("meta"):
             of = UNet2DConditionModel(**shape.unet)
-        net = _drawn(
-            lambda: ControlNetModel.from_unet(
-                of, conditioning_embedding_out_channels=shape.conditioning, load_weights_from_unet=False
-            ),
-            device,
-        )
+        own = {"conditioning_embedding_out_channels": shape.conditioning, "load_weights_from_unet": False}
+        net = _drawn(lambda: ControlNetModel.from_unet(of, **own), device)
         for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
             nn.init.normal_(block.weight, std=0.02)
-        net.half().save_pretrained(folder)
-    return folder
+        net.half().save_pretrained(scratch)
+
+    return _kept(folder, write)
 
 
 def adapter(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     """A T2I-Adapter."""
-    if not (folder / "config.json").is_file():
+
+    def write(scratch: Path) -> None:
         blocks = shape.unet["block_out_channels"]
         kind = {"adapter_type": "full_adapter_xl", "downscale_factor": 16} if shape.sdxl else {}
         channels = [*blocks, *blocks[-1:] * (4 - len(blocks))]
         net = _drawn(lambda: T2IAdapter(in_channels=3, channels=channels, num_res_blocks=2, **kind), device)
-        net.half().save_pretrained(folder)
-    return folder
+        net.half().save_pretrained(scratch)
+
+    return _kept(folder, write)
 
 
 def motion(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     """An AnimateDiff motion adapter; real ones start as identities, this one moves."""
-    if not (folder / "config.json").is_file():
-        blocks, groups = shape.unet["block_out_channels"], shape.unet["norm_num_groups"]
-        heads = 8 if blocks[0] % 8 == 0 and blocks[0] > 8 else 2
-        net = _drawn(
-            lambda: MotionAdapter(
-                block_out_channels=blocks, motion_num_attention_heads=heads, motion_norm_num_groups=groups
-            ),
-            device,
-        )
+
+    def write(scratch: Path) -> None:
+        own = {
+            "block_out_channels": shape.unet["block_out_channels"],
+            "motion_num_attention_heads": shape.motion_heads,
+            "motion_norm_num_groups": shape.unet["norm_num_groups"],
+        }
+        net = _drawn(lambda: MotionAdapter(**own), device)
         for name, parameter in net.named_parameters():
             if "proj_out.weight" in name:
                 nn.init.normal_(parameter, std=0.02)
-        net.half().save_pretrained(folder)
-    return folder
+        net.half().save_pretrained(scratch)
+
+    return _kept(folder, write)
 
 
 def lora(folder: Path, shape: Shape, device: str = "cpu") -> Path:
     """A LoRA of the shape's UNet; returns its file."""
-    file = folder / "pytorch_lora_weights.safetensors"
-    if not file.is_file():
+
+    def write(scratch: Path) -> None:
         with torch.device(device):
             net = UNet2DConditionModel(**shape.unet).half()
         net.add_adapter(LoraConfig(r=shape.lora_rank, lora_alpha=shape.lora_rank, target_modules=LORA_TARGETS))
         torch.manual_seed(2)
-        layers = get_peft_model_state_dict(net)
-        for name, weight in layers.items():
-            layers[name] = torch.randn_like(weight) * 0.02
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-    return file
+        layers = {name: 0.02 * torch.randn_like(each) for name, each in get_peft_model_state_dict(net).items()}
+        StableDiffusionPipeline.save_lora_weights(scratch, unet_lora_layers=layers)
+
+    return _kept(folder, write) / "pytorch_lora_weights.safetensors"
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ SYSTEMS = (
         "inpaint",
         unet={"in_channels": 9},
         kl=True,
+        loras=LCM_LORA,
     ),
     System(
         "ControlNet canny",

@@ -21,7 +21,7 @@ CONTROLS = Controls(prompt="a cat", strength=0.5, seed=3)
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory) -> ModelSpec:
-    folder, shape = tmp_path_factory.mktemp("sd15"), shapes.tiny(shapes.SD15)
+    folder, shape = tmp_path_factory.mktemp("shapes") / "sd15", shapes.tiny(shapes.SD15)
     return ModelSpec(str(shapes.checkpoint(folder, shape)), width=shape.size, height=shape.size, dtype="float32")
 
 
