@@ -12,10 +12,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plan
 from options import UsageError, add_control_options, add_model_options, controls_from, model_from, size_or_clip
 from pipeline import environment, load
 from pipeline.errors import LoadError
 from pipeline.presets import TABLE
+from pipeline.settings import ModelSpec
 from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
 COMMANDS = ("serve", "render", "camera", "models", "bench")
@@ -101,11 +103,10 @@ def _parser() -> Parser:
     models.add_argument("name", nargs="?", metavar="NAME")
     models.add_argument("--models-dir", type=Path, metavar="DIR", help="list what ComfyUI or A1111 have, too")
 
-    bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, ours and diffusers' own pipeline")
+    bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, beside other pipelines'")
     bench.set_defaults(run=_bench)
     add_model_options(bench)
-    bench.add_argument("--frames", type=_positive, default=200, metavar="N", help="timed frames a row")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    plan.add_options(bench)
     add_control_options(bench)
     return parser
 
@@ -361,7 +362,7 @@ def _bench(options: argparse.Namespace) -> int:
     controls = controls_from(options, spec, defaults)
     from benchmarks import engine
 
-    return engine.run(name, spec, controls, options.device, options.compile, options.frames, options.json)
+    return engine.run(name, [(spec, controls)], options.device, plan.plan_from(options))
 
 
 if __name__ == "__main__":

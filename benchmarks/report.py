@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,16 @@ def machine(device: str) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "device": name + cores,
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: found for package in PACKAGES if (found := installed(package))},
     }
+
+
+def installed(package: str) -> str | None:
+    """Its version; None where it is not installed, as what is not needed for a figure need not be."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:
@@ -48,13 +56,27 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    """Three digits, or what it takes; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.{2 if abs(value) < 10 else 1}f}" if isinstance(value, float) else str(value)
 
 
 def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
     """Print the table; write machine, settings and rows to `file` where one is named."""
-    print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n")
+    print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n" if rows else f"\n{title}: no rows\n")
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")
+        write(title, about, rows, file)
         print(f"written to {file}")
+
+
+def add(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
+    """Print the newest row and keep all so far in `file`, where one is named: a run that is cut off leaves them."""
+    print(table(rows[-1:]).splitlines()[-1], flush=True)
+    if file is not None:
+        write(title, about, rows, file)
+
+
+def write(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")

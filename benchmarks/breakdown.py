@@ -1,0 +1,238 @@
+"""Where do a frame's milliseconds go? Upload, colour, encode, noise, UNet, decode, download, and the gaps between.
+
+    python -m benchmarks.breakdown [--model mini | --shape sd15 [--tiny]] [--compile] [--steps 1] [--json FILE]
+
+The stylizer's parts are wrapped from outside in named ranges, then torch.profiler watches some frames. On CUDA a
+stage's time is that of the kernels and copies that were launched in its range; `gaps` is when the device was idle
+between the first and the last of a frame, and `host` what is left of the frame before and after. A CUDA graph that
+holds several stages shows as `graph`. On a CPU a stage's time is that of its range, and `gaps` is the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import contextlib
+import json
+import math
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks import report, shapes
+from benchmarks.engine import shaped
+from pipeline import Controls, ModelSpec, color, compiling, lcm, load
+from pipeline.devices import compiling_pays, pick_device
+from pipeline.presets import TABLE
+from pipeline.stylizer import Stylizer
+
+WARM_UP, FRAMES = 10, 50
+FRAME = "frame"
+UPLOAD, DOWNLOAD, GRAPH, OTHER, GAPS, HOST = "upload", "download", "graph", "other", "gaps", "host"
+STAGES = (UPLOAD, "colour", "control", "encode", "noise", "UNet", "decode", DOWNLOAD, GRAPH, OTHER)
+COPIES = {"HtoD": UPLOAD, "DtoH": DOWNLOAD}
+
+
+def ranges(stylizer: Stylizer) -> list[tuple[Any, str, str]]:
+    """(owner, attribute, stage) of every function that is wrapped."""
+    return [
+        (color, "fit", "colour"),
+        (color, "to_model", "colour"),
+        (color, "to_frames", "colour"),
+        (lcm, "noised", "noise"),
+        (lcm, "denoised", "noise"),
+        (stylizer, "encode", "encode"),
+        (stylizer, "denoise", "UNet"),
+        (stylizer, "decode", "decode"),
+        *((extra, "prepare", "control") for extra in stylizer.components.extras),
+    ]
+
+
+@contextlib.contextmanager
+def named(wrapped: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
+    """Within, each of these functions runs in a range of its stage's name."""
+
+    def in_range(function: Callable, stage: str) -> Callable:
+        def call(*args, **kwargs):
+            with record_function(stage):
+                return function(*args, **kwargs)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, stage in wrapped:
+            # In its __dict__: for a torch module an attribute is more than that.
+            stack.enter_context(patch.dict(vars(owner), {name: in_range(getattr(owner, name), stage)}))
+        yield
+
+
+@dataclass(frozen=True)
+class Span:
+    """Of a trace, in microseconds."""
+
+    name: str
+    start: float
+    end: float
+    thread: Any = None
+
+
+def stage_times(events: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Milliseconds by stage of each frame. events: the `traceEvents` of a Chrome trace with ranges as `named` and one
+    of the name FRAME around each call, which returns when its picture is in host memory."""
+    notes = [_span(event) for event in events if event.get("cat") == "user_annotation"]
+    frames = sorted((note for note in notes if note.name == FRAME), key=lambda frame: frame.start)
+    stages = [note for note in notes if note.name in STAGES]
+    kernels = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    if not kernels:
+        return [_on_the_host(frame, stages) for frame in frames]
+    launches = {
+        event["args"]["correlation"]: _span(event)
+        for event in events
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
+    }
+    of_frame: dict[int, list[tuple[str, Span]]] = defaultdict(list)
+    starts = [frame.start for frame in frames]
+    for event in kernels:
+        launch = launches.get(event.get("args", {}).get("correlation"))
+        if launch is None:
+            continue
+        number = bisect.bisect_right(starts, launch.start) - 1
+        if number >= 0 and launch.start <= frames[number].end:
+            of_frame[number].append((_stage_of(event, launch, stages), _span(event)))
+    return [_on_the_device(frame, of_frame[number]) for number, frame in enumerate(frames)]
+
+
+def _span(event: dict[str, Any]) -> Span:
+    return Span(event["name"], event["ts"], event["ts"] + event.get("dur", 0), event.get("tid"))
+
+
+def _stage_of(event: dict[str, Any], launch: Span, stages: Sequence[Span]) -> str:
+    if event["cat"] == "gpu_memcpy":
+        for kind, stage in COPIES.items():
+            if kind in event["name"]:
+                return stage
+    around = [s for s in stages if s.thread == launch.thread and s.start <= launch.start <= s.end]
+    if around:
+        return max(around, key=lambda span: span.start).name
+    return GRAPH if "GraphLaunch" in launch.name else OTHER
+
+
+def _on_the_device(frame: Span, work: Sequence[tuple[str, Span]]) -> dict[str, float]:
+    times = dict.fromkeys(STAGES, 0.0)
+    busy, until = 0.0, -math.inf
+    for stage, span in sorted(work, key=lambda one: one[1].start):
+        times[stage] += span.end - span.start
+        busy += max(0.0, span.end - max(span.start, until))
+        until = max(until, span.end)
+    whole = frame.end - frame.start
+    spread = until - min(span.start for _, span in work) if work else 0.0
+    return _in_ms({**times, GAPS: spread - busy, HOST: whole - spread, FRAME: whole})
+
+
+def _on_the_host(frame: Span, stages: Sequence[Span]) -> dict[str, float]:
+    times = dict.fromkeys(STAGES, 0.0)
+    for stage in stages:
+        if frame.start <= stage.start and stage.end <= frame.end:
+            times[stage.name] += stage.end - stage.start
+    whole = frame.end - frame.start
+    return _in_ms({**times, GAPS: whole - sum(times.values()), HOST: 0.0, FRAME: whole})
+
+
+def _in_ms(times_us: dict[str, float]) -> dict[str, float]:
+    return {stage: time_us / 1000 for stage, time_us in times_us.items()}
+
+
+def rows(label: str, frames: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """One row for each stage that took any time: its median over the frames and its share of the frame."""
+    whole = report.percentile([frame[FRAME] for frame in frames], 50)
+    made = []
+    for stage in (*STAGES, GAPS, HOST, FRAME):
+        times_ms = [frame[stage] for frame in frames]
+        if any(times_ms):
+            p50 = report.percentile(times_ms, 50)
+            share = f"{100 * p50 / whole:.0f} %"
+            p95 = report.percentile(times_ms, 95)
+            made.append({"engine": label, "stage": stage, "p50 ms": p50, "p95 ms": p95, "share": share})
+    return made
+
+
+def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[dict[str, float]]:
+    """Milliseconds by stage of each of `count` frames."""
+    spec, dice = stylizer.spec, np.random.default_rng(0)
+    pictures = [dice.integers(0, 256, (1, spec.height, spec.width, 3), dtype=np.uint8) for _ in range(8)]
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (stylizer.device.type == "cuda")
+    with named(ranges(stylizer)):
+        for i in range(WARM_UP):
+            stylizer(pictures[i % 8], controls)
+        with profile(activities=activities) as profiler:
+            for i in range(count):
+                with record_function(FRAME):
+                    stylizer(pictures[i % 8], controls)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        return stage_times(json.loads(trace.read_text())["traceEvents"])
+
+
+def unwatched_ms(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> float:
+    """The median of a frame without the profiler, which slows the host down."""
+    frame = np.zeros((1, stylizer.spec.height, stylizer.spec.width, 3), np.uint8)
+    times_ms = []
+    for _ in range(WARM_UP + count):
+        started_s = time.perf_counter()
+        stylizer(frame, controls)
+        times_ms.append(1000 * (time.perf_counter() - started_s))
+    return report.percentile(times_ms[WARM_UP:], 50)
+
+
+def chosen_model(options: argparse.Namespace, scratch: Path) -> tuple[str, ModelSpec, Controls]:
+    """By --model or --shape (with --tiny and --work)."""
+    if options.shape:
+        spec, controls = next(iter(shaped(options.shape, options.tiny, options.work or scratch, options.device)))
+        return f"{options.shape} shape, random weights", spec, controls
+    return options.model, TABLE[options.model].spec, TABLE[options.model].defaults
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=list(TABLE), default="mini")
+    parser.add_argument("--shape", choices=list(shapes.SHAPES), help="a published shape with random weights instead")
+    parser.add_argument("--tiny", action="store_true", help="its topology in a few kilobytes, to try the benchmark")
+    parser.add_argument("--work", type=Path, help="where checkpoints are kept between runs")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--json", type=Path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=FRAMES)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        name, spec, controls = chosen_model(options, Path(scratch))
+        controls = controls.model_copy(update={"steps": options.steps})
+        stylizer = load(spec, str(device), compile=False)
+        title = f"One frame by stage, {name} at {spec.width}x{spec.height} in {str(stylizer.dtype)[6:]}"
+        about, made = {**report.machine(str(device)), "model": name, "steps": options.steps}, []
+        compiled = compiling_pays(device) if options.compile is None else options.compile
+        for label in ("ours", "ours, compiled") if compiled else ("ours",):
+            if label == "ours, compiled":
+                compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
+            about[f"{label}, without the profiler ms"] = round(unwatched_ms(stylizer, controls, options.frames), 3)
+            made += rows(label, watch(stylizer, controls, options.frames))
+            report.add(title, about, made, options.json)
+    report.publish(title, about, made, options.json)
+
+
+if __name__ == "__main__":
+    main()

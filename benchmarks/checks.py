@@ -1,0 +1,118 @@
+"""Is right what will be measured? Tiny models on the device and the CPU, compiled and not, ours and the peers.
+
+    python -m benchmarks.checks [--device auto] [--no-compile] [--json FILE]
+
+Pictures are compared by their mean difference, of 255. Exit code 1 when a check fails; all of them are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import report, shapes
+from benchmarks.contenders import Diffusers, Ours
+from benchmarks.plan import Setting
+from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
+from pipeline import Controls, ModelSpec, compiling, load
+from pipeline.devices import pick_device
+from pipeline.errors import first_line
+
+CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
+EXACT, HALF = 0.5, 2.0  # mean differences allowed in float32 and in half precision
+
+
+class LeftOut(Exception):
+    """A check that cannot be made here: an optional peer is not installed."""
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean absolute difference of two uint8 pictures, of 255."""
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, Callable[[], tuple[float, float]]]]:
+    """(what is checked, how: the difference found and the one allowed)."""
+    bases = {name: shapes.checkpoint(work / name, shapes.tiny(shape)) for name, shape in shapes.SHAPES.items()}
+    side = shapes.tiny(shapes.SD15).size
+    frame = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+
+    def model(name: str, dtype: str, target: str = str(device)):
+        return load(ModelSpec(str(bases[name]), width=side, height=side, dtype=dtype), target, compile=False)
+
+    def as_on_the_cpu(name: str, dtype: str, allowed: float) -> tuple[float, float]:
+        reference = model(name, "float32", "cpu")(frame, CONTROLS)
+        return difference(model(name, dtype)(frame, CONTROLS), reference), allowed
+
+    def as_uncompiled(dtype: str, allowed: float) -> tuple[float, float]:
+        stylizer = model("sd15", dtype)
+        reference = stylizer(frame, CONTROLS)
+        compiling.compile_beside(stylizer, lambda detail, progress: None)
+        return difference(stylizer(frame, CONTROLS), reference), allowed
+
+    def as_ours(kind: type) -> tuple[float, float]:
+        stylizer, setting, controls = model("sd15", "float32"), Setting(steps=2), CONTROLS
+        peer, ours = kind(stylizer, controls), Ours(stylizer, controls)
+        if (reason := peer.left_out(setting)) is not None:
+            raise LeftOut(reason)
+        call = peer.call(setting)
+        for _ in range(peer.delay(setting) + 1):
+            painted = call(frame)
+        return difference(painted, ours.call(setting)(frame)), EXACT
+
+    def as_one_by_one() -> tuple[float, float]:
+        stylizer = model("sd15", "float32")
+        frames = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+        single = np.concatenate([stylizer(one[None], CONTROLS) for one in frames])
+        return difference(stylizer(frames, CONTROLS), single), EXACT
+
+    found: list[tuple[str, Callable[[], tuple[float, float]]]] = [
+        (f"{name} in {dtype}, as on the CPU in float32", partial(as_on_the_cpu, name, dtype, allowed))
+        for name in bases
+        for dtype, allowed in (("float32", EXACT), ("float16", HALF))
+    ]
+    found.append(("a batch of three, as its frames one by one", as_one_by_one))
+    found.append(("diffusers' pipeline, as ours", partial(as_ours, Diffusers)))
+    found.append(("StreamDiffusion, as ours", partial(as_ours, StreamDiffusionPeer)))
+    if compile:
+        found.append(("compiled in float16, as uncompiled", partial(as_uncompiled, "float16", HALF)))
+    return found
+
+
+def row(name: str, check: Callable[[], tuple[float, float]]) -> dict[str, object]:
+    try:
+        found, allowed = check()
+    except LeftOut as reason:
+        return {"check": name, "result": "left out", "difference": None, "why": str(reason)}
+    except Exception as error:  # told; the others are made
+        return {"check": name, "result": "failed", "difference": None, "why": first_line(error)}
+    result = "ok" if found <= allowed else "failed"
+    return {"check": name, "result": result, "difference": found, "why": "" if result == "ok" else f"above {allowed}"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is the measure here
+    title, about, made = "Checks before measuring", report.machine(str(device)), []
+    with tempfile.TemporaryDirectory() as work:
+        for name, check in checks(device, Path(work), options.compile):
+            made.append(row(name, check))
+            report.add(title, about, made, options.json)
+    report.publish(title, about, made, options.json)
+    return int(any(one["result"] == "failed" for one in made))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
