@@ -21,6 +21,7 @@ def load(
     device: str = "auto",
     compile: bool | None = None,
     *,
+    graphs: bool | None = None,
     download: bool = True,
     report: Report = lambda detail, progress: None,
 ) -> Stylizer:
@@ -28,7 +29,7 @@ def load(
 
     device: auto, cpu, cuda, cuda:N or mps. compile: True and False decide; None leaves it to what was measured to pay
     (pipeline.devices.compiling_pays). It compiles before it returns, where the server compiles beside the running
-    engine; where only None asked for it, a failure is a warning. download: whether hub ids that are not on disk may be
+    engine; where only None asked for it, a failure is a warning. graphs: replay CUDA graphs, None where there is CUDA. download: whether hub ids that are not on disk may be
     fetched. report(detail, progress in 0..1 or None) is told what happens. Raises LoadError, one sentence, when the
     model cannot be had.
     """
@@ -36,7 +37,8 @@ def load(
     from .stylizer import Stylizer
 
     target = devices.pick_device(device)
-    stylizer = Stylizer(spec, loading.load_components(spec, target, download=download, report=report))
+    components = loading.load_components(spec, target, download=download, report=report)
+    stylizer = Stylizer(spec, components, graphs)
     if devices.compiling_pays(target) if compile is None else compile:
         try:
             compiling.compile_beside(stylizer, report)

@@ -29,8 +29,6 @@ class Stylizer:
     graphs: record each shape of work as a CUDA graph; None where there is CUDA.
     """
 
-    max_batch = 1
-
     def __init__(self, spec: ModelSpec, parts: Components, graphs: bool | None = None):
         self.spec = spec
         self.components = parts
@@ -58,6 +56,11 @@ class Stylizer:
             dtype=parts.dtype,
         )
         self._paint = Graphs(self.painter) if self.graphs else self.painter
+
+    @property
+    def max_batch(self) -> int:
+        """How many frames the live engine may paint at once: on a CPU one by one is as fast, and each comes sooner."""
+        return 8 if self.device.type == "cuda" else 1
 
     @property
     def guidance_embedding_dim(self) -> int | None:

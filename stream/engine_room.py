@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ class _Served:
     """What the engine thread remembers of one stream."""
 
     quality: scheduler.Quality = field(default_factory=scheduler.Quality)
-    step_times: scheduler.StepTimes = field(default_factory=scheduler.StepTimes)
+    step_times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class _Job:
 
 def with_steps(controls: Controls, steps: int) -> Controls:
     return controls if steps == controls.steps else controls.model_copy(update={"steps": steps})
+
+
+def _paints(controls: Controls) -> bool:
+    return not controls.bypass and controls.strength > 0
 
 
 def sentence(error: BaseException) -> str:
@@ -147,6 +152,7 @@ class EngineRoom:
         self._lock = threading.Lock()
         self._status = Status(model, device)
         self._served: dict[Feed, _Served] = {}
+        self._batch_times: defaultdict[int, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)  # by steps
         self._work = threading.Event()
         self._settled = threading.Event()
         self._closing = threading.Event()
@@ -262,10 +268,17 @@ class EngineRoom:
             if (late := feed.mailbox.clear(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
                 feed.drop(late)
         # A frame that replaced the planned one in this instant is newer, so better, even if its size is another.
-        batch = [replace(jobs[feed], frame=frame) for feed in plan.batch if (frame := feed.mailbox.take()) is not None]
+        together = plan.batch[: self._batch_size(now_s, [jobs[feed] for feed in plan.batch], stylizer.max_batch)]
+        batch = [replace(jobs[feed], frame=frame) for feed in together if (frame := feed.mailbox.take()) is not None]
         if batch:
             self._stylize(stylizer, batch)
         return bool(waiting)
+
+    def _batch_size(self, now_s: float, jobs: Sequence[_Job], largest: int) -> int:
+        if not jobs:
+            return 0
+        times = self._batch_times[jobs[0].controls.steps].recent(now_s)
+        return scheduler.batch_size(len(jobs), largest, times, self.budget_s)
 
     def _next_job(self, stylizer: Stylizer, feed: Feed, state: _Served, now_s: float) -> _Job | None:
         """What the stream asks for now; None when its frame is gone or its controls are at fault."""
@@ -305,6 +318,8 @@ class EngineRoom:
                 self._blame(batch[0].feed, batch[0].frame, error)
             return
         engine_s = time.monotonic() - started_s
+        if _paints(batch[0].controls):
+            self._batch_times[batch[0].controls.steps].add(time.monotonic(), len(batch), engine_s)
         for job, rgb in pictures:
             job.feed.fault = None
             self._remember(job, engine_s)
@@ -312,7 +327,7 @@ class EngineRoom:
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)
-        if state is not None and not job.controls.bypass and job.controls.strength > 0:
+        if state is not None and _paints(job.controls):
             state.step_times.add(time.monotonic(), job.controls.steps, engine_s)
 
     def _blame(self, feed: Feed, frame: Frame, error: Exception) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 RAISE_FRACTION = 0.8  # a better rung must be predicted to fit this share of the budget ...
 RAISE_AFTER_S = 3.0  # ... for so long without a break, before it is tried
 MIN_SAMPLES = 3  # a median of fewer would follow one slow frame (a new prompt being encoded, a warm-up)
-MAX_SAMPLES = 5  # of each step count are remembered,
+MAX_SAMPLES = 5  # of each step count, and batch size, are remembered,
 SAMPLE_LIFE_S = 60.0  # and for so long: what slowed the device down may be gone
 
 
@@ -54,6 +54,30 @@ def plan(now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: i
     return Plan(expired=expired, batch=tuple(batch[: max(1, max_batch)]))
 
 
+BATCHES = (1, 2, 4, 8)  # few, since each is a shape that the engine has to warm up for
+
+
+def batch_size(count: int, largest: int, measured_s: Mapping[int, Sequence[float]], budget_s: float) -> int:
+    """How many of `count` waiting frames of one shape are painted at once, at most `largest`.
+
+    The size that was seen to take least time per frame and fits the budget; one that is not known yet is tried if it
+    fits should it be no faster per frame. measured_s: recent engine times of batches by size. The least of them
+    counts: what slows a batch down now and then (a new prompt, a warm-up) is no trait of its size.
+    """
+    best_s = {size: min(times) for size, times in measured_s.items() if times}
+    fitting = [size for size in BATCHES if size <= min(count, largest)]
+
+    def expected_s(size: int) -> float:
+        known = max((n for n in best_s if n <= size), default=min(best_s))
+        return best_s[known] * max(1.0, size / known)
+
+    if not best_s:
+        return 1
+    fitting = [size for size in fitting if size == 1 or expected_s(size) <= budget_s]
+    unknown = [size for size in fitting if size not in best_s]
+    return unknown[-1] if unknown else min(fitting, key=lambda size: (best_s[size] / size, -size))
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """`rung` steps fewer than asked (0 = as asked); `roomy_since_s`: since when a better rung would have fit."""
@@ -62,19 +86,19 @@ class Quality:
     roomy_since_s: float | None = None
 
 
-class StepTimes:
-    """The engine times of one stream's last frames, by step count."""
+class EngineTimes:
+    """The last engine times by a number: of a stream's frames by steps, of batches by their size."""
 
     def __init__(self):
         self._samples: dict[int, deque[tuple[float, float]]] = {}
 
-    def add(self, now_s: float, steps: int, engine_s: float) -> None:
-        self._samples.setdefault(steps, deque(maxlen=MAX_SAMPLES)).append((now_s, engine_s))
+    def add(self, now_s: float, number: int, engine_s: float) -> None:
+        self._samples.setdefault(number, deque(maxlen=MAX_SAMPLES)).append((now_s, engine_s))
 
     def recent(self, now_s: float) -> dict[int, list[float]]:
         return {
-            steps: [engine_s for when_s, engine_s in samples if now_s - when_s <= SAMPLE_LIFE_S]
-            for steps, samples in self._samples.items()
+            number: [engine_s for when_s, engine_s in samples if now_s - when_s <= SAMPLE_LIFE_S]
+            for number, samples in self._samples.items()
         }
 
 

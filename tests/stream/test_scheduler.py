@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream import scheduler
-from stream.scheduler import MIN_SAMPLES, RAISE_AFTER_S, Quality, StepTimes, Waiting, next_quality, plan
+from stream.scheduler import (
+    BATCHES,
+    MIN_SAMPLES,
+    RAISE_AFTER_S,
+    EngineTimes,
+    Quality,
+    Waiting,
+    batch_size,
+    next_quality,
+    plan,
+)
 from stream.simulation import simulate
 
 BUDGET_S = 1.0
@@ -124,7 +134,7 @@ def test_quality_comes_back_one_rung_at_a_time_after_lasting_headroom():
 @given(st.floats(0.01, 2.0), st.floats(0.0, 2.0), st.integers(1, 8))
 @settings(max_examples=60, deadline=None)
 def test_a_steady_engine_makes_the_quality_settle(step_s, fixed_s, steps):
-    quality, times, now_s, rungs = Quality(), StepTimes(), 0.0, []
+    quality, times, now_s, rungs = Quality(), EngineTimes(), 0.0, []
     for _ in range(200):
         quality = next_quality(now_s, quality, steps, times.recent(now_s), BUDGET_S)
         engine_s = fixed_s + step_s * (steps - quality.rung)
@@ -141,7 +151,55 @@ def test_a_steady_engine_makes_the_quality_settle(step_s, fixed_s, steps):
 
 
 def test_old_measurements_are_forgotten():
-    times = StepTimes()
+    times = EngineTimes()
     times.add(0.0, 4, 9.0)
     assert times.recent(scheduler.SAMPLE_LIFE_S)[4] == [9.0]
     assert times.recent(scheduler.SAMPLE_LIFE_S + 1)[4] == []
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 8),
+    st.dictionaries(st.sampled_from(BATCHES), st.lists(st.floats(0.001, 3), max_size=5)),
+)
+def test_a_batch_is_no_more_than_waits_and_may_be_and_keeps_the_budget(count, largest, measured_s):
+    size = batch_size(count, largest, measured_s, BUDGET_S)
+    assert size in BATCHES
+    assert size <= min(count, largest)
+    if size > 1:
+        assert min(measured_s.get(size) or [0]) <= BUDGET_S
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "frame_s", "settled"),
+    [
+        (0.010, 0.001, 8),  # a GPU that is idle between launches: the more together the better
+        (0.0, 0.1, 8),  # nothing gained, nothing lost
+        (0.0, 0.3, 2),  # four would take longer than the budget
+        (0.0, 1.5, 1),
+    ],
+)
+def test_the_batch_size_settles_where_a_frame_takes_least(fixed_s, frame_s, settled):
+    assert settle(lambda size: fixed_s + frame_s * size)[-1] == settled
+
+
+def test_a_size_that_is_slower_per_frame_is_tried_and_left_and_tried_again_when_all_that_is_old():
+    def engine_s(size):
+        return 0.02 * size**1.5
+
+    sizes = settle(engine_s)
+    assert sizes[0] == 1
+    assert {2, 4, 8} <= set(sizes[1:5])
+    assert set(sizes[5:]) == {1}
+    once_more = settle(engine_s, seconds=scheduler.SAMPLE_LIFE_S + 5)
+    assert 8 in once_more[len(once_more) // 2 :]
+
+
+def settle(engine_s, seconds=5.0):
+    """The sizes chosen while eight frames wait at any time."""
+    times, now_s, sizes = EngineTimes(), 0.0, []
+    while now_s < seconds:
+        sizes.append(batch_size(8, 8, times.recent(now_s), BUDGET_S))
+        now_s += engine_s(sizes[-1])
+        times.add(now_s, sizes[-1], engine_s(sizes[-1]))
+    return sizes
