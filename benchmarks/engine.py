@@ -46,6 +46,8 @@ def run(
         "diffusers img2img": lambda settings: diffusers_engine(stylizer, settings),
         "ours": lambda settings: lambda frame: stylizer(frame[None], settings)[0],
     }
+    if spec.low_memory:
+        del engines["diffusers img2img"]  # its pipeline wants all modules on one device
     rows = [row for label, make in engines.items() for row in _measure(label, make, controls, frames, stylizer)]
     if with_compiled:
         started_s = time.perf_counter()
@@ -57,7 +59,7 @@ def run(
             print(f"compiled in {time.perf_counter() - started_s:.0f} s", flush=True)
             rows += _measure("ours, compiled", engines["ours"], controls, frames, stylizer)
     baseline = {row["steps"]: row["p50 ms"] for row in rows if row["engine"] == "diffusers img2img"}
-    for row in rows:
+    for row in rows if baseline else ():
         row["times diffusers"] = f"{baseline[row['steps']] / row['p50 ms']:.2f}"
     about = {
         **report.machine(target),
@@ -66,6 +68,8 @@ def run(
         "dtype": str(stylizer.dtype),
         "strength": controls.strength,
         "guidance": controls.guidance,
+        "low memory": spec.low_memory,
+        **report.peak_memory(target),
     }
     report.publish(
         f"Engine time of one frame, {name} at {about['size']} in {about['dtype'][6:]}", about, rows, json_file

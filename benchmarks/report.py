@@ -28,6 +28,13 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
+def peak_memory(device: str) -> dict[str, float]:
+    """Megabytes that tensors took on a CUDA device at most, since the start or torch's last reset; {} elsewhere."""
+    import torch
+
+    return {"peak device MB": torch.cuda.max_memory_allocated(device) / 1e6} if device.startswith("cuda") else {}
+
+
 def _cpu_name() -> str:
     import torch
 
@@ -54,6 +61,8 @@ def _cell(value: Any) -> str:
 def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
     """Print the table; write machine, settings and rows to `file` where one is named."""
     print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n")
+    if "peak device MB" in about:
+        print(f"peak device memory: {about['peak device MB']:.0f} MB\n")
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"title": title, **about, "rows": list(rows)}, indent=2) + "\n")

@@ -36,7 +36,7 @@ def write(folder: Path) -> Path:
         pipe = StableDiffusionPipeline(
             vae=AutoencoderTiny(),
             text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT)),
-            tokenizer=_tokenizer(folder / "tokenizer"),
+            tokenizer=tokenizer(folder / "tokenizer"),
             unet=UNet2DConditionModel(**UNET),
             scheduler=LCMScheduler(
                 beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
@@ -51,7 +51,7 @@ def write(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def tokenizer(folder: Path) -> CLIPTokenizer:
     """Byte-level: the prompt's meaning does not matter to its encoder's speed."""
     folder.mkdir(parents=True)
     symbols = sorted(ByteLevel.alphabet())

@@ -33,7 +33,7 @@ from .settings import ModelSpec
 
 @dataclass(frozen=True)
 class Components:
-    """A loaded model: modules in eval mode on one device, weights in one dtype."""
+    """A loaded model: modules in eval mode on one device (text encoders may wait on the CPU), weights in one dtype."""
 
     family: Family
     tokenizers: tuple[CLIPTokenizer, ...]
@@ -82,14 +82,20 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
         _check_motion(spec, family, pipe.unet.config, motion)
         pipe.unet = UNetMotionModel.from_unet2d(pipe.unet, motion).to(dtype)
 
-    pipe.to(device)
+    waiting = torch.device("cpu") if spec.low_memory else device
+    for module in (pipe.unet, pipe.vae):
+        module.to(device)
+    for encoder in text_encoders:
+        encoder.to(waiting)
+    if spec.low_memory:
+        pipe.vae.enable_slicing()
     if family.upcasts and pipe.vae.config.get("force_upcast") and dtype == torch.float16:
         pipe.vae.to(torch.float32)
     lora_set = None
     if spec.loras:
         report("Fusing LoRAs", None)
         files = {lora.name: str(_lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
-        lora_set = loras.extract(pipe, text_encoders, spec.loras, files)
+        lora_set = loras.extract(pipe, text_encoders, spec.loras, files, waiting)
         lora_set.apply({lora.name: lora.weight for lora in spec.loras})
     extras: list[Extra] = []
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
@@ -97,8 +103,10 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     extras += [ControlNetExtra(net, of.control, of.weight) for net, of in zip(nets, spec.controlnets, strict=True)]
     if adapter is not None:
         extras.append(AdapterExtra(adapter, spec.control))
+    for module in extras:
+        module.to(device)
     for module in (*text_encoders, pipe.unet, pipe.vae, *extras):
-        module.to(device).eval().requires_grad_(False)
+        module.eval().requires_grad_(False)
     for module in (pipe.unet, pipe.vae, *extras):
         module.to(memory_format=torch.channels_last)
     return Components(

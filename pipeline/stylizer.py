@@ -103,7 +103,7 @@ class Stylizer:
         self.encode = Encoder(parts.vae)
         self.denoise = Denoiser(parts.unet, parts.extras)
         self.decode = Decoder(parts.vae)
-        self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders)
+        self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
             factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
