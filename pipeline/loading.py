@@ -200,9 +200,14 @@ def _check_motion(spec: ModelSpec, family: Family, unet: dict, motion: MotionAda
         raise LoadError("A motion adapter does not go together with a ControlNet or T2I-Adapter yet.")
     if motion.config.get("conv_in_channels"):
         raise LoadError(f"Motion adapter {spec.motion} wants a picture as a further input, which is not served.")
+    if family.pooled:
+        raise LoadError(f"Motion adapter {spec.motion} needs an SD1.5 base: {spec.base} is {family.name}.")
+    if unet.in_channels != unet.out_channels:
+        raise LoadError(f"Motion adapter {spec.motion} needs a base that takes no mask, which {spec.base} does.")
     theirs, mine = list(unet.block_out_channels), list(motion.config.block_out_channels)
-    if family.pooled or mine != theirs or unet.in_channels != unet.out_channels:
+    if mine != theirs:
+        kind = "an SDXL" if len(mine) < len(theirs) else "another"
         raise LoadError(
-            f"Motion adapter {spec.motion} was made for an SD1.5 UNet of channels {mine}: {spec.unet or spec.base} is "
-            f"an {family.name} one of {theirs} that takes {unet.in_channels}."
+            f"Motion adapter {spec.motion} was made for {kind} UNet, of channels {mine}: that of "
+            f"{spec.unet or spec.base} has {theirs}."
         )
