@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from diffusers import ControlNetModel, MotionAdapter, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from pipeline import Controls, LoadError, Lora, ModelSpec, load
+from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, load
 from pipeline.devices import pick_device, pick_dtype
 from pipeline.families import SD, Traits, traits
 from pipeline.fetching import check
@@ -124,6 +126,20 @@ class TestLoras:
         lora = Lora(str(tiny.lora(tmp_path, wide)))
         with pytest.raises(LoadError, match="pytorch_lora_weights"):
             load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu")
+
+
+def test_nothing_is_said_of_modules_kept_in_float32_where_there_are_none(base, tmp_path, monkeypatch):
+    logger, said = logging.getLogger("diffusers.models.modeling_utils"), []
+    handler = logging.Handler()
+    handler.emit = said.append
+    monkeypatch.setattr(logger, "handlers", [handler])
+    logger.setLevel(logging.WARNING)
+    try:
+        logger.warning("There are modules in X that should be kept in float32: ['norm'].")
+        load(ModelSpec(str(base), motion=str(tiny.motion(tmp_path / "motion")), **SIZE), "cpu")
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert [record.getMessage()[-9:] for record in said] == ["['norm']."]
 
 
 class TestRefusals:
@@ -261,6 +277,15 @@ class TestRefusals:
         if not torch.cuda.is_available():
             with pytest.raises(LoadError, match="cuda"):
                 pick_device("cuda")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_specs_survive_json(name):
+    """As the process that compiles beside this one gets them."""
+    spec = PRESETS[name]
+    assert ModelSpec(**json.loads(json.dumps(asdict(spec)))) == spec
+    changed = replace(spec, low_memory=True, controlnet=(ControlNet("a/b", "grey", 0.5), ControlNet("c/d")))
+    assert ModelSpec(**json.loads(json.dumps(asdict(changed)))) == changed
 
 
 def test_the_dtype_follows_the_hardware(monkeypatch):
