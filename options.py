@@ -54,6 +54,9 @@ def add_model_options(
     parser.add_argument("--adapter", metavar="PATH[:CONTROL]", help="a T2I-Adapter")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--size", type=size_type, metavar="WxH", help=size_help)
+    parser.add_argument(
+        "--low-memory", action="store_true", help="for small GPUs: only what every frame needs is there"
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
 
 
@@ -128,6 +131,7 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
             "adapter": called("adapter", net.path),
             "control": net.control,
         }
+    changes["low_memory"] = options.low_memory
     if options.size is not None:
         changes["width"], changes["height"] = options.size
     try:

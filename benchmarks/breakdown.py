@@ -4,8 +4,8 @@
 
 The stylizer's parts are wrapped from outside in named ranges, then torch.profiler watches some frames. On CUDA a
 stage's time is that of the kernels and copies that were launched in its range; `gaps` is when the device was idle
-between the first and the last of a frame, and `host` what is left of the frame before and after. A CUDA graph that
-holds several stages shows as `graph`. On a CPU a stage's time is that of its range, and `gaps` is the rest.
+between the first and the last of a frame, and `host` what is left of the frame before and after. Work that is
+replayed as one CUDA graph shows as `graph`: `ours` is without graphs, by stage, and its gaps are what graphs save. On a CPU a stage's time is that of its range, and `gaps` is the rest.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def ranges(stylizer: Stylizer) -> list[tuple[Any, str, str]]:
         (color, "to_frames", "colour"),
         (lcm, "noised", "noise"),
         (lcm, "denoised", "noise"),
-        (stylizer, "encode", "encode"),
-        (stylizer, "denoise", "UNet"),
-        (stylizer, "decode", "decode"),
+        (stylizer.painter, "encode", "encode"),
+        (stylizer.painter, "denoise", "UNet"),
+        (stylizer.painter, "decode", "decode"),
         *((extra, "prepare", "control") for extra in stylizer.components.extras),
     ]
 
@@ -221,11 +221,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         name, spec, controls = chosen_model(options, Path(scratch))
         controls = controls.model_copy(update={"steps": options.steps})
-        stylizer = load(spec, str(device), compile=False)
+        stylizer = load(spec, str(device), compile=False, graphs=False)
         title = f"One frame by stage, {name} at {spec.width}x{spec.height} in {str(stylizer.dtype)[6:]}"
         about, made = {**report.machine(str(device)), "model": name, "steps": options.steps}, []
         compiled = compiling_pays(device) if options.compile is None else options.compile
-        for label in ("ours", "ours, compiled") if compiled else ("ours",):
+        labels = ["ours", *["ours, graphs"] * (device.type == "cuda"), *["ours, compiled"] * compiled]
+        for label in labels:
+            if label == "ours, graphs":
+                stylizer = Stylizer(spec, stylizer.components)
             if label == "ours, compiled":
                 compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
             about[f"{label}, without the profiler ms"] = round(unwatched_ms(stylizer, controls, options.frames), 3)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bars, floor, report, shapes
-from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled
+from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled, OursReplayed
 from benchmarks.plan import Plan, Setting, add_options, plan_from
 from benchmarks.streamdiffusion_peer import peers
 from pipeline import Controls, LoadError, ModelSpec, load
@@ -117,10 +117,11 @@ def _measure_model(
 
 
 def contenders_for(stylizer: Stylizer, controls: Controls, plan: Plan) -> list[Contender]:
-    ours = Ours(stylizer, controls)
+    ours = Ours(Stylizer(stylizer.spec, stylizer.components, graphs=False), controls)
+    replayed = [OursReplayed(ours)] if stylizer.graphs else []
     compiled = compiling_pays(stylizer.device) if plan.compile is None else plan.compile
     others = peers(stylizer, controls, compiled=compiled, everything=plan.everything)
-    found = [ours, Diffusers(stylizer, controls), *([OursCompiled(ours)] if compiled else []), *others]
+    found = [ours, *replayed, Diffusers(stylizer, controls), *([OursCompiled(ours)] if compiled else []), *others]
     return sorted(found, key=lambda contender: contender.twin is not contender)  # compiling takes minutes: last
 
 

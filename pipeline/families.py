@@ -13,7 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from . import fetching, kinds
-from .errors import LoadError
+from .errors import LoadError, first_line
 from .fetching import Report
 from .presets import LCM_LORA_SD15, LCM_LORA_SDXL, LCM_LORA_SSD_1B, SDXL_BASE
 from .settings import Lora
@@ -67,8 +67,6 @@ SDXL = Family(
     size=1024,
     without={"add_watermarker": False},
 )
-
-
 REFINER = "{} is an SDXL refiner, which only ends what an SDXL base began: name a base."
 # The published LCM-LoRAs, by the UNet that each was made for: (width of the prompts it reads, its transformer blocks).
 LCM_LORAS = {(768, 16): LCM_LORA_SD15, (2048, 70): LCM_LORA_SDXL, (2048, 34): LCM_LORA_SSD_1B}
@@ -97,9 +95,13 @@ def traits(reference: str, *, download: bool, report: Report) -> Traits:
         few_step = any("cond_proj" in name for name in tensors)
         return Traits(family_of_keys(file, tensors), few_step, LCM_LORAS.get((max(reads, default=0), len(reads))))
     index, unet = fetching.configs(reference, download=download, report=report)
+    family = family_of_index(reference, index)
     few_step = index.get("scheduler", ["", ""])[1] == "LCMScheduler" or unet.get("time_cond_proj_dim") is not None
-    shape = (unet.get("cross_attention_dim"), _transformer_blocks(unet))
-    return Traits(family_of_index(reference, index), few_step, LCM_LORAS.get(shape))
+    try:
+        shape = (unet.get("cross_attention_dim"), _transformer_blocks(unet))
+    except (ValueError, TypeError, KeyError) as error:
+        raise LoadError(f"The UNet of {reference} has a config of no known kind: {first_line(error)}.") from error
+    return Traits(family, few_step, LCM_LORAS.get(shape))
 
 
 def _transformer_blocks(unet: dict[str, Any]) -> int:

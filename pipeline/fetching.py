@@ -71,15 +71,22 @@ def _split(reference: str) -> tuple[str, str]:
 
 
 def configs(reference: str, *, download: bool, report: Report) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A base's model_index.json and its UNet's config.json, which tell what all the rest is. Raises LoadError."""
-    names = ("model_index.json", "unet/config.json")
+    """A base's model_index.json and its UNet's config.json ({} where it has no UNet), which tell what all the rest is.
+
+    Raises LoadError.
+    """
+    index, unet = "model_index.json", "unet/config.json"
     folder = Path(reference) if Path(reference).exists() else _cached(reference, "base")
     if folder is None:
         if not download:
             raise _not_here(reference, "base")
-        folder = _download(reference, report, lambda files, inside: [f"{inside}/{name}".strip("/") for name in names])
-    index, unet = (layouts.read_json(folder / name) for name in names)
-    return index, unet
+
+        def needed(names: list[str], inside: str) -> list[str]:
+            wanted = [f"{inside}/{name}".strip("/") for name in (index, unet)]
+            return [name for name in wanted if name in names or name == wanted[0]]
+
+        folder = _download(reference, report, needed)
+    return layouts.read_json(folder / index), layouts.read_json(folder / unet) if (folder / unet).is_file() else {}
 
 
 def locate(reference: str, part: str, *, download: bool, report: Report) -> Path:

@@ -33,7 +33,7 @@ from .settings import ModelSpec
 
 @dataclass(frozen=True)
 class Components:
-    """A loaded model: modules in eval mode on one device, weights in one dtype."""
+    """A loaded model: modules in eval mode on one device (text encoders may wait on the CPU), weights in one dtype."""
 
     family: Family
     tokenizers: tuple[CLIPTokenizer, ...]
@@ -82,14 +82,20 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
         _check_motion(spec, family, pipe.unet.config, motion)
         pipe.unet = UNetMotionModel.from_unet2d(pipe.unet, motion).to(dtype)
 
-    pipe.to(device)
+    waiting = torch.device("cpu") if spec.low_memory else device
+    for module in (pipe.unet, pipe.vae):
+        module.to(device)
+    for encoder in text_encoders:
+        encoder.to(waiting)
+    if spec.low_memory:
+        pipe.vae.enable_slicing()
     if family.upcasts and pipe.vae.config.get("force_upcast") and dtype == torch.float16:
         pipe.vae.to(torch.float32)
     lora_set = None
     if spec.loras:
         report("Fusing LoRAs", None)
         files = {lora.name: str(_lora_file(paths[f"lora {lora.name}"])) for lora in spec.loras}
-        lora_set = loras.extract(pipe, text_encoders, spec.loras, files)
+        lora_set = loras.extract(pipe, text_encoders, spec.loras, files, waiting)
         lora_set.apply({lora.name: lora.weight for lora in spec.loras})
     extras: list[Extra] = []
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
@@ -97,8 +103,10 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     extras += [ControlNetExtra(net, of.control, of.weight) for net, of in zip(nets, spec.controlnets, strict=True)]
     if adapter is not None:
         extras.append(AdapterExtra(adapter, spec.control))
+    for module in extras:
+        module.to(device)
     for module in (*text_encoders, pipe.unet, pipe.vae, *extras):
-        module.to(device).eval().requires_grad_(False)
+        module.eval().requires_grad_(False)
     for module in (pipe.unet, pipe.vae, *extras):
         module.to(memory_format=torch.channels_last)
     return Components(
@@ -192,11 +200,16 @@ def _check_motion(spec: ModelSpec, family: Family, unet: dict, motion: MotionAda
         raise LoadError("A motion adapter does not go together with a ControlNet or T2I-Adapter yet.")
     if motion.config.get("conv_in_channels"):
         raise LoadError(f"Motion adapter {spec.motion} wants a picture as a further input, which is not served.")
+    if family.pooled:
+        raise LoadError(f"Motion adapter {spec.motion} needs an SD1.5 base: {spec.base} is {family.name}.")
+    if unet.in_channels != unet.out_channels:
+        raise LoadError(f"Motion adapter {spec.motion} needs a base that takes no mask, which {spec.base} does.")
     if (length := motion.config.motion_max_seq_length) < animation.WINDOW:
         raise LoadError(f"Motion adapter {spec.motion} sees {length} frames at once; {animation.WINDOW} are needed.")
     theirs, mine = list(unet.block_out_channels), list(motion.config.block_out_channels)
-    if family.pooled or mine != theirs or unet.in_channels != unet.out_channels:
+    if mine != theirs:
+        kind = "an SDXL" if len(mine) < len(theirs) else "another"
         raise LoadError(
-            f"Motion adapter {spec.motion} was made for an SD1.5 UNet of channels {mine}: {spec.unet or spec.base} is "
-            f"an {family.name} one of {theirs} that takes {unet.in_channels}."
+            f"Motion adapter {spec.motion} was made for {kind} UNet, of channels {mine}: that of "
+            f"{spec.unet or spec.base} has {theirs}."
         )

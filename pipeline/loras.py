@@ -39,11 +39,18 @@ class _Patch:
 class LoraSet:
     """All LoRAs of a model and the weights they now act with."""
 
-    def __init__(self, patches: dict[nn.Parameter, list[_Patch]], names: tuple[str, ...], touch_prompts: bool):
+    def __init__(
+        self,
+        patches: dict[nn.Parameter, list[_Patch]],
+        names: tuple[str, ...],
+        touch_prompts: bool,
+        keep_on: torch.device,
+    ):
+        """keep_on: where the pristine weights wait, which are as large as the layers that LoRAs change."""
         self.names = names
         self.touch_prompts = touch_prompts  # whether any of them changes the text encoder
         self._patches = patches
-        self._pristine = {parameter: parameter.detach().clone() for parameter in patches}
+        self._pristine = {parameter: parameter.detach().to(keep_on, copy=True) for parameter in patches}
         self._applied: dict[str, float] = {}
 
     @torch.no_grad()
@@ -55,7 +62,7 @@ class LoraSet:
         for parameter, patches in self._patches.items():
             if changed.isdisjoint(patch.lora for patch in patches):
                 continue
-            total = self._pristine[parameter].float()
+            total = self._pristine[parameter].to(parameter.device).float()
             for patch in patches:
                 total = total + patch.delta(weights[patch.lora], parameter)
             parameter.copy_(total)
@@ -64,11 +71,16 @@ class LoraSet:
 
 
 def extract(
-    pipe: DiffusionPipeline, text_encoders: Sequence[nn.Module], loras: tuple[Lora, ...], files: dict[str, str]
+    pipe: DiffusionPipeline,
+    text_encoders: Sequence[nn.Module],
+    loras: tuple[Lora, ...],
+    files: dict[str, str],
+    keep_on: torch.device,
 ) -> LoraSet:
     """Load each LoRA through diffusers (which knows every key style), keep its factors, leave plain layers behind.
 
-    files: LoRA name -> local .safetensors file. Raises LoadError when a file does not fit the model whole.
+    files: LoRA name -> local .safetensors file. keep_on: see LoraSet. Raises LoadError when a file does not fit the
+    model whole.
     """
     patches: dict[nn.Parameter, list[_Patch]] = {}
     for lora in loras:
@@ -76,7 +88,7 @@ def extract(
         _check_width(lora, files[lora.name], pipe.unet.config.cross_attention_dim)
         try:
             pipe.load_lora_weights(files[lora.name], adapter_name=_adapter_name(lora.name))
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
             raise LoadError(f"LoRA {lora.path} does not fit this model: {first_line(error)}.") from error
         found = 0
         for module in chain(*(part.modules() for part in (pipe.unet, *text_encoders))):
@@ -94,7 +106,7 @@ def extract(
             )
         pipe.unload_lora_weights()
     touch_prompts = any(parameter in patches for encoder in text_encoders for parameter in encoder.parameters())
-    return LoraSet(patches, tuple(lora.name for lora in loras), touch_prompts)
+    return LoraSet(patches, tuple(lora.name for lora in loras), touch_prompts, keep_on)
 
 
 def _check_width(lora: Lora, file: str, expected: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ from transformers import CLIPTokenizer
 from . import kinds, layouts
 from .errors import LoadError, first_line
 from .families import Family
+
+# diffusers 0.42 warns of every model that is cast, also of those that want nothing kept in float32.
+logging.getLogger("diffusers.models.modeling_utils").addFilter(
+    lambda record: "should be kept in float32: []" not in record.getMessage()
+)
 
 VAES = {"AutoencoderTiny": AutoencoderTiny, "AutoencoderKL": AutoencoderKL}
 LACKS = "The {} {} lacks weights that its config asks for: is it another model's config?"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .families import Family
@@ -28,18 +30,24 @@ class PromptEncoder:
     """CLIP hidden states of a prompt, as diffusers' pipelines of the family compute them.
 
     Prompts longer than the tokenizer's window are cut there, as in those pipelines. `forget()` after a text encoder's
-    weights have changed.
+    weights have changed. A text encoder that is elsewhere than on `device` visits it while it encodes.
     """
 
     CACHE_SIZE = 256
 
-    def __init__(self, family: Family, tokenizers: Sequence[CLIPTokenizer], text_encoders: Sequence[CLIPTextModel]):
-        self.family = family
+    def __init__(
+        self,
+        family: Family,
+        tokenizers: Sequence[CLIPTokenizer],
+        text_encoders: Sequence[CLIPTextModel],
+        device: torch.device,
+    ):
+        self.family, self.device = family, device
         self.tokenizers, self.text_encoders = tuple(tokenizers), tuple(text_encoders)
         self._encode = lru_cache(self.CACHE_SIZE)(self._encode_uncached)
 
     def __call__(self, prompt: str) -> Text:
-        """In the text encoders' dtype, on their device."""
+        """In the text encoders' dtype, on the device."""
         return self._encode(prompt)
 
     def negative(self, prompt: str) -> Text:
@@ -60,6 +68,10 @@ class PromptEncoder:
                 truncation=True,
                 return_tensors="pt",
             )
-            out = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=self.family.layer is not None)
+            # Copies, where it is elsewhere: nothing has to go back.
+            own = chain(encoder.named_parameters(), encoder.named_buffers())
+            visiting = {name: weight.to(self.device) for name, weight in own}
+            ids = tokens.input_ids.to(self.device)
+            out = functional_call(encoder, visiting, ids, {"output_hidden_states": self.family.layer is not None})
             states.append(out[0] if self.family.layer is None else out.hidden_states[self.family.layer])
         return Text(torch.cat(states, dim=-1), out.text_embeds if self.family.pooled else None)

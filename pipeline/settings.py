@@ -40,7 +40,9 @@ class ModelSpec:
     Each of `base`, `unet`, `vae`, `controlnet`, `adapter` is a hub id, a local diffusers folder, or (base) one
     .safetensors file. `vae=None` keeps the base's own. Several ControlNets are a tuple of ControlNet; a single one
     given by its path is fed by `control`, and so is an adapter. `motion` is an AnimateDiff motion adapter: such a model
-    makes clips, not pictures. Sizes are in pixels, multiples of 8.
+    makes clips, not pictures. Sizes are in pixels, multiples of 8. `low_memory` keeps on the device only what every
+    frame needs: text encoders, and the weights that LoRAs start from, wait in host memory, and a batch's pictures pass
+    through the VAE one by one.
     """
 
     base: str
@@ -54,6 +56,7 @@ class ModelSpec:
     width: int = 512
     height: int = 512
     dtype: Dtype = "auto"
+    low_memory: bool = False
 
     def __post_init__(self):
         for side, pixels in (("width", self.width), ("height", self.height)):

@@ -35,7 +35,7 @@ class Stylizer:
         self.device, self.dtype = parts.device, parts.dtype
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self.use(Encoder(parts.vae), Denoiser(parts.unet, parts.extras), Decoder(parts.vae))
-        self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders)
+        self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
             factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)

@@ -103,11 +103,11 @@ def _film_name(clip: Path) -> str:
 def check(job: Job, wishes: Wishes) -> None:
     """All that is known to go wrong before a model is loaded. Raises FilmError."""
     target = job.target
-    for source in (job.source, wishes.mask):
+    for kind, source in (("clip", job.source), ("mask", wishes.mask)):
         if source is not None and not source.exists() and not is_pattern(source):
             raise FilmError(f"There is no file {source}.")
         if source is not None:
-            _check_source(source, target)
+            _check_source(kind, source, target)
     if not target.parent.is_dir() and not (job.makes_folder and target.parent.parent.is_dir()):
         raise FilmError(f"There is no folder {target.parent} to write {target.name} into.")
     if target.is_dir():
@@ -123,11 +123,12 @@ def check(job: Job, wishes: Wishes) -> None:
         raise FilmError(f"{taken[0]} exists already: --overwrite replaces it.")
 
 
-def _check_source(source: Path, target: Path) -> None:
+def _check_source(kind: str, source: Path, target: Path) -> None:
+    """kind: what the source is, clip or mask."""
     if target.exists() and source.exists() and target.samefile(source):
-        raise FilmError(f"{target} is the clip itself: give the film another name.")
+        raise FilmError(f"{target} is the {kind} itself: give the film another name.")
     if read := {file.resolve() for file in picture_files(source) or []} & {file.resolve() for file in _taken(target)}:
-        raise FilmError(f"{target} would write over {min(read).name}, which is to be painted: give another folder.")
+        raise FilmError(f"{target} would write over {min(read).name}, a picture of the {kind}: give another folder.")
 
 
 def _taken(target: Path) -> list[Path]:

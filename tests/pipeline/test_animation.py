@@ -168,5 +168,5 @@ def test_what_does_not_fit_is_said(stylizer, weights, frames, tmp_path):
     with pytest.raises(ValueError, match="animate needs a motion adapter"):
         plain.animate(Controls())
     xl = tiny.checkpoint(tmp_path / "xl", unet=tiny.XL)
-    with pytest.raises(LoadError, match=r"was made for an SD1\.5 UNet .* is an SDXL one"):
+    with pytest.raises(LoadError, match=r"Motion adapter .*motion needs an SD1\.5 base: .*xl is SDXL"):
         load(ModelSpec(str(xl), motion=str(weights["motion"]), width=64, height=64), "cpu")

@@ -69,6 +69,7 @@ REPOSITORIES = {
     "own/vega": pipeline_of(VEGA_UNET, "", "_2"),
     "own/refiner": pipeline_of(XL_UNET, "_2"),
     "own/lcm": pipeline_of({**SD_UNET, "time_cond_proj_dim": 256}, "", scheduler="LCMScheduler"),
+    "own/other": {"model_index.json": b'{"_class_name": "FluxPipeline", "transformer": ["diffusers", "Flux"]}'},
     "own/one-file": {"dream.safetensors": safetensors(), "README.md": b""},
     "own/loras": {"ink.safetensors": safetensors(name="ink.lora_A.weight"), "gold.safetensors": safetensors()},
     "own/adapters": {
@@ -236,6 +237,7 @@ def test_what_an_id_names_is_told_from_the_cache_too(hub, monkeypatch):
     [
         (["--model", "own/refiner"], "own/refiner is an SDXL refiner"),
         (["--model", "own/one-file"], r"has no model_index\.json \(name one part, as own/one-file/dream\.safetensors"),
+        (["--model", "own/other"], "own/other is a FluxPipeline: only SD1.5- and SDXL-shaped models"),
         (["--model", "own/nothing"], "no public model own/nothing"),
     ],
 )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import ControlNetModel, MotionAdapter, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from pipeline import Controls, LoadError, Lora, ModelSpec, load
+from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, load
 from pipeline.devices import pick_device, pick_dtype
-from pipeline.families import traits
+from pipeline.families import SD, Traits, traits
 from pipeline.fetching import check
-from tests import tiny
+from pipeline.kinds import called
+from tests import single_file, tiny
 
 SIZE = {"width": 64, "height": 64, "dtype": "float32"}
 FRAME = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -33,20 +36,22 @@ def picture(base) -> np.ndarray:
     return load(ModelSpec(str(base), **SIZE), "cpu")(FRAME, CONTROLS)
 
 
-def few_step(base: Path) -> bool:
-    return traits(str(base), download=False, report=lambda detail, progress: None).few_step
+def told(base: Path) -> Traits:
+    return traits(str(base), download=False, report=lambda detail, progress: None)
 
 
 def test_few_step_models_are_told_from_others(base, tmp_path):
-    assert few_step(base)  # saved with an LCM scheduler
+    assert told(base).few_step  # saved with an LCM scheduler
     other = tmp_path / "other"
     shutil.copytree(base, other)
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "PNDMScheduler"]}))
-    assert not few_step(other)
+    assert not told(other).few_step
     full = tiny.checkpoint(tmp_path / "full", guidance_embedding=True)
     shutil.copy(other / "model_index.json", full / "model_index.json")
-    assert few_step(full)
+    assert told(full).few_step
+    single_file.write(tiny.checkpoint(tmp_path / "kl", kl=True), tmp_path / "kl.safetensors")
+    assert told(tmp_path / "kl.safetensors") == Traits(SD, False, None)  # no LCM-LoRA is known for a tiny one
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,16 @@ class TestLoras:
         assert np.abs(with_it.astype(int) - off).max() > 10
         assert np.array_equal(stylizer(FRAME, CONTROLS), with_it)
 
+    def test_one_that_fails_leaves_the_running_engine_as_it_was(self, base, two, tmp_path):
+        running = load(ModelSpec(str(base), loras=(two[0],), **SIZE), "cpu")
+        before = running(FRAME, CONTROLS)
+        wide = tiny.checkpoint(tmp_path / "wide", unet={**tiny.UNET, "block_out_channels": (8, 8, 8, 16)})
+        broken = Lora(str(tiny.lora(tmp_path / "lora", wide)))
+        with pytest.raises(LoadError, match="pytorch_lora_weights"):
+            load(ModelSpec(str(base), loras=(*two, broken), **SIZE), "cpu")
+        assert running.loras == ("ink",)
+        assert np.array_equal(running(FRAME, CONTROLS), before)
+
     def test_two_of_one_name_are_refused(self, base, two):
         with pytest.raises(ValueError, match="same name"):
             ModelSpec(str(base), loras=(two[0], Lora(two[1].path, name="ink")))
@@ -111,6 +126,20 @@ class TestLoras:
         lora = Lora(str(tiny.lora(tmp_path, wide)))
         with pytest.raises(LoadError, match="pytorch_lora_weights"):
             load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu")
+
+
+def test_nothing_is_said_of_modules_kept_in_float32_where_there_are_none(base, tmp_path, monkeypatch):
+    logger, said = logging.getLogger("diffusers.models.modeling_utils"), []
+    handler = logging.Handler()
+    handler.emit = said.append
+    monkeypatch.setattr(logger, "handlers", [handler])
+    logger.setLevel(logging.WARNING)
+    try:
+        logger.warning("There are modules in X that should be kept in float32: ['norm'].")
+        load(ModelSpec(str(base), motion=str(tiny.motion(tmp_path / "motion")), **SIZE), "cpu")
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert [record.getMessage()[-9:] for record in said] == ["['norm']."]
 
 
 class TestRefusals:
@@ -147,6 +176,84 @@ class TestRefusals:
         with pytest.raises(LoadError, match="There is no control image 'depth'"):
             load(ModelSpec(str(base), adapter=str(adapter), control="depth", **SIZE), "cpu")
 
+    @pytest.mark.parametrize(
+        ("part", "make", "change"),
+        [
+            ("controlnet", tiny.controlnet, {"block_out_channels": [8, 8, 8, 8]}),
+            ("adapter", tiny.adapter, {"channels": [8, 8, 8, 8]}),
+            ("motion", tiny.motion, {"block_out_channels": [8, 8, 8, 8]}),
+            ("vae", lambda folder: tiny.checkpoint(folder) / "vae", {"latent_channels": 8}),
+            ("unet", lambda folder: tiny.checkpoint(folder) / "unet", {"cross_attention_dim": 24}),
+        ],
+    )
+    def test_the_part_at_fault_is_named(self, base, tmp_path, part, make, change):
+        """With weights that its config does not describe, and with a module of another class."""
+        folder = make(tmp_path / "part")
+        config = folder / "config.json"
+        kept = json.loads(config.read_text())
+        config.write_text(json.dumps({**kept, **change}))
+        with pytest.raises(LoadError, match=rf"^The {called(part)} {folder} cannot be loaded: .*\.$"):
+            load(ModelSpec(str(base), **{part: str(folder)}, **SIZE), "cpu")
+        config.write_text(json.dumps({**kept, "_class_name": "Transformer2DModel"}))
+        with pytest.raises(LoadError, match=rf"^{folder} is a Transformer2DModel"):
+            load(ModelSpec(str(base), **{part: str(folder)}, **SIZE), "cpu")
+
+    @pytest.mark.parametrize(
+        ("part", "name", "found"),
+        [
+            ("vae", "unet.down_blocks.0.conv1.lora_A.weight", "a LoRA, not a VAE: name it with --lora"),
+            ("controlnet", "lora_unet_down_blocks_0.hada_w1_a", "a LoRA, not a ControlNet"),
+            ("adapter", "control_model.input_blocks.0.0.weight", "a ControlNet, not a T2I-Adapter: .*--controlnet"),
+            ("controlnet", "adapter.body.0.in_conv.weight", "a T2I-Adapter, not a ControlNet: .*--adapter"),
+            ("unet", "down_blocks.0.motion_modules.0.norm.weight", "a motion adapter, not a UNet: .*--motion"),
+            ("motion", "model.diffusion_model.input_blocks.0.0.weight", "a UNet, not a motion adapter: .*--unet"),
+            ("base", "model.diffusion_model.input_blocks.0.0.weight", "a UNet, not a model: .*--unet"),
+            ("base", "first_stage_model.decoder.conv_in.weight", "a VAE, not a model: .*--vae"),
+            ("unet", "cond_stage_model.transformer.text_model.final", "a model, not a UNet: .*--model"),
+        ],
+    )
+    def test_a_file_of_another_kind(self, base, tmp_path, part, name, found):
+        file = tmp_path / "file.safetensors"
+        save_file({name: torch.zeros(1)}, file)
+        with pytest.raises(LoadError, match=rf"{file} is {found}"):
+            check(ModelSpec(**{"base": str(base), part: str(file)}))
+
+    def test_an_sdxl_refiner(self, tmp_path):
+        """In one file it looks like SD1.5 to whoever only asks for SDXL's second text encoder."""
+        file = tmp_path / "refiner.safetensors"
+        names = ["conditioner.embedders.0.model.ln_final.weight", "model.diffusion_model.input_blocks.0.0.weight"]
+        save_file({name: torch.zeros(1) for name in names}, file)
+        for fails in (lambda: load(ModelSpec(str(file)), "cpu"), lambda: told(file)):
+            with pytest.raises(LoadError, match=r"refiner\.safetensors is an SDXL refiner.*: name a base"):
+                fails()
+
+    def test_motion_adapters_of_another_family(self, base, tmp_path):
+        MotionAdapter(
+            block_out_channels=tiny.XL["block_out_channels"],
+            motion_num_attention_heads=2,
+            motion_norm_num_groups=4,
+            use_motion_mid_block=False,
+        ).save_pretrained(tmp_path / "xl-motion")
+        with pytest.raises(LoadError, match=r"xl-motion was made for an SDXL UNet, of channels \[4, 8, 8\]: .* \[4, 8"):
+            load(ModelSpec(str(base), motion=str(tmp_path / "xl-motion"), **SIZE), "cpu")
+        inpainting = tiny.checkpoint(tmp_path / "mask", unet={**tiny.UNET, "in_channels": 9})
+        with pytest.raises(LoadError, match="needs a base that takes no mask"):
+            load(ModelSpec(str(inpainting), motion=str(tiny.motion(tmp_path / "motion")), **SIZE), "cpu")
+
+    def test_a_folder_of_several_loras(self, base, two):
+        folder = Path(two[0].path).parent
+        with pytest.raises(LoadError, match=rf"holds 2 .* as {folder}/gold\.safetensors; .*gold.*, ink\.safetensors"):
+            load(ModelSpec(str(base), loras=(Lora(str(folder)),), **SIZE), "cpu")
+
+    def test_more_steps_than_the_schedule_holds(self, base, tmp_path):
+        shutil.copytree(base, tmp_path / "short")
+        config = tmp_path / "short" / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "original_inference_steps": 4}))
+        stylizer = load(ModelSpec(str(tmp_path / "short"), **SIZE), "cpu")
+        stylizer.check(Controls(steps=4))
+        with pytest.raises(ValueError, match="steps: this model's schedule holds 4"):
+            stylizer.check(Controls(steps=5))
+
     def test_weights_cut_off_in_the_middle(self, base, tmp_path):
         shutil.copytree(base, tmp_path / "cut")
         weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -170,6 +277,15 @@ class TestRefusals:
         if not torch.cuda.is_available():
             with pytest.raises(LoadError, match="cuda"):
                 pick_device("cuda")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_specs_survive_json(name):
+    """As the process that compiles beside this one gets them."""
+    spec = PRESETS[name]
+    assert ModelSpec(**json.loads(json.dumps(asdict(spec)))) == spec
+    changed = replace(spec, low_memory=True, controlnet=(ControlNet("a/b", "grey", 0.5), ControlNet("c/d")))
+    assert ModelSpec(**json.loads(json.dumps(asdict(changed)))) == changed
 
 
 def test_the_dtype_follows_the_hardware(monkeypatch):

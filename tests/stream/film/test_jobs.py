@@ -211,7 +211,7 @@ def test_pictures_do_not_write_over_themselves(tmp_path, capsys):
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for source in (tmp_path, tmp_path / "%04d.png", tmp_path / "*.png"):
         assert render(source, tmp_path / "%04d.png", "--overwrite") == 2
-        assert "would write over 0001.png, which is to be painted" in sentence(capsys)
+        assert "would write over 0001.png, a picture of the clip" in sentence(capsys)
     assert render(tmp_path / "0001.png", tmp_path / "%d.png", "--overwrite") == 2
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert render(tmp_path, tmp_path / "painted_%d.png") == 0
