@@ -4,8 +4,9 @@
 
 The stylizer's parts are wrapped from outside in named ranges, then torch.profiler watches some frames. On CUDA a
 stage's time is that of the kernels and copies that were launched in its range; `gaps` is when the device was idle
-between the first and the last of a frame, and `host` what is left of the frame before and after. Work that is
-replayed as one CUDA graph shows as `graph`: `ours` is without graphs, by stage, and its gaps are what graphs save. On a CPU a stage's time is that of its range, and `gaps` is the rest.
+between the first and the last of a frame, and `host` what is left of the frame before and after. What is replayed as
+one CUDA graph shows as `graph`; the row `ours` is without graphs, and its gaps are what graphs save. On a CPU a
+stage's time is that of its range, and `gaps` is the rest.
 """
 
 from __future__ import annotations
