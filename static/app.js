@@ -23,7 +23,7 @@ const output = $("output");
 const preview = $("input");
 const source = $("source");
 
-const state = { phase: "idle", problem: null, server: null, models: [], reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, note: "" };
+const state = { phase: "idle", problem: null, server: null, models: [], reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, painting: false, note: "" };
 const display = new Display();
 const showHudStats = buildHud($("hud"));
 const recorder = new Recorder(stream, { button: $("record"), dot: $("recording"), film: $("film") });
@@ -119,14 +119,27 @@ function paintedSize() {
 
 const SLOW_FPS = 5; // below it is no longer a moving picture
 const SLOW_MS = 4_000;
-let slowSince = null;
+const PAINTING_MS = 1_000; // a shorter wait needs no word
+
+/** -> for how long something holds without a break, in ms. */
+function stopwatch() {
+  let since = null;
+  return (holds) => {
+    since = holds ? (since ?? performance.now()) : null;
+    return holds ? performance.now() - since : 0;
+  };
+}
+
+const slowFor = stopwatch();
+const paintingFor = stopwatch();
 
 function onStats(stats) {
-  const slow = live && state.kind !== "imagine" && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS;
-  slowSince = slow ? (slowSince ?? performance.now()) : null;
+  const imagines = state.kind === "imagine";
+  const slow = slowFor(live && !imagines && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS) > SLOW_MS;
+  const painting = paintingFor(imagines && stats.frames_in > stats.frames_out + stats.frames_dropped) > PAINTING_MS;
   live?.heard(stats);
   recorder.heard(stats);
-  update({ stats, slow: slow && performance.now() - slowSince > SLOW_MS });
+  update({ stats, slow, painting });
 }
 
 const listening = new AbortController();

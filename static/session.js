@@ -80,6 +80,7 @@ export class Live {
     const opening = this.#track ? publish(this.#stream, this.#track, this.#on.size(), signal) : imagine(this.#stream, signal);
     const { session, sender, voice } = await opening;
     if (Boolean(sender) !== Boolean(this.#track)) { // the source was switched meanwhile, to the other way
+      this.#changing = true;
       session.close();
       return { ended: session.left };
     }

@@ -23,7 +23,7 @@ const FOLLOWER = "This model follows a picture's lines: it cannot paint without 
 
 const LONG = 40; // letters that fit the dock's narrow column
 
-/** state: {phase, problem, server, models, reachable, kind, file, bypass, stalled, stats, slow, note} -> the page. */
+/** state: {phase, problem, server, models, reachable, kind, file, bypass, stalled, stats, slow, painting, note} -> the page. */
 export function render(state) {
   const view = viewOf(state);
   document.body.dataset.phase = state.phase;
@@ -108,9 +108,10 @@ function problemView(problem, more = {}) {
 }
 
 function liveLine(state) {
-  const { kind, server, bypass, stalled, stats, slow } = state;
+  const { kind, server, bypass, stalled, stats, slow, painting } = state;
   if (stats?.detail) return sentence(stats.detail);
   if (stalled) return "The picture is held up; waiting for the next one…";
+  if (painting) return "Painting…";
   if (kind === "imagine") return doubt(state) || "Live, painted anew with each change";
   if (bypass) return "Live, unpainted (bypass)";
   if (server?.compiled === "compiling") return "Live, and getting faster: compiling";

@@ -37,6 +37,7 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
         Controls(prompt="a cat", lora_weights={"pytorch_lora_weights": 0.2}),
     ]
     before = [stylizer(FRAME, one).astype(int) for one in settings]
+    imagined = stylizer.imagine(settings[0]).astype(int)
     told = []
     compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail))
     assert "Compiling" in told
@@ -49,6 +50,7 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
                 stylizer(FRAME, one)
     for one, expected in zip(settings, before, strict=True):
         assert np.abs(stylizer(FRAME, one) - expected).max() <= 1
+    assert np.abs(stylizer.imagine(settings[0]) - imagined).max() <= 1
     assert np.abs(before[0] - before[3]).max() > 10
 
     told.clear()  # a second start finds the packages

@@ -89,3 +89,19 @@ def test_a_model_that_needs_a_picture_is_said(server, page):
     expect(page.locator("#card")).to_contain_text("It follows lines.")
     expect(page.locator("#start")).to_be_visible()
     page.errors.clear()  # the browser notes every refused request
+
+
+def test_a_long_wait_for_a_picture_is_said(server, page):
+    """The server's own statistics, with one more picture asked for than painted."""
+
+    def wait(route):
+        def asked(message: str) -> None:
+            told = json.loads(message)
+            is_stats = told["type"] == "stats"
+            route.send(json.dumps({**told, "frames_in": told["frames_in"] + 1} if is_stats else told))
+
+        route.connect_to_server().on_message(asked)
+
+    page.route_web_socket("**/events", wait)
+    imagine(page, f"{server.url}/?stream=patience")
+    expect(page.locator("#status")).to_have_text("Painting…", timeout=PATIENCE_MS)
