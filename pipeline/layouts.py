@@ -13,6 +13,7 @@ from .errors import LoadError, first_line
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 PIPELINE_FOLDERS = {"unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler"}
 LORA_FILE = "pytorch_lora_weights.safetensors"
+MODULE_FILES = ("model.", "model-", "diffusion_pytorch_model")  # how the weights beside a config.json begin
 
 
 def needed_files(names: Iterable[str], part: str, reference: str, inside: str = "") -> list[str]:
@@ -40,7 +41,7 @@ def needed_files(names: Iterable[str], part: str, reference: str, inside: str = 
         if str(path.parent) not in folders or name == "model_index.json":
             continue
         if ".safetensors" in path.name:
-            if not path.name.startswith(("model.", "model-", "diffusion_pytorch_model")):
+            if not path.name.startswith(MODULE_FILES):
                 continue
             if ".fp16" not in path.name and _set_of_weights(name) in halved:
                 continue
@@ -72,6 +73,7 @@ def offer(names: Iterable[str], reference: str) -> str:
     """What could be named inside a folder or repository instead of all of it."""
     names = set(names)
     files = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+    files = {name for name in files if not name.startswith(MODULE_FILES)}
     folders = {name.removesuffix("/config.json") for name in names if name.endswith("/config.json")}
     parts = sorted(files | folders)
     return f" (name one part, as {reference}/{parts[0]}; there are {', '.join(parts)})" if parts else ""
@@ -113,6 +115,8 @@ def check(part: str, path: Path, replaced: Collection[str] = ()) -> None:
             "convert them to .safetensors."
         )
     if missing := lacking(part, path, replaced):
+        for file in path.glob("*.safetensors"):
+            kinds.check(part, file)  # a LoRA's folder, for one, has no config.json
         instead = "" if "/" in missing else offer(names, str(path))
         raise LoadError(f"The {kinds.called(part)} {path} lacks {missing}{instead}.")
     for name in weights:

@@ -218,6 +218,14 @@ class TestRefusals:
         with pytest.raises(LoadError, match=rf"{file} is {found}"):
             check(ModelSpec(**{"base": str(base), part: str(file)}))
 
+    def test_a_folder_of_another_kind(self, base, two, tmp_path):
+        (tmp_path / "lora").mkdir()
+        shutil.copy(two[0].path, tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+        with pytest.raises(LoadError, match=r"is a LoRA, not a ControlNet: name it with --lora"):
+            check(ModelSpec(str(base), controlnet=str(tmp_path / "lora")))
+        with pytest.raises(LoadError, match=r"unet is not a diffusers model folder: it has no model_index\.json\.$"):
+            check(ModelSpec(str(base / "unet")))
+
     def test_an_sdxl_refiner(self, tmp_path):
         """In one file it looks like SD1.5 to whoever only asks for SDXL's second text encoder."""
         file = tmp_path / "refiner.safetensors"
