@@ -222,9 +222,10 @@ def adopt(stylizer: Stylizer, folder: Path) -> None:
         known = {**module.state_dict(), **dict(module.named_buffers()), **lifted}
         constants = {fqn: known[fqn] for fqn in package.get_constant_fqns()}
         package.load_constants(constants, check_full_update=True, user_managed=True)
-        runner = _Runner(package.loader, constants)
         example = tuple(_zeros(layout, stylizer.device) for layout in entry["inputs"])
-        runner([arg for arg in example if arg is not None])
+        present = [arg for arg in example if arg is not None]
+        runner = _Runner(package.loader, constants, [arg.stride() for arg in present])
+        runner(present)
         runners[name][signature(example)] = runner
     if stylizer.device.type == "cuda":
         torch.cuda.synchronize(stylizer.device)
@@ -241,14 +242,24 @@ def _zeros(layout: tuple | None, device: torch.device) -> Tensor | None:
 
 
 class _Runner:
-    """Calls a package without re-reading its call specification each time, and keeps its weights alive."""
+    """Calls a package without re-reading its call specification each time, and keeps its weights alive.
 
-    def __init__(self, loader, constants: dict[str, Tensor]):
+    strides: of the inputs it was compiled for. It reads others as if they had these, so those are laid out anew.
+    """
+
+    def __init__(self, loader, constants: dict[str, Tensor], strides: list[tuple[int, ...]]):
         self._run = loader.boxed_run
         self._constants = constants
+        self._strides = strides
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        return self._run(inputs)
+        return self._run([_laid_out(arg, stride) for arg, stride in zip(inputs, self._strides, strict=True)])
+
+
+def _laid_out(arg: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if arg.stride() == stride:
+        return arg
+    return torch.empty_strided(arg.shape, stride, dtype=arg.dtype, device=arg.device).copy_(arg)
 
 
 def _main() -> None:
