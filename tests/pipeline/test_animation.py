@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline, AnimateDiffVideoToVideoPipeline, LCMScheduler, MotionAdapter
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline import Controls, LoadError, Lora, ModelSpec, animation, color, load
 from tests import tiny
@@ -17,18 +19,33 @@ SIZE = (80, 64)
 COUNT = 6
 
 
+def motion_lora(file: Path, motion: Path) -> Path:
+    """A LoRA of the motion module's attention, with the keys of guoyww's."""
+    torch.manual_seed(6)
+    tensors = {}
+    for name, layer in MotionAdapter.from_pretrained(motion).named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".attn" in name:
+            attention, _, which = name.removesuffix(".0").rpartition(".")
+            key = f"unet.{attention}.processor.{which}_lora"
+            tensors[f"{key}.down.weight"] = torch.randn(4, layer.in_features) * 0.3
+            tensors[f"{key}.up.weight"] = torch.randn(layer.out_features, 4) * 0.3
+    save_file(tensors, file)
+    return file
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("animation")
-    base = tiny.checkpoint(folder / "base")
-    return {"base": base, "motion": tiny.motion(folder / "motion"), "lora": tiny.lora(folder / "lora", base)}
+    base, motion = tiny.checkpoint(folder / "base"), tiny.motion(folder / "motion")
+    loras = {"lcm": tiny.lora(folder / "lora", base), "zoom": motion_lora(folder / "zoom.safetensors", motion)}
+    return {"base": base, "motion": motion, **loras}
 
 
 @pytest.fixture(scope="module")
 def stylizer(weights):
     spec = ModelSpec(
         str(weights["base"]),
-        loras=(Lora(str(weights["lora"]), 0.55),),
+        loras=(Lora(str(weights["lcm"]), 0.55, "lcm"), Lora(str(weights["zoom"]), 1.2)),
         motion=str(weights["motion"]),
         width=SIZE[0],
         height=SIZE[1],
@@ -45,12 +62,13 @@ def frames():
 
 
 @cache
-def twin(kind, base, motion, lora):
+def twin(kind, base, motion, lcm, zoom):
     pipe = kind.from_pretrained(base, motion_adapter=MotionAdapter.from_pretrained(motion))
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(str(lora), adapter_name="lcm")
-    pipe.set_adapters(["lcm"], [0.55])
+    pipe.load_lora_weights(str(lcm), adapter_name="lcm")
+    pipe.load_lora_weights(str(zoom), adapter_name="zoom")
+    pipe.set_adapters(["lcm", "zoom"], [0.55, 1.2])
     return pipe
 
 
@@ -86,6 +104,13 @@ def test_video_to_video(stylizer, weights, frames, steps, guidance):
         generator=torch.Generator("cpu").manual_seed(7), output_type="np",
     ).frames[0]  # fmt: skip
     assert_equal(ours, theirs)
+
+
+def test_a_motion_lora_shows(stylizer, frames):
+    """Else the equality above would prove nothing of it."""
+    controls = Controls(prompt="a boat", steps=1, seed=7)
+    still = controls.merged({"lora_weights": {"zoom": 0}})
+    assert np.abs(stylizer.animate(controls, frames).astype(int) - stylizer.animate(still, frames)).max() > 20
 
 
 def test_windows_cover_every_frame_and_blend():
@@ -127,9 +152,9 @@ def whole_clip(stylizer, controls, frames):
 @pytest.mark.parametrize("guidance", [1.0, 1.25])
 def test_a_long_clip_in_windows_equals_all_of_it_at_once(stylizer, long, guidance):
     controls = Controls(prompt="a boat", steps=2, seed=7, guidance=guidance)
+    ours = stylizer.animate(controls, long)
     with torch.inference_mode():
         theirs = whole_clip(stylizer, controls, long)
-    ours = stylizer.animate(controls, long)
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs.astype(int)).max() <= 1
     assert np.abs(ours[:16] - stylizer.animate(controls, long[:16]).astype(int)).max() > 2  # later frames show

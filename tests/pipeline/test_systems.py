@@ -316,14 +316,34 @@ def test_what_does_not_fit_is_said():
         stylizer.imagine(Controls(), count=2, control_frames=frames)
 
 
-@pytest.mark.parametrize("name", ["ControlNet, inpainting and style LoRA", "T2I-Adapter, SDXL", "ControlNet, SDXL"])
-def test_no_control_compiles_anything_anew(name, monkeypatch):
-    frames, mask, stylizer = pictures(*SIZES[0]), masks(*SIZES[0]), ours(name, SIZES[0])
+SMALLEST_XL = {
+    **tiny.XL,
+    "block_out_channels": (4, 8),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("unet", "masked"), [({**tiny.SMALLEST, "in_channels": 9}, True), (SMALLEST_XL, False)], ids=["SD1.5", "SDXL"]
+)
+def test_no_control_compiles_anything_anew(unet, masked, tmp_path, monkeypatch):
+    """All extras at once, on UNets of two blocks: tracing takes its time for every layer."""
+    base = tiny.checkpoint(tmp_path / "base", unet=unet)
+    parts = {
+        "loras": (Lora(str(tiny.lora(tmp_path / "lora", base)), name="lcm"),),
+        "controlnet": str(tiny.controlnet(tmp_path / "canny", unet={**unet, "in_channels": 4})),
+        "adapter": str(tiny.adapter(tmp_path / "adapter", sdxl=not masked)),
+    }
+    stylizer = load(ModelSpec(str(base), **parts, width=96, height=64, dtype="float32"), "cpu", compile=False)
+    frames, mask = pictures(96, 64), masks(96, 64)
     counter = CompileCounter()
     torch._dynamo.reset()
     painter = stylizer.painter
     monkeypatch.setattr(painter, "denoise", torch.compile(painter.denoise, backend=counter, dynamic=False))
-    of_a_mask = {"mask": mask} if SYSTEMS[name].task == "mask" else {}
+    of_a_mask = {"mask": mask} if masked else {}
     compiled = []
     for guidance in (1.0, 1.5):  # CFG doubles the batch: the one difference in shape
         base = Controls(prompt=PROMPT, guidance=guidance, steps=2)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import tiny
 
@@ -22,7 +23,11 @@ def stage(monkeypatch):
 
     def run(name: str, *arguments) -> None:
         monkeypatch.setattr(sys, "argv", [f"training/{name}.py", *map(str, arguments)])
-        __import__(name).main()
+        threads = torch.get_num_threads()
+        try:
+            __import__(name).main()
+        finally:
+            torch.set_num_threads(threads)  # a stage sets them for its process, which the tests share
 
     return run
 
