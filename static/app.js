@@ -87,14 +87,14 @@ async function meet() {
       const schema = await getJson("/api/schema");
       defaults = Object.fromEntries(Object.entries(schema.properties).map(([name, p]) => [name, p.default ?? {}]));
       buildPanel(schema);
-      update({ models: await getJson("/api/presets") });
     }
     onStatus(status);
     panel.setDefaults(defaults);
+    if (!live || !settings.loaded) await settings.load(status.model ?? "", defaults);
     if (live) await settings.flush();
-    else await settings.load(status.model ?? "", defaults);
     update({ reachable: true });
     await live?.check();
+    if (!state.models.length) await loadModels();
   } catch (error) {
     const problem = asProblem(error);
     if (problem.code === "gone") update({ reachable: false });
@@ -102,6 +102,8 @@ async function meet() {
     if (problem.code === "token") listening.abort(); // knocking again would not help; a new token is a new page
   }
 }
+
+const loadModels = async () => update({ models: await getJson("/api/presets") });
 
 function onStatus(server) {
   const resized = server.size !== state.server?.size;
@@ -455,10 +457,15 @@ const toggleMirror = () => display.turn("mirror");
 const toggleHud = () => display.turn("hud");
 const showHelp = () => $("help").showModal();
 
-function showModels() {
+async function showModels() {
   if (!state.server) return;
+  try {
+    await loadModels();
+  } catch (error) {
+    return note(describe(asProblem(error)).title);
+  }
   listModels($("models-list"), state.models, state.server.model);
-  $("models").showModal();
+  if (!$("models").open) $("models").showModal();
 }
 
 $("model").addEventListener("click", showModels);

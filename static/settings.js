@@ -34,6 +34,10 @@ export class Settings {
     return { ...this.server, ...this.#inFlight, ...Object.fromEntries(this.#pending) };
   }
 
+  get loaded() {
+    return Object.keys(this.defaults).length > 0;
+  }
+
   async load(model, defaults) {
     this.#model = model;
     this.defaults = defaults;

@@ -29,3 +29,12 @@ def test_each_model_comes_with_the_command_that_starts_it(server, page):
     expect(page.locator("#models")).to_be_hidden()
     page.locator("#model").click()
     expect(page.locator("#models")).to_be_visible()
+
+
+def test_a_list_that_does_not_come_holds_nothing_up(server, page):
+    page.route("**/api/presets", lambda route: None)
+    page.goto(f"{server.url}/?stream=unlisted")
+    page.locator("#steps").fill("3", timeout=PATIENCE_MS)
+    expect(page.locator("#reset")).to_be_enabled(timeout=PATIENCE_MS)
+    page.locator("#model").click()
+    expect(page.locator("#models")).to_be_hidden()
