@@ -350,10 +350,11 @@ def _models(options: argparse.Namespace) -> int:
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
         print(f"{row['name']:22} {row['size']:10} {row['about']}; {row['needs']}. [{where}]")
     if options.models_dir is not None:
+        from pipeline import kinds
         from pipeline.library import Library
 
-        for name, kind, path in Library(options.models_dir).listed():
-            print(f"{name:22} {kind:14} {path}")
+        for name, part, path in Library(options.models_dir).listed():
+            print(f"{name:22} {kinds.called(part) if part else 'unknown':14} {path}")
     return EXIT_DONE
 
 

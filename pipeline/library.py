@@ -45,8 +45,7 @@ class Library:
 
     def find(self, part: str, name: str) -> str:
         """The path of the entry of that name, with or without suffix and subfolders. Raises LoadError."""
-        wanted = "/" + name.removesuffix(".safetensors").lower()
-        fits = [entry for entry in self.entries(part) if f"/{_bare(entry)}".lower().endswith(wanted)]
+        fits = [entry for entry in self.entries(part) if _answers(entry, name)]
         if len(fits) > 1:
             raise LoadError(f"{name} could be {fits[0]} or {fits[1]}: give the path.")
         if not fits:
@@ -56,10 +55,11 @@ class Library:
             )
         return str(fits[0])
 
-    def listed(self) -> list[tuple[str, str, Path]]:
-        """(name, what it is, path) of everything there is."""
-        entries = {entry: part for part in FOLDERS for entry in self.entries(part)}
-        return [(_bare(entry).rsplit("/", 1)[-1], _kind(part, entry), entry) for entry, part in entries.items()]
+    def listed(self) -> list[tuple[str, str | None, Path]]:
+        """(name that finds it, part that it is, path) of everything there is; None for a file of no known part."""
+        there = {part: self.entries(part) for part in FOLDERS}
+        found = {entry: part for part, entries in there.items() for entry in entries}
+        return [(_name(entry, there[part]), _part(entry), entry) for entry, part in found.items()]
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -75,12 +75,23 @@ def _bare(entry: Path) -> str:
     return entry.as_posix().removesuffix(".safetensors")
 
 
-def _kind(part: str, entry: Path) -> str:
-    """Of a file it is told by what it holds, of a folder by where it lies."""
-    if entry.is_dir():
-        return kinds.called(part)
+def _answers(entry: Path, name: str) -> bool:
+    return f"/{_bare(entry)}".lower().endswith(f"/{name.removesuffix('.safetensors')}".lower())
+
+
+def _name(entry: Path, among: list[Path]) -> str:
+    """As many of its folders before it as it takes to be told from the others."""
+    words = _bare(entry).split("/")
+    tails = ("/".join(words[-count:]) for count in range(1, len(words)))
+    return next((tail for tail in tails if sum(_answers(other, tail) for other in among) == 1), str(entry))
+
+
+def _part(entry: Path) -> str | None:
+    """By what it holds, not by where it lies."""
+    if (entry / "model_index.json").is_file():
+        return "base"
+    files = [*entry.glob("*.safetensors")] if entry.is_dir() else [entry]
     try:
-        found = kinds.of(entry)
+        return kinds.of(files[0]) if files else None
     except LoadError:
-        return "broken"
-    return "unknown" if found is None else kinds.called(found)
+        return None

@@ -107,6 +107,22 @@ def test_every_option_takes_names(tmp_path):
             options.model_from(main._parser().parse_args([*command, option, "nothing"]))
 
 
+def test_what_is_listed_is_found_by_its_name(tmp_path):
+    """With as many folders as that takes, as what it holds and not as what its folder says."""
+    for folder in ("a", "b"):
+        tiny.lora(tmp_path / "loras" / folder, tiny.checkpoint(tmp_path / "base"), name="ink.safetensors")
+    shutil.copy(tmp_path / "loras" / "a" / "ink.safetensors", at(tmp_path / "vae" / "stray.safetensors"))
+    touch(tmp_path / "vae" / "broken.safetensors")
+    tiny.controlnet(tmp_path / "controlnet" / "canny")
+    listed = Library(tmp_path).listed()
+    assert {(name, part) for name, part, _ in listed} == {
+        ("a/ink", "lora"), ("b/ink", "lora"), ("stray", "lora"), ("broken", None), ("canny", "controlnet"),
+    }  # fmt: skip
+    for name, part, path in listed:
+        if name in ("a/ink", "b/ink", "canny"):
+            assert Library(tmp_path).find(part, name) == str(path)
+
+
 def at(file):
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
