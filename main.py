@@ -243,25 +243,25 @@ def _library_rows(folder: Path | None, model: str, spec: ModelSpec) -> list[dict
     """What is in --models-dir, each with the command that serves it; `model` is what is served now, LoRAs join it."""
     if folder is None:
         return []
-    from pipeline.library import FOLDERS, Library
+    from pipeline.library import Library
 
-    library, beside = Library(folder), ("--models-dir", str(folder))
+    beside = ("--models-dir", str(folder))
     present = [part for lora in spec.loras for part in ("--lora", f"{lora.path}:{lora.weight:g}")]
-    asks = {
-        "checkpoint": ("--model",),
+    asks = {  # a motion adapter is for films, so none of these
+        "base": ("--model",),
         "lora": ("--model", model, *present, "--lora"),
-        "controlnet": ("--model", model, "--controlnet"),
-        "vae": ("--model", model, "--vae"),
+        **{part: ("--model", model, f"--{part}") for part in ("controlnet", "adapter", "vae", "unet")},
     }
-    rows = []
-    for kind in FOLDERS:
-        files = library.files(kind)
-        stems = [file.stem.lower() for file in files]
-        for file in files:
-            name = file.stem if stems.count(file.stem.lower()) == 1 else f"{file.parent.name}/{file.stem}"
-            about = str(file.relative_to(folder))
-            rows.append({"name": name, "kind": kind, "about": about, "command": _command(*beside, *asks[kind], name)})
-    return rows
+    return [
+        {
+            "name": name,
+            "kind": part,
+            "about": str(path.relative_to(folder)),
+            "command": _command(*beside, *asks[part], name),
+        }
+        for name, part, path in Library(folder).listed()
+        if part in asks
+    ]
 
 
 def _command(*options: str) -> str:

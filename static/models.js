@@ -1,7 +1,15 @@
 // What else could paint? Lists what the server could be started with, each with the command that does so.
 
 // In this order: what somebody has, before what anybody can have.
-const KINDS = { checkpoint: "Checkpoints", lora: "LoRAs", controlnet: "ControlNets", vae: "VAEs", preset: "Presets" };
+const KINDS = {
+  base: "Checkpoints",
+  lora: "LoRAs",
+  controlnet: "ControlNets",
+  adapter: "T2I-Adapters",
+  vae: "VAEs",
+  unet: "UNets",
+  preset: "Presets",
+};
 
 const element = (tag, properties = {}, ...children) => {
   const node = Object.assign(document.createElement(tag), properties);
@@ -20,7 +28,7 @@ export function listModels(root, rows, running) {
 }
 
 function item(row, running) {
-  const runs = ["preset", "checkpoint"].includes(row.kind) && row.name === running;
+  const runs = ["preset", "base"].includes(row.kind) && row.name === running;
   const head = element("p", { className: "model-name" }, element("b", { textContent: row.name }));
   head.append(element("span", { textContent: runs ? "running" : (row.size ?? "") }));
   const about = element("p", { textContent: [row.about, missing(row)].filter(Boolean).join(". ") });

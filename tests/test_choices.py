@@ -6,18 +6,30 @@ import argparse
 import shlex
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import main
+from pipeline.library import Library
 from pipeline.presets import TABLE
 from pipeline.settings import Lora, ModelSpec
 
 
 @pytest.fixture
 def models(tmp_path):
-    for name in ("checkpoints/x", "checkpoints/b/x", "loras/ink wash", "controlnet/lines", "vae/fine"):
+    tensors = {  # by their names it is told what a file is
+        "checkpoints/x": "cond_stage_model.w",
+        "checkpoints/b/x": "cond_stage_model.w",
+        "loras/ink wash": "lora_unet_w.lora_down.weight",
+        "controlnet/lines": "control_model.w",
+        "controlnet/sketch": "adapter.body.0.w",
+        "vae/fine": "first_stage_model.w",
+        "loras/no model": "w",
+    }
+    for name, tensor in tensors.items():
         file = tmp_path / f"{name}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        save_file({tensor: torch.zeros(1)}, file)
     return tmp_path
 
 
@@ -32,19 +44,20 @@ def test_each_file_comes_with_the_command_that_takes_it(models):
     rows = main._library_rows(models, "sd15", spec)
     called = {(row["kind"], row["name"]): parsed(row) for row in rows}
     assert set(called) == {
-        ("checkpoint", "checkpoints/x"),  # two have the name: the folder tells them apart
-        ("checkpoint", "b/x"),
+        ("base", "checkpoints/x"),  # two have the name: the folder tells them apart
+        ("base", "b/x"),
         ("lora", "ink wash"),
         ("controlnet", "lines"),
+        ("adapter", "sketch"),
         ("vae", "fine"),
     }
     assert {options.models_dir for options in called.values()} == {models}
-    assert called["checkpoint", "b/x"].model == "b/x"
+    assert called["base", "b/x"].model == "b/x"
     assert called["lora", "ink wash"].lora == ["hub/lcm:0.9", "ink wash"], "the model's own stay beside it"
     assert called["controlnet", "lines"].controlnet == ["lines"]
     assert called["vae", "fine"].vae == "fine"
-    assert {options.model for (kind, _), options in called.items() if kind != "checkpoint"} == {"sd15"}
-    find = main._names_of(models)
+    assert {options.model for (kind, _), options in called.items() if kind != "base"} == {"sd15"}
+    find = Library(models).find
     for kind, name in called:
         assert find(kind, name).endswith(".safetensors")
 
