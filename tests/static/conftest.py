@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, sync_playwright
+from safetensors.torch import save_file
 
 from tests.chromium import CHROMIUM, launch_options, running_server, write_camera_file
 
@@ -16,7 +18,7 @@ from tests.chromium import CHROMIUM, launch_options, running_server, write_camer
 def server(tmp_path_factory):
     models = tmp_path_factory.mktemp("models")
     (models / "checkpoints").mkdir()
-    (models / "checkpoints" / "my own.safetensors").touch()
+    save_file({"cond_stage_model.w": torch.zeros(1)}, models / "checkpoints" / "my own.safetensors")
     films = tmp_path_factory.mktemp("films")
     with running_server("--recordings", str(films), "--models-dir", str(models)) as running:
         yield running
