@@ -21,13 +21,14 @@ class PaintingLoss:
     trunk: Trunk
     few: int
     side: int = 14
-    style_weight: float = 0.4
+    style_weight: float = 1.0
     content_weight: float = 0.4
-    pixel_weight: float = 0.2
+    pixel_weight: float = 0.4
+    latent_weight: float = 2.0
 
     def __call__(self, x0: torch.Tensor, target: torch.Tensor, picture: torch.Tensor, rng) -> dict[str, torch.Tensor]:
         """x0, target: scaled latents [N, C, h, w]; picture: float [N, 3, 8h, 8w]. Returns weighted losses by name."""
-        latent = 2 * F.huber_loss(x0 / LATENT_STD, target / LATENT_STD, delta=0.5)
+        latent = F.huber_loss(x0 / LATENT_STD, target / LATENT_STD, delta=0.5)
         y, x = (rng.randrange(size - self.side + 1) for size in x0.shape[-2:])
         window = x0[: self.few, :, y : y + self.side, x : x + self.side]
         pixels = picture[: self.few, :, 8 * y : 8 * (y + self.side), 8 * x : 8 * (x + self.side)]
@@ -37,7 +38,7 @@ class PaintingLoss:
             style, content = perceptual_losses(self.trunk, out, pixels)
         pixel = (F.avg_pool2d(out.float(), 4) - F.avg_pool2d(pixels, 4)).abs().mean()
         return {
-            "latent": latent,
+            "latent": self.latent_weight * latent,
             "gram": self.style_weight * style,
             "content": self.content_weight * content,
             "pixel": self.pixel_weight * pixel,

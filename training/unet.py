@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from autoencoder import load_autoencoder, reconstruction_loss
 from common import Average, Means, Peers, Run, bf16, command, need, pick_device, stage_parser
 from data import TRUNK, file_of
@@ -39,6 +40,7 @@ CONFIG = dict(
     addition_embed_type_num_heads=4,
 )
 CROP = 24  # latents; the network is convolutional, so crops teach what whole frames need
+TWINS = 2  # of a batch, that are another as the camera's next frame would show it
 
 
 def start_from(model: torch.nn.Module, checkpoint: Path) -> None:
@@ -56,6 +58,22 @@ def photos_given_back(decoder, batch: Batch, scale: float, few: int = 3, side: i
     with bf16(latents.device):
         out = decoder(latents / scale)
     return 0.5 * reconstruction_loss(out.float(), pixels)
+
+
+def make_twins(batch: Batch, vae) -> None:
+    """The last of the batch become its first again, with a camera's noise on the photo."""
+    for value in vars(batch).values():
+        value[-TWINS:] = value[:TWINS]
+    picture = batch.photo_picture[:TWINS]
+    noise = F.interpolate(torch.randn_like(picture[..., ::2, ::2]), scale_factor=2.0, mode="bilinear")
+    with torch.no_grad(), bf16(picture.device):
+        batch.photo[-TWINS:] = (vae.encoder(picture + 0.03 * noise) * vae.config.scaling_factor).float()
+
+
+def unrest(x0: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """How many times as far as the photos' latents the pictures of twins lie apart: what flickers in a stream."""
+    apart = (x0[-TWINS:] - x0[:TWINS]).abs().mean()
+    return apart / (latents[-TWINS:] - latents[:TWINS]).abs().mean()
 
 
 def train(options) -> None:
@@ -87,17 +105,21 @@ def train(options) -> None:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate(options.lr)
         batch = pairs.draw(options.batch, CROP).to(device)
+        make_twins(batch, vae)
         t = pairs.timesteps(options.batch).to(device)
-        a, s = signal_and_noise(abar, t)
         base = pairs.base_share(options.batch).to(device)
+        noise = torch.randn_like(batch.photo)
+        for drawn in (t, base, noise):
+            drawn[-TWINS:] = drawn[:TWINS]
+        a, s = signal_and_noise(abar, t)
         share = torch.maximum(base, target_share(t))
-        noised = batch.latents_at(base)
-        noised = a * noised + s * torch.randn_like(noised)
+        noised = a * batch.latents_at(base) + s * noise
         with bf16(device):
             states = text.encoder(text.ids(batch.prompts).to(device))[0]
             v = unet(noised.contiguous(memory_format=torch.channels_last), t, states, return_dict=False)[0]
         x0 = a * noised - s * v.float()
         losses = judge(x0, batch.latents_at(share), batch.picture_at(share), pairs.rng)
+        losses["unrest"] = options.unrest_weight * unrest(x0, batch.photo)
         losses["photos"] = photos_given_back(decoder, batch, vae.config.scaling_factor)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
@@ -111,9 +133,10 @@ def train(options) -> None:
 
 
 def main() -> None:
-    parser = stage_parser(__doc__, steps=2000, batch=8, lr=1e-3)
+    parser = stage_parser(__doc__, steps=5000, batch=8, lr=8e-4)
     parser.add_argument("--start-from", type=Path, help="an earlier unet.pt, of this or a similar shape")
     parser.add_argument("--peer", type=int, default=0, help="number of a further process that trains along: 1, 2, ...")
+    parser.add_argument("--unrest-weight", type=float, default=0.05, help="against flicker")
     train(parser.parse_args())
 
 

@@ -131,6 +131,38 @@ def test_a_prompt_of_two_styles_is_trained_on_the_mean_of_both_paintings(tmp_pat
     assert float(again[0].abs().mean()) > 1.5 * float(pairs.photo_latents[0].abs().mean())
 
 
+def test_every_painting_grows_out_of_its_photo():
+    from styles import STYLES, grey, paint
+
+    ramp = np.tile(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], (256, 1, 3))
+    light = ramp[..., 0].ravel()
+    for name, style in STYLES.items():
+        if style.teacher is None:
+            painted = grey(paint(None, ramp, name).astype(np.float32))
+            # On the way to a negative of the photo lies nothing but grey.
+            assert np.corrcoef(painted.ravel(), light)[0, 1] > 0.5, name
+
+
+def test_twins_are_one_picture_before_a_noisier_camera():
+    from pairs import Batch
+    from unet import TWINS, make_twins, unrest
+
+    class Enlarged:
+        class config:
+            scaling_factor = 2.0
+
+        encoder = torch.nn.AvgPool2d(8)
+
+    picture = torch.rand(4, 3, 32, 32)
+    batch = Batch(torch.rand(4, 3, 4, 4), torch.rand(4, 3, 4, 4), list("abcd"), picture, picture.clone())
+    make_twins(batch, Enlarged())
+    assert batch.prompts == ["a", "b", "a", "b"]
+    assert torch.equal(batch.painting[-TWINS:], batch.painting[:TWINS])
+    noisier = torch.nn.functional.avg_pool2d(picture[:TWINS], 8) * 2
+    assert 0 < float((batch.photo[-TWINS:] - noisier).abs().max()) < 0.1
+    assert float(unrest(3 * batch.photo, batch.photo)) == pytest.approx(3)
+
+
 def test_a_checkpoint_of_other_options_is_refused(tmp_path, capsys):
     from common import Run
 
