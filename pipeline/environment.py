@@ -34,9 +34,9 @@ def prepare() -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep what a frame frees: the next frame needs just as much.
 
-    By default, more often than not, the bundled model's activations go back to the system after every frame on a CPU and
-    come back as 2,400 page faults, some 6 ms of processor time of 80. Heaps of threads give memory back whatever the thresholds
-    say, so there is one heap. Elsewhere than in glibc nothing is done.
+    By default, more often than not, the bundled model's activations go back to the system after every frame on a CPU
+    and come back as 2,400 page faults, some 6 ms of processor time of 80. Heaps of threads give memory back whatever
+    the thresholds say, so there is one heap. Elsewhere than in glibc nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
