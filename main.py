@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, with errors of one sentence."""
 
     def error(self, message: str):
-        raise UsageError(f"{message[0].upper()}{message[1:].rstrip('.')} (see `python main.py {self.prog} --help`).")
+        command = " ".join(["python main.py", *([self.prog] if self.prog in COMMANDS else []), "--help"])
+        raise UsageError(f"{message[0].upper()}{message[1:].rstrip('.')} (see `{command}`).")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
