@@ -34,7 +34,7 @@ from .stylizer import Stylizer
 PARTS = ("encode", "denoise", "decode")
 MANIFEST = "manifest.json"
 # What the generated code is made from, besides diffusers' own modules.
-EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "compiling.py")
+EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py")
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import animation, color, lcm
 from .annotators import annotate
 from .denoiser import Denoiser
+from .folding import folded
 from .graphs import Graphs
 from .loading import Components
 from .painter import Decoder, Encoder, Order, Painter, Recipe
@@ -34,7 +35,8 @@ class Stylizer:
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
-        self.use(Encoder(parts.vae), Denoiser(parts.unet, parts.extras), Decoder(parts.vae))
+        vae = folded(parts.vae) if self.device.type == "cpu" else parts.vae  # elsewhere its gain is not measured
+        self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
         self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
