@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from av import VideoFrame
 
 from pipeline.settings import Controls
 
+from .i420 import to_i420
 from .statistics import Statistics
 
 
@@ -46,15 +48,20 @@ class Frame:
         return self.pixels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Picture:
-    """A stylized frame, shared by all who show it: nobody writes into `rgb`."""
+    """A stylized frame, shared by all who show it: nobody writes into `rgb` or `i420`."""
 
     rgb: np.ndarray  # uint8 [height, width, 3]
     arrived_s: float
     captured_s: float
     shown_s: float  # when it was handed to the viewers
     controls: Controls  # that made it
+
+    @cached_property
+    def i420(self) -> np.ndarray:
+        """uint8 [height * 3 / 2, width], see stream.i420: made for the first viewer who asks, for all of them."""
+        return to_i420(self.rgb)
 
 
 SAMPLE_RATE = 48_000  # of all sound in the house: what Opus decodes to
