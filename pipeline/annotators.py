@@ -82,9 +82,9 @@ def as_is(pixels: Tensor, controls: Controls) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """[h, w] in [0, 1], ITU-R BT.601 weights."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device)
-    return torch.einsum("chw,c->hw", pixels.float() / 255, weights)
+    """[h, w] in [0, 1], ITU-R BT.601 weights; as numbers, since a tensor of them would be an upload in every frame."""
+    red, green, blue = pixels.float() / 255
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:

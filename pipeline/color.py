@@ -1,4 +1,8 @@
-"""Pixels on the device: uint8 frames in any size -> the model's input, and its output -> uint8 frames."""
+"""Pixels on the device: uint8 frames in any size -> the model's input, and its output -> uint8 frames.
+
+I420 is YUV 4:2:0 in BT.601 of limited range, uint8 [B, H * 3 / 2, W] with even H and W: the rows of luma, then those of
+U and V at half the size. Both ways are 20-bit fixed-point arithmetic, so they are the same on every device.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,49 @@ def fit(frames: Tensor, width: int, height: int) -> Tensor:
         return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     scaled = F.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True)
     return scaled.round_().clamp_(0, 255).to(torch.uint8)
+
+
+_SHIFT = 20
+_HALF = 1 << _SHIFT - 1
+
+
+def _fixed(*coefficients: float) -> list[int]:
+    return [int(one * (1 << _SHIFT)) for one in coefficients]
+
+
+# OpenCV's, BT.601 to three digits. RGB of luma above black, then of V and U above their middle; luma of RGB.
+_OF_LUMA, _RED_OF_V, _GREEN_OF_V, _GREEN_OF_U, _BLUE_OF_U = _fixed(1.164, 1.596, -0.813, -0.391, 2.018)
+_TO_LUMA = _fixed(0.257, 0.504, 0.098)
+_TO_CHROMA = _fixed(-0.148223, -0.290993, 0.439216), _fixed(0.439216, -0.367788, -0.071427)
+
+
+def to_rgb(i420: Tensor) -> Tensor:
+    """I420 -> uint8 [B, H, W, 3] RGB, OpenCV's on every pixel: four pixels share one colour."""
+    height, width = i420.shape[1] * 2 // 3, i420.shape[2]
+    luma = i420[:, :height].reshape(-1, height // 2, 2, width // 2, 2).int()
+    luma = (luma - 16).clamp_(min=0).mul_(_OF_LUMA).add_(_HALF)
+    u, v = (i420[:, height:].reshape(-1, 2, height // 2, 1, width // 2, 1).int() - 128).unbind(1)
+    red = luma.add(v, alpha=_RED_OF_V)
+    green = luma.add(v, alpha=_GREEN_OF_V).add_(u, alpha=_GREEN_OF_U)
+    blue = luma.add(u, alpha=_BLUE_OF_U)
+    rgb = torch.stack((red, green, blue), 1).bitwise_right_shift_(_SHIFT).clamp_(0, 255).to(torch.uint8)
+    return rgb.reshape(-1, 3, height, width).permute(0, 2, 3, 1)
+
+
+def to_i420(frames: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] RGB -> I420: the luma, and U and V of each 2x2 pixels' mean."""
+    batch, height, width, _ = frames.shape
+    rgb = frames.int()
+    means = rgb.reshape(batch, height // 2, 2, width // 2, 2, 3).sum((2, 4), dtype=torch.int32).add_(2) >> 2
+    luma, (u, v) = _weighted(rgb, _TO_LUMA, 16), (_weighted(means, row, 128) for row in _TO_CHROMA)
+    return torch.cat([plane.flatten(1) for plane in (luma, u, v)], 1).to(torch.uint8).reshape(batch, -1, width)
+
+
+def _weighted(rgb: Tensor, weights: list[int], offset: int) -> Tensor:
+    """int32 [..., 3] -> int32 [...]."""
+    red, green, blue = rgb.unbind(-1)
+    total = red.mul(weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
+    return total.add_((offset << _SHIFT) + _HALF).bitwise_right_shift_(_SHIFT)
 
 
 def to_model(pixels: Tensor, dtype: torch.dtype) -> Tensor:

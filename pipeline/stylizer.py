@@ -65,6 +65,11 @@ class Stylizer:
         return 8 if self.device.type == "cuda" else 1
 
     @property
+    def takes_i420(self) -> bool:
+        """Is `live` for video as it comes? On a CPU, OpenCV and swscale convert faster than we do."""
+        return self.device.type == "cuda"
+
+    @property
     def guidance_embedding_dim(self) -> int | None:
         """Set in full LCMs, which take guidance as an input; None where guidance is true CFG."""
         return self.components.unet.config.time_cond_proj_dim
@@ -130,18 +135,38 @@ class Stylizer:
         """
         self._refuse_motion()
         pixels = self._fitted("frames", frames)
-        each = [controls] * len(pixels) if isinstance(controls, Controls) else list(controls)
-        if len(each) != len(pixels):
-            raise ValueError(f"{len(pixels)} frames came with {len(each)} controls.")
-        if len({self.shape_key(one) for one in each}) > 1:
-            raise ValueError("The controls of one batch must have equal shape keys.")
-        for one in {id(one): one for one in each}.values():
-            self.check(one)
+        each = self._checked(controls, len(pixels))
         if mask is not None:
             mask = self._fitted_mask(mask, tuple(frames.shape[:3]))
         control = pixels if control_frames is None else self._fitted("control_frames", control_frames, len(pixels))
         out = self._stylize(pixels, each, mask, control)
         return out.cpu().numpy() if isinstance(frames, np.ndarray) else out.to(frames.device)
+
+    @torch.inference_mode()
+    def live(self, frames: np.ndarray, controls: Controls | Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]:
+        """The same for video as it comes and goes, with one upload and one download.
+
+        frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pipeline.color. Returns the pictures in both
+        ways. Raises ValueError as calls do.
+        """
+        self._refuse_motion()
+        pixels = self._fitted_i420(frames) if frames.ndim == 3 else self._fitted("frames", frames)
+        rgb = self._stylize(pixels, self._checked(controls, len(pixels)), None, pixels)
+        both = torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1).cpu().numpy()
+        height, width = rgb.shape[1:3]
+        pictures, planes = np.split(both, [rgb[0].numel()], 1)
+        return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
+
+    def _checked(self, controls: Controls | Sequence[Controls], count: int) -> list[Controls]:
+        """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch."""
+        each = [controls] * count if isinstance(controls, Controls) else list(controls)
+        if len(each) != count:
+            raise ValueError(f"{count} frames came with {len(each)} controls.")
+        if len({self.shape_key(one) for one in each}) > 1:
+            raise ValueError("The controls of one batch must have equal shape keys.")
+        for one in {id(one): one for one in each}.values():
+            self.check(one)
+        return each
 
     @torch.inference_mode()
     def imagine(self, controls: Controls, count: int = 1, control_frames=None) -> np.ndarray:
@@ -231,6 +256,14 @@ class Stylizer:
         if count is not None and len(tensor) != count:
             raise ValueError(f"{name} are {len(tensor)}, and there are {count} pictures to make.")
         return color.fit(tensor.to(self.device, non_blocking=True), self.spec.width, self.spec.height)
+
+    def _fitted_i420(self, frames: np.ndarray) -> Tensor:
+        """I420 -> what _fitted makes of it in RGB. Raises ValueError."""
+        rows, width = frames.shape[1:]
+        if frames.dtype != np.uint8 or rows % 3 or width % 2 or 0 in frames.shape:
+            raise ValueError(f"I420 must be uint8 [N, H * 3 / 2, W], not {frames.dtype} {list(frames.shape)}.")
+        planes = torch.from_numpy(frames).to(self.device, non_blocking=True)
+        return color.fit(color.to_rgb(planes), self.spec.width, self.spec.height)
 
     def _fitted_mask(self, mask, expected: tuple[int, ...]) -> Tensor:
         """uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as the frames are. Raises ValueError."""

@@ -35,6 +35,7 @@ class Stylizer(Protocol):
     features: frozenset[str]
     loras: tuple[str, ...]
     max_batch: int
+    takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
 
     def check(self, controls: Controls) -> None: ...
 
@@ -45,6 +46,8 @@ class Stylizer(Protocol):
     def __call__(
         self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None
     ) -> np.ndarray: ...
+
+    def live(self, frames: np.ndarray, controls: Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]: ...
 
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
 
@@ -60,7 +63,14 @@ class Feed(Protocol):
     fault: str | None
     mask: Mask | None
 
-    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float, controls: Controls | None = None) -> None: ...
+    def show(
+        self,
+        frame: Frame,
+        rgb: np.ndarray,
+        engine_s: float,
+        controls: Controls | None = None,
+        planes: np.ndarray | None = None,
+    ) -> None: ...
 
     def drop(self, frame: Frame) -> None: ...
 
@@ -110,8 +120,15 @@ def _check_imagines(stylizer: Stylizer) -> None:
         )
 
 
-def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.ndarray]:
-    """The pictures, uint8 [height, width, 3], of jobs with equal shape keys."""
+def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
+    """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
+    if batch[0].mask is None and stylizer.takes_i420 and not any(job.frame.is_imagined for job in batch):
+        frames = np.stack([job.frame.as_it_came() for job in batch])
+        return list(zip(*stylizer.live(frames, [job.controls for job in batch]), strict=True))
+    return [(rgb, None) for rgb in _painted_in_rgb(stylizer, batch)]
+
+
+def _painted_in_rgb(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.ndarray]:
     controls, mask = [job.controls for job in batch], batch[0].mask
     if all(job.frame.is_imagined for job in batch):
         _check_imagines(stylizer)
@@ -298,9 +315,8 @@ class EngineRoom:
         controls = with_steps(controls, controls.steps - state.quality.rung)
         try:
             mask = feed.mask  # streams with a mask are painted alone
-            return _Job(
-                feed, frame, controls, mask, (stylizer.shape_key(controls), frame.size, id(mask) if mask else 0)
-            )
+            look = (frame.size, frame.is_i420)
+            return _Job(feed, frame, controls, mask, (stylizer.shape_key(controls), look, id(mask) if mask else 0))
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:
                 self._blame(feed, faulty, error)
@@ -320,10 +336,10 @@ class EngineRoom:
         engine_s = time.monotonic() - started_s
         if _paints(batch[0].controls):
             self._batch_times[batch[0].controls.steps].add(time.monotonic(), len(batch), engine_s)
-        for job, rgb in pictures:
+        for job, (rgb, planes) in pictures:
             job.feed.fault = None
             self._remember(job, engine_s)
-            job.feed.show(job.frame, rgb, engine_s, job.controls)
+            job.feed.show(job.frame, rgb, engine_s, job.controls, planes)
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)

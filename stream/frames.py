@@ -7,11 +7,14 @@ from functools import cached_property
 
 import numpy as np
 from av import VideoFrame
+from av.video.reformatter import ColorRange
 
 from pipeline.settings import Controls
 
 from .i420 import to_i420
 from .statistics import Statistics
+
+BT601 = (2, 5, 6)  # libav's AVColorSpace: unspecified, which is taken for it, and its European and American names
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,21 @@ class Frame:
             return self.pixels.height, self.pixels.width
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @property
+    def is_i420(self) -> bool:
+        """Did it come as I420 (stream.i420)?"""
+        return (
+            isinstance(self.pixels, VideoFrame)
+            and self.pixels.format.name == "yuv420p"
+            and self.pixels.width % 2 == self.pixels.height % 2 == 0
+            and self.pixels.colorspace in BT601
+            and self.pixels.color_range in (ColorRange.UNSPECIFIED, ColorRange.MPEG)
+        )
+
+    def as_it_came(self) -> np.ndarray:
+        """uint8 [H * 3 / 2, W] where it `is_i420`, otherwise what `rgb` gives; off the event loop too."""
+        return self.pixels.to_ndarray() if self.is_i420 else self.rgb()
+
     def rgb(self) -> np.ndarray:
         """uint8 [H, W, 3] RGB of what was captured; a conversion, so call it off the event loop."""
         if isinstance(self.pixels, VideoFrame):
@@ -57,11 +75,12 @@ class Picture:
     captured_s: float
     shown_s: float  # when it was handed to the viewers
     controls: Controls  # that made it
+    planes: np.ndarray | None = None  # its I420, where the engine made it
 
     @cached_property
     def i420(self) -> np.ndarray:
-        """uint8 [height * 3 / 2, width], see stream.i420: made for the first viewer who asks, for all of them."""
-        return to_i420(self.rgb)
+        """uint8 [height * 3 / 2, width], see stream.i420: made once, for all viewers, when the first of them asks."""
+        return to_i420(self.rgb) if self.planes is None else self.planes
 
 
 SAMPLE_RATE = 48_000  # of all sound in the house: what Opus decodes to

@@ -126,10 +126,18 @@ class Stream:
 
     # -- engine room -------------------------------------------------------------------------------------------------
 
-    def show(self, frame: Frame, rgb: np.ndarray, engine_s: float, controls: Controls | None = None) -> None:
-        """Hand a finished picture to all viewers. controls: what made it, the stream's own if None."""
+    def show(
+        self,
+        frame: Frame,
+        rgb: np.ndarray,
+        engine_s: float,
+        controls: Controls | None = None,
+        planes: np.ndarray | None = None,
+    ) -> None:
+        """Hand a finished picture to all viewers. controls: what made it, the stream's own if None. planes: its I420,
+        where the engine made it."""
         now_s = time.monotonic()
-        picture = Picture(rgb, frame.arrived_s, frame.captured_s, now_s, controls or self.controls)
+        picture = Picture(rgb, frame.arrived_s, frame.captured_s, now_s, controls or self.controls, planes)
         with self._lock:
             is_current = frame.statistics is self._statistics
             if is_current:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import canny, color
+from pipeline import Controls, canny, color
+from pipeline.annotators import annotate
+from stream.i420 import to_i420
 from tests.chromium import CLIP
 
 
@@ -74,3 +76,34 @@ def test_a_frame_of_the_right_size_passes_untouched_and_back(photo):
     frames = torch.from_numpy(photo)[None]
     pixels = color.fit(frames, 512, 512)
     assert torch.equal(color.to_frames(color.to_model(pixels, torch.float32)), frames)
+
+
+EVEN = st.integers(1, 12).map(lambda half: 2 * half)
+
+
+@given(height=EVEN, width=EVEN, seed=st.integers(0, 999))
+def test_i420_becomes_opencvs_rgb_on_every_pixel_and_back_again(height, width, seed):
+    """On noise, so on what no camera sends too. Back again it is what the host makes of it."""
+    planes = np.random.default_rng(seed).integers(0, 256, (2, height * 3 // 2, width), np.uint8)
+    rgb = color.to_rgb(torch.from_numpy(planes))
+    assert np.array_equal(rgb.numpy(), [cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in planes])
+    ours, expected = color.to_i420(rgb).numpy(), np.stack([to_i420(one) for one in rgb.contiguous().numpy()])
+    assert np.array_equal(ours[:, :height], expected[:, :height])
+    assert np.abs(ours.astype(int) - expected).max() <= 1
+
+
+def test_a_decoded_frame_is_swscales_but_for_rounding():
+    with av.open(str(CLIP)) as clip:
+        frame = next(clip.decode(video=0))
+    ours = color.to_rgb(torch.from_numpy(frame.to_ndarray()[None]))[0].numpy()
+    off = np.abs(ours.astype(int) - frame.to_ndarray(format="rgb24"))
+    assert off.max() <= 4
+    assert off.mean() < 1.5
+
+
+def test_grey_is_the_brightness_of_bt601():
+    red, white = np.zeros((2, 1, 8, 8, 3), np.uint8)
+    red[..., 0], white[:] = 255, 255
+    pixels = torch.from_numpy(np.concatenate([red, white])).permute(0, 3, 1, 2)
+    grey = annotate("grey", pixels, [Controls()] * 2, torch.float32)
+    assert torch.allclose(grey, torch.tensor([0.299, 1.0])[:, None, None, None].expand(2, 3, 8, 8))

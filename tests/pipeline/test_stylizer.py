@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from pipeline import Controls, ModelSpec, load
+from pipeline import Controls, ModelSpec, color, load
 from tests import tiny
 
 rng = np.random.default_rng(0)
@@ -81,6 +82,29 @@ def test_frames_of_another_kind_are_refused(stylizer, frames):
         stylizer(frames, Controls())
 
 
+def test_live_gives_the_pictures_of_a_call_and_their_planes(stylizer, frames):
+    each = [Controls(prompt="a cat", seed=seed) for seed in range(3)]
+    pictures, planes = stylizer.live(frames, each)
+    assert np.array_equal(pictures, stylizer(frames, each))
+    assert np.array_equal(planes, color.to_i420(torch.from_numpy(pictures)).numpy())
+    assert planes.shape == (3, 96, 96)
+
+
+def test_live_takes_video_as_it_came(stylizer):
+    came = rng.integers(16, 236, (2, 180, 160), np.uint8)
+    rgb = np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in came])
+    for controls in (Controls(prompt="a cat"), Controls(bypass=True)):
+        assert np.array_equal(stylizer.live(came, controls)[0], stylizer(rgb, controls))
+
+
+@pytest.mark.parametrize("shape", [(1, 179, 160), (1, 180, 161), (0, 180, 160), (1, 180, 160, 4)], ids=str)
+def test_live_refuses_what_is_neither_rgb_nor_i420(stylizer, shape):
+    with pytest.raises(ValueError, match=r"must be uint8 \[N, H"):
+        stylizer.live(np.zeros(shape, np.uint8), Controls())
+    with pytest.raises(ValueError, match="2 frames came with 1"):
+        stylizer.live(np.zeros((2, 180, 160), np.uint8), [Controls()])
+
+
 def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
     plain = stylizer(frames, Controls(prompt="a cat"))
     assert np.array_equal(plain, stylizer(frames, Controls(prompt="a cat", negative_prompt="grey")))
@@ -102,9 +126,11 @@ def test_a_prompt_is_encoded_once(stylizer, frames, monkeypatch):
 def test_a_frame_reads_nothing_back_from_the_device(stylizer, frames):
     """No `.item()` and no other copy of a scalar to the host: on a GPU each would wait for all work before it."""
     controls = Controls(prompt="a cat", guidance=1.5)
+    i420 = np.zeros((3, 180, 160), np.uint8)
     stylizer(frames, controls)
     with torch.profiler.profile() as profile:
         stylizer(frames, controls)
+        stylizer.live(i420, controls)
     names = {event.key for event in profile.key_averages()}
     assert "aten::convolution" in names
     assert not names & {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero"}

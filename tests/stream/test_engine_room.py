@@ -6,12 +6,15 @@ import logging
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 from av import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.settings import Controls
 from stream.engine_room import EngineRoom
+from stream.i420 import to_i420
 from stream.mailbox import Mailbox
 from stream.masks import Mask
 from stream.streams import Streams
@@ -89,6 +92,61 @@ def test_a_frame_goes_in_and_its_picture_comes_out(house):
     publication.put(frame, media_s=5.0)
     assert np.abs(shown.take(PATIENCE_S).rgb.astype(int) - 90).max() <= 3
     assert one.settle(stream)["frames_out"] == 2
+
+
+class TakesI420(FakeStylizer):
+    """Like the real one on CUDA; `came` keeps the shapes of frames."""
+
+    takes_i420 = True
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.came = []
+
+    def live(self, frames, controls):
+        self.came.append(frames.shape)
+        if frames.ndim == 3:
+            frames = np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in frames])
+        pictures = self(frames, controls)
+        return pictures, np.stack([to_i420(one) for one in pictures])
+
+
+def test_where_the_engine_takes_i420_frames_go_in_as_they_came_and_planes_come_out(house):
+    one = house(TakesI420())
+    _, publication, shown = one.open("a")
+    rgb = VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24")
+    webcam = rgb.reformat(format="yuv420p")
+    odd = rgb.reformat(47, 47, "yuv420p")
+    obs = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+    full = rgb.reformat(format="yuv420p", dst_color_range=ColorRange.JPEG)
+    for frame, shape in [
+        (webcam, (1, 72, 48)),
+        (odd, (1, 47, 47, 3)),  # I420 in one array has even sides
+        (obs, (1, 48, 48, 3)),  # of another matrix, and of another range: swscale reads both from the frame
+        (full, (1, 48, 48, 3)),
+        (rgb, (1, 48, 48, 3)),
+        (solid(200, 100, 50), (1, 48, 48, 3)),
+    ]:
+        publication.put(frame)
+        picture = shown.take(PATIENCE_S)
+        assert one.stylizer.came.pop() == shape
+        assert np.abs(picture.rgb[0, 0].astype(int) - (50, 100, 200)).max() <= 3
+        assert picture.i420 is picture.planes
+        assert np.array_equal(picture.i420, to_i420(picture.rgb))
+
+
+def test_frames_that_came_in_different_ways_do_not_share_a_batch_and_those_to_be_masked_go_in_as_rgb(house):
+    one = house(TakesI420(max_batch=4))
+    streams = {name: one.open(name) for name in ("webcam", "webcam-too", "camera", "masked")}
+    streams["masked"][0].set_mask(Mask(np.full((8, 8), 255, np.uint8)))
+    one.occupy()
+    webcam = VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24").reformat(format="yuv420p")
+    for name, (_, publication, _) in streams.items():
+        publication.put(solid(200, 100, 50) if name == "camera" else webcam)
+    one.stylizer.gate.set()
+    for _, _, shown in streams.values():
+        assert np.abs(shown.take(PATIENCE_S).rgb[30, 30].astype(int) - (50, 100, 200)).max() <= 3
+    assert sorted(one.stylizer.came, key=len) == [(2, 72, 48), (1, 48, 48, 3), (1, 48, 48, 3)]  # one is the occupant
 
 
 def test_controls_apply_from_the_next_frame_and_the_last_value_wins(house):
