@@ -2,11 +2,12 @@
 
     python -m benchmarks.breakdown [--model mini | --shape sd15 [--tiny]] [--compile] [--steps 1] [--json FILE]
 
-The stylizer's parts are wrapped from outside in named ranges, then torch.profiler watches some frames. On CUDA a
-stage's time is that of the kernels and copies that were launched in its range; `gaps` is when the device was idle
-between the first and the last of a frame, and `host` what is left of the frame before and after. What is replayed as
-one CUDA graph shows as `graph`; the row `ours` is without graphs, and its gaps are what graphs save. On a CPU a
-stage's time is that of its range, and `gaps` is the rest.
+It is the live engine's call: I420 in, pictures and their I420 out on CUDA; RGB in and out on a CPU. The stylizer's
+parts are wrapped from outside in named ranges, then torch.profiler watches some frames. On CUDA a stage's time is that
+of the kernels and copies that were launched in its range; `gaps` is when the device was idle between the first and the
+last of a frame, and `host` what is left of the frame before and after. What is replayed as one CUDA graph shows as
+`graph`; the row `ours` is without graphs, and its gaps are what graphs save. On a CPU a stage's time is that of its
+range, and `gaps` is the rest.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ COPIES = {"HtoD": UPLOAD, "DtoH": DOWNLOAD}
 def ranges(stylizer: Stylizer) -> list[tuple[Any, str, str]]:
     """(owner, attribute, stage) of every function that is wrapped."""
     return [
+        (color, "to_rgb", "colour"),
         (color, "fit", "colour"),
         (color, "to_model", "colour"),
         (color, "to_frames", "colour"),
+        (color, "to_i420", "colour"),
         (lcm, "noised", "noise"),
         (lcm, "denoised", "noise"),
         (stylizer.painter, "encode", "encode"),
@@ -165,18 +168,27 @@ def rows(label: str, frames: Sequence[dict[str, float]]) -> list[dict[str, Any]]
     return made
 
 
+def live_call(stylizer: Stylizer) -> tuple[Callable[..., object], tuple[int, ...]]:
+    """What the live engine calls for a frame of the model's size from a webcam, and that frame's shape."""
+    height, width = stylizer.spec.height, stylizer.spec.width
+    if stylizer.takes_i420:
+        return stylizer.live, (1, height * 3 // 2, width)
+    return stylizer, (1, height, width, 3)
+
+
 def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[dict[str, float]]:
     """Milliseconds by stage of each of `count` frames."""
-    spec, dice = stylizer.spec, np.random.default_rng(0)
-    pictures = [dice.integers(0, 256, (1, spec.height, spec.width, 3), dtype=np.uint8) for _ in range(8)]
+    call, shape = live_call(stylizer)
+    dice = np.random.default_rng(0)
+    pictures = [dice.integers(16, 236, shape, dtype=np.uint8) for _ in range(8)]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (stylizer.device.type == "cuda")
     with named(ranges(stylizer)):
         for i in range(WARM_UP):
-            stylizer(pictures[i % 8], controls)
+            call(pictures[i % 8], controls)
         with profile(activities=activities) as profiler:
             for i in range(count):
                 with record_function(FRAME):
-                    stylizer(pictures[i % 8], controls)
+                    call(pictures[i % 8], controls)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
@@ -185,11 +197,11 @@ def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[d
 
 def unwatched_ms(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> float:
     """The median of a frame without the profiler, which slows the host down."""
-    frame = np.zeros((1, stylizer.spec.height, stylizer.spec.width, 3), np.uint8)
-    times_ms = []
+    call, shape = live_call(stylizer)
+    frame, times_ms = np.zeros(shape, np.uint8), []
     for _ in range(WARM_UP + count):
         started_s = time.perf_counter()
-        stylizer(frame, controls)
+        call(frame, controls)
         times_ms.append(1000 * (time.perf_counter() - started_s))
     return report.percentile(times_ms[WARM_UP:], 50)
 

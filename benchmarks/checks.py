@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -24,6 +25,7 @@ from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
 from pipeline import Controls, ModelSpec, compiling, load
 from pipeline.devices import pick_device
 from pipeline.errors import first_line
+from stream.i420 import to_i420
 
 CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
 EXACT, HALF = 0.5, 2.0  # mean differences allowed in float32 and in half precision
@@ -73,12 +75,22 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
         single = np.concatenate([stylizer(one[None], CONTROLS) for one in frames])
         return difference(stylizer(frames, CONTROLS), single), EXACT
 
+    def as_rgb() -> tuple[float, float]:
+        stylizer = model("sd15", "float32")
+        planes = np.random.default_rng(2).integers(16, 236, (2, side * 3 // 2, side), dtype=np.uint8)
+        rgb = np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in planes])
+        pictures, out = stylizer.live(planes, CONTROLS)
+        expected = stylizer(rgb, CONTROLS)
+        apart = difference(out, np.stack([to_i420(one) for one in expected]))
+        return max(apart, difference(pictures, expected)), EXACT
+
     found: list[tuple[str, Callable[[], tuple[float, float]]]] = [
         (f"{name} in {dtype}, as on the CPU in float32", partial(as_on_the_cpu, name, dtype, allowed))
         for name in bases
         for dtype, allowed in (("float32", EXACT), ("float16", HALF))
     ]
     found.append(("a batch of three, as its frames one by one", as_one_by_one))
+    found.append(("I420 in and out, as RGB", as_rgb))
     found.append(("diffusers' pipeline, as ours", partial(as_ours, Diffusers)))
     found.append(("StreamDiffusion, as ours", partial(as_ours, StreamDiffusionPeer)))
     if compile:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import checks, everything, report, streams, systems
+from benchmarks import checks, conversions, everything, report, streams, systems
 from benchmarks.frame_age import SleepingStylizer
 from pipeline import Controls, ModelSpec
 
@@ -28,6 +28,16 @@ def test_every_stream_comes_out_of_the_real_engine_thread(monkeypatch):
     ages_s = streams.measure(SleepingStylizer(0.001), Controls(), 3, seconds=0.8)
     assert len(ages_s) == 3
     assert all(ages and min(ages) >= 0.001 for ages in ages_s)
+
+
+def test_each_way_of_the_colours_takes_its_turn():
+    ways = {**conversions.ways_in(), **conversions.ways_out(64, 2), **conversions.way_of_vp8(64)}
+    rows = conversions.measure(ways, rounds=1)
+    assert [row["way"] for row in rows] == list(ways)
+    assert all(0 < row["least ms"] <= row["p50 ms"] for row in rows)
+    assert conversions.row("a", [(0.002, 0.01), (0.001, 0.03), (0.003, 0.02)]) == {
+        "way": "a", "least ms": 1.0, "p50 ms": 2.0, "processor p50 ms": 20.0,
+    }  # fmt: skip
 
 
 def test_a_system_is_within_two_of_255_or_not():
