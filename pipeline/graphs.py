@@ -1,4 +1,4 @@
-"""Replay instead of launch: one CUDA graph for a whole batch, from uint8 pixels to uint8 pictures.
+"""Replay instead of launch: one CUDA graph for a whole batch, from uint8 pixels to uint8 pictures, or for a part of it.
 
 Launching the thousand kernels of a frame from Python takes longer than a GPU needs for them. A graph is recorded once
 for each shape of order, on buffers that stay where they are; then a frame is a few copies into these buffers and one
@@ -19,12 +19,13 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-Replay = tuple[Callable[[], object], Tensor]  # what runs it again, and where the result then lies
+Replay = tuple[Callable[[], object], Any]  # what runs it again, and where the result, tensors, then lies
+Record = Callable[[Callable[[], Any]], Replay]
 FIRST_RUNS = 2  # run as they are: kernels are chosen and libraries warm up, and a passing shape is not worth a graph
 MOST_GRAPHS = 16  # the one that was not used for longest makes room
 
 
-def record_on_cuda(work: Callable[[], Tensor], pool: Any = None) -> Replay:
+def record_on_cuda(work: Callable[[], Any], pool: Any = None) -> Replay:
     """Record `work` on the current device. Nothing is computed until the first replay."""
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
@@ -34,18 +35,19 @@ def record_on_cuda(work: Callable[[], Tensor], pool: Any = None) -> Replay:
 
 
 class Graphs:
-    """paint(order) -> Tensor, recorded for every structure of `order` (nested dataclasses, tuples, mappings, tensors).
+    """paint(order), recorded for every structure of `order`; both it and the result are trees: nested dataclasses,
+    tuples, mappings, tensors.
 
     record(work) -> Replay. Results are the caller's own. One thread calls it.
     """
 
-    def __init__(self, paint: Callable[[Any], Tensor], record: Callable[[Callable[[], Tensor]], Replay] | None = None):
+    def __init__(self, paint: Callable[[Any], Any], record: Record | None = None):
         self._paint = paint
-        self._record = record or _record_in_one_pool()
+        self._record = record or record_in_one_pool()
         self._known: OrderedDict[Hashable, int | Recording] = OrderedDict()
 
     @torch.inference_mode()
-    def __call__(self, order: Any) -> Tensor:
+    def __call__(self, order: Any) -> Any:
         key = structure(order)
         known = self._known.pop(key, 0)
         if isinstance(known, int):
@@ -68,20 +70,20 @@ class Graphs:
 class Recording:
     """Work on buffers of its own."""
 
-    def __init__(self, paint: Callable[[Any], Tensor], order: Any, record: Callable[[Callable[[], Tensor]], Replay]):
+    def __init__(self, paint: Callable[[Any], Any], order: Any, record: Record):
         self._given = list(leaves(order))
         self._buffers = [tensor.clone() for tensor in self._given]
         fixed = rebuilt(order, iter(self._buffers))
         self._replay, self._out = record(lambda: paint(fixed))
 
-    def __call__(self, order: Any) -> Tensor:
+    def __call__(self, order: Any) -> Any:
         given = list(leaves(order))
         for buffer, new, last in zip(self._buffers, given, self._given, strict=True):
             if new is not last:  # a recipe's tensors stay the same until a control changes
                 buffer.copy_(new, non_blocking=True)
         self._given = given
         self._replay()
-        return self._out.clone()
+        return rebuilt(self._out, (tensor.clone() for tensor in leaves(self._out)))
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -123,7 +125,7 @@ def _children(tree: Any) -> list[Any]:
     return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
 
 
-def _record_in_one_pool() -> Callable[[Callable[[], Tensor]], Replay]:
+def record_in_one_pool() -> Record:
     """Graphs that never run at the same time share their memory."""
     pool = torch.cuda.graph_pool_handle()
     return lambda work: record_on_cuda(work, pool)

@@ -7,7 +7,8 @@ CUDA graph (pipeline.graphs).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,14 @@ from torch import Tensor
 
 from . import color, lcm
 from .extras import Extra, Scene
+from .graphs import leaves, rebuilt
+
+Tree = TypeVar("Tree")
+
+
+def joined(trees: Sequence[Tree]) -> Tree:
+    """Trees of equal structure (pipeline.graphs) as one, its tensors joined along the batch."""
+    return rebuilt(trees[0], (torch.cat(column) for column in zip(*map(leaves, trees), strict=True)))
 
 
 class Encoder(torch.nn.Module):
@@ -74,13 +83,16 @@ class Recipe:
         """One recipe for a batch; all must have equal steps and guidance kinds (Stylizer.shape_key)."""
         if all(recipe is recipes[0] for recipe in recipes):
             return recipes[0].for_batch(len(recipes))
+        return joined(recipes)
 
-        def cat(parts):
-            if isinstance(parts[0], tuple):
-                return tuple(cat(column) for column in zip(*parts, strict=True))
-            return None if parts[0] is None else torch.cat(parts)
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
 
-        return Recipe(*(cat(column) for column in zip(*(vars(r).values() for r in recipes), strict=True)))
+    def at(self, step: int) -> Recipe:
+        """A recipe of that step alone."""
+        one = slice(step, step + 1)
+        return replace(self, timesteps=self.timesteps[one], rows=self.rows[one], noise=self.noise[one])
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,27 @@ class Order:
     images: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where the source is put back after every step: share [B, 1, h, w], source and the noise it entered with."""
+
+    share: Tensor
+    source: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """B pictures between two steps. x: what their clean latents are taken to be, float32 [B, C, h, w]; the sources' at
+    first. conditions: of all extras. kept: None where all is repainted."""
+
+    x: Tensor
+    conditions: tuple[Tensor, ...]
+    kept: Kept | None
+
+
 class Painter:
-    """Order -> uint8 [B, H, W, 3].
+    """Order -> uint8 [B, H, W, 3]: begin, then a step for each of the recipe's, then finish.
 
     encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the
     denoiser. keeps_source: a mask is obeyed by putting the source back after every step, as for a UNet that does not
@@ -121,6 +152,13 @@ class Painter:
 
     @torch.inference_mode()
     def __call__(self, order: Order) -> Tensor:
+        canvas = self.begin(order)
+        for number in range(order.recipe.steps):
+            canvas = replace(canvas, x=self.step(canvas, order.recipe.at(number)))
+        return self.finish(canvas)
+
+    @torch.inference_mode()
+    def begin(self, order: Order) -> Canvas:
         recipe, mask = order.recipe, order.mask
         if order.pixels is None:
             source = torch.zeros_like(recipe.noise[0])
@@ -129,28 +167,38 @@ class Painter:
             picture = color.to_model(order.pixels, self.dtype)
             source = self.encode(picture)
         scene = Scene(picture, mask, order.images, recipe.control_scale, self.encode)
-        conditions = [tensor for extra in self.extras for tensor in extra.prepare(scene)]
-        embeds, pooled = torch.cat(recipe.embeds), torch.cat(recipe.pooled) if recipe.pooled else None
+        conditions = tuple(tensor for extra in self.extras for tensor in extra.prepare(scene))
         kept = None
         if mask is not None and self.keeps_source:
-            kept = 1 - F.interpolate(mask, source.shape[2:]).float()
+            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, recipe.noise[0])
+        return Canvas(source, conditions, kept)
 
-        x = source
-        for t, row, noise in zip(recipe.timesteps, recipe.rows, recipe.noise, strict=True):
-            x = lcm.noised(x, noise, row)
-            if kept is not None:
-                x = torch.lerp(x, lcm.noised(source, recipe.noise[0], row), kept)
-            out = self.denoise(
-                x.to(self.dtype, memory_format=torch.channels_last),
-                t,
-                embeds,
-                recipe.guidance,
-                recipe.timestep_cond,
-                pooled,
-                recipe.time_ids,
-                *conditions,
-            )
-            x = lcm.denoised(x, out, row)
+    @torch.inference_mode()
+    def step(self, canvas: Canvas, recipe: Recipe) -> Tensor:
+        """The canvas's next x. recipe: of that step."""
+        (t,), (row,), (noise,), kept = recipe.timesteps, recipe.rows, recipe.noise, canvas.kept
+        x = lcm.noised(canvas.x, noise, row)
         if kept is not None:
-            x = torch.lerp(x, source, kept)
+            x = torch.lerp(x, lcm.noised(kept.source, kept.noise, row), kept.share)
+        out = self.denoise(
+            x.to(self.dtype, memory_format=torch.channels_last),
+            t,
+            torch.cat(recipe.embeds),
+            recipe.guidance,
+            recipe.timestep_cond,
+            torch.cat(recipe.pooled) if recipe.pooled else None,
+            recipe.time_ids,
+            *canvas.conditions,
+        )
+        return lcm.denoised(x, out, row)
+
+    def step_together(self, canvases: tuple[tuple[Canvas, Recipe], ...]) -> Tensor:
+        """`step` for several canvases at once, each with a step of its own; the next x of all, one after the other."""
+        return self.step(*joined(canvases))
+
+    @torch.inference_mode()
+    def finish(self, canvas: Canvas) -> Tensor:
+        x, kept = canvas.x, canvas.kept
+        if kept is not None:
+            x = torch.lerp(x, kept.source, kept.share)
         return color.to_frames(self.decode(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, repeat
 
@@ -15,13 +16,31 @@ from . import animation, color, lcm
 from .annotators import annotate
 from .denoiser import Denoiser
 from .folding import folded
-from .graphs import Graphs
+from .graphs import Graphs, record_in_one_pool
 from .loading import Components
-from .painter import Decoder, Encoder, Order, Painter, Recipe
+from .painter import Canvas, Decoder, Encoder, Order, Painter, Recipe
 from .prompts import PromptEncoder
 from .settings import Controls, ModelSpec
+from .stream_batch import StreamBatch
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """Frames between two steps. Those of equal keys can share calls. home: where their pictures are wanted, a device;
+    None for numpy."""
+
+    key: Hashable
+    controls: Controls
+    recipe: Recipe
+    canvas: Canvas
+    home: torch.device | None
+    steps_done: int = 0
+
+    @property
+    def steps_left(self) -> int:
+        return self.recipe.steps - self.steps_done
 
 
 class Stylizer:
@@ -57,7 +76,9 @@ class Stylizer:
             size=(spec.height, spec.width),
             dtype=parts.dtype,
         )
-        self._paint = Graphs(self.painter) if self.graphs else self.painter
+        painter, record = self.painter, record_in_one_pool() if self.graphs else None
+        ways = (painter, painter.begin, painter.step_together, painter.finish)
+        self._paint, self._begin, self._step, self._finish = (Graphs(way, record) if record else way for way in ways)
 
     @property
     def max_batch(self) -> int:
@@ -133,14 +154,51 @@ class Stylizer:
         the control images are made of, in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same
         kind as `frames`. Raises ValueError on frames of another shape or type, and where `check` does.
         """
+        out = self._stylize(*self._checked(frames, controls, mask, control_frames))
+        return out.cpu().numpy() if isinstance(frames, np.ndarray) else out.to(frames.device)
+
+    def stream_batch(self) -> StreamBatch:
+        """The same pictures with frames at different steps in one call of the UNet: more of them in a second, later."""
+        return StreamBatch(self)
+
+    @torch.inference_mode()
+    def begin(self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None) -> InFlight:
+        """What a stream batch takes through its steps. Arguments and errors are those of a call, and controls under
+        which nothing is painted are refused."""
+        pixels, each, mask, control = self._checked(frames, controls, mask, control_frames)
+        if (shape_key := self.shape_key(each[0])) == "source":
+            raise ValueError("With bypass, or a strength of 0, there are no steps to take.")
+        order = self._order(pixels, each, mask, control, self._from_noise(each, mask))
+        canvas = self._begin(replace(order, recipe=order.recipe.at(0)))
+        home = None if isinstance(frames, np.ndarray) else frames.device
+        return InFlight((shape_key, mask is None), each[0], order.recipe, canvas, home)
+
+    @torch.inference_mode()
+    def advance(self, flight: Sequence[InFlight]) -> list[InFlight]:
+        """Frames of equal keys, each one step on, all in one call."""
+        if self.components.loras:
+            self._apply_loras(flight[0].controls)
+        x = self._step(tuple((each.canvas, each.recipe.at(each.steps_done)) for each in flight))
+        each_x = x.split([len(each.canvas.x) for each in flight])
+        return [
+            replace(each, canvas=replace(each.canvas, x=x), steps_done=each.steps_done + 1)
+            for each, x in zip(flight, each_x, strict=True)
+        ]
+
+    def finish(self, done: InFlight):
+        """The pictures of frames that have no step left: as a call returns them."""
+        out = self._finish(done.canvas)
+        return out.cpu().numpy() if done.home is None else out.to(done.home)
+
+    def _checked(self, frames, controls, mask, control_frames) -> tuple[Tensor, list[Controls], Tensor | None, Tensor]:
+        """A call's arguments as `_stylize` takes them. Raises ValueError."""
         self._refuse_motion()
         pixels = self._fitted("frames", frames)
         each = self._checked(controls, len(pixels))
         if mask is not None:
             mask = self._fitted_mask(mask, tuple(frames.shape[:3]))
         control = pixels if control_frames is None else self._fitted("control_frames", control_frames, len(pixels))
-        out = self._stylize(pixels, each, mask, control)
-        return out.cpu().numpy() if isinstance(frames, np.ndarray) else out.to(frames.device)
+        return pixels, each, mask, control
 
     @torch.inference_mode()
     def live(self, frames: np.ndarray, controls: Controls | Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +237,7 @@ class Stylizer:
         self.check(controls)
         each = [controls.model_copy(update={"seed": (controls.seed + i) % 2**32}) for i in range(count)]
         control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
-        return self._painted(None, each, None, control, from_noise=[True] * count).cpu().numpy()
+        return self._paint(self._order(None, each, None, control, [True] * count)).cpu().numpy()
 
     def _refuse_motion(self) -> None:
         if self.spec.motion is not None:
@@ -280,20 +338,21 @@ class Stylizer:
     def _stylize(self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor) -> Tensor:
         if self.shape_key(controls[0]) == "source":
             return pixels.permute(0, 2, 3, 1).contiguous()
-        # An inpainting pipeline at full strength starts from noise alone; image to image never does.
-        from_noise = [mask is not None and one.strength == 1 for one in controls]
-        return self._painted(pixels, controls, mask, control, from_noise=from_noise)
+        return self._paint(self._order(pixels, controls, mask, control, self._from_noise(controls, mask)))
 
-    def _painted(
+    def _from_noise(self, controls: list[Controls], mask: Tensor | None) -> list[bool]:
+        """An inpainting pipeline at full strength starts from noise alone; image to image never does."""
+        return [mask is not None and one.strength == 1 for one in controls]
+
+    def _order(
         self,
         pixels: Tensor | None,
         controls: list[Controls],
         mask: Tensor | None,
         control: Tensor | None,
-        *,
         from_noise: Sequence[bool],
-    ) -> Tensor:
-        """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]; returns uint8 [B, H, W, 3]."""
+    ) -> Order:
+        """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]. LoRAs have the weights asked for afterwards."""
         if self.components.loras:
             self._apply_loras(controls[0])
         if control is None and self.spec.annotators:
@@ -301,7 +360,7 @@ class Stylizer:
         wanted = dict.fromkeys(self.spec.annotators)  # each once, however many extras look at it
         images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
         keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
-        return self._paint(Order(self._recipe_of_batch(*keys), pixels, mask, images))
+        return Order(self._recipe_of_batch(*keys), pixels, mask, images)
 
     def _apply_loras(self, controls: Controls) -> None:
         loras = self.components.loras
