@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks import report
 from pipeline import Controls, ModelSpec
+from pipeline.stream_batch import StreamBatch
 from stream.engine_room import EngineRoom
 from stream.simulation import simulate
 from stream.streams import Streams
@@ -46,6 +47,9 @@ class SleepingStylizer:
     def __call__(self, frames: np.ndarray, controls) -> np.ndarray:
         time.sleep(self.engine_s)
         return frames
+
+    def stream_batch(self) -> StreamBatch:
+        return StreamBatch(self)  # stays empty: it takes frames of two steps or more
 
 
 class Publisher:

@@ -11,6 +11,7 @@ const STATS = {
   latency_p95: ["95 %", "ms", (s) => ms(s.latency_ms?.p95), "The same for 95 of 100 frames"],
   engine_p50: ["engine", "ms", (s) => ms(s.engine_ms?.p50), "Time the model takes for one frame"],
   dropped: ["dropped", "", (s) => s.frames_dropped, "Frames left out so that you see what is now"],
+  in_flight: ["in flight", "", (s) => s.in_flight, "Frames on their way through the model, or waiting for it: many where those at different steps share its work, which gives more pictures, later"],
   size: ["size", "", (s) => (s.width ? `${s.width}×${s.height}` : null), "Pixels of the painted picture"],
   steps: ["steps", "", (s) => (s.quality > 0 ? `${s.steps} of ${s.steps + s.quality}` : s.steps), "Denoising steps per frame, of those asked for"],
   quality: ["quality", "", (s) => quality(s.quality), "Lowered by itself when the device cannot keep up"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
@@ -15,6 +16,7 @@ import numpy as np
 from pipeline.settings import Controls, ModelSpec
 
 from . import scheduler
+from .flight import Flight, StreamBatch
 from .frames import Frame
 from .mailbox import Mailbox
 from .masks import Mask, pasted
@@ -50,6 +52,8 @@ class Stylizer(Protocol):
     def live(self, frames: np.ndarray, controls: Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]: ...
 
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
+
+    def stream_batch(self) -> StreamBatch: ...
 
 
 class Feed(Protocol):
@@ -137,8 +141,19 @@ def _painted_in_rgb(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.nd
     if mask is None:
         return stylizer(frames, controls)
     fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
-    sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
     painted = stylizer(frames, controls, mask=np.repeat(fitted[None], len(frames), 0))
+    return _pasted(stylizer, frames, controls, painted, fitted)
+
+
+def _pasted(
+    stylizer: Stylizer,
+    frames: np.ndarray,
+    controls: Sequence[Controls],
+    painted: Sequence[np.ndarray],
+    fitted: np.ndarray,
+) -> list[np.ndarray]:
+    """The paintings inside the mask, their sources outside."""
+    sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
     return [pasted(source, picture, fitted) for source, picture in zip(sources, painted, strict=True)]
 
 
@@ -170,6 +185,7 @@ class EngineRoom:
         self._status = Status(model, device)
         self._served: dict[Feed, _Served] = {}
         self._batch_times: defaultdict[int, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)  # by steps
+        self._shared_times = scheduler.EngineTimes()  # of calls with as many frames in flight as there are steps
         self._work = threading.Event()
         self._settled = threading.Event()
         self._closing = threading.Event()
@@ -258,6 +274,7 @@ class EngineRoom:
             loras=list(stylizer.loras),
         )
         self._settled.set()
+        self._flight = Flight(stylizer.stream_batch())
         if self._compile is not None:
             threading.Thread(target=self._run_compile, args=(self._compile,), name="compile", daemon=True).start()
         while not self._closing.is_set():
@@ -284,12 +301,32 @@ class EngineRoom:
             # A newer frame may have come in since: only the one that was judged is thrown away.
             if (late := feed.mailbox.clear(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
                 feed.drop(late)
+        chosen = [jobs[feed] for feed in plan.batch]
+        shares_steps = self._shares_steps(now_s, chosen, stylizer.max_batch)
+        if self._flight and not (shares_steps and self._joins(chosen[0])):
+            self._advance(stylizer)  # who waits is not to overtake what is in flight, nor to wait for more of it
+            return True
         # A frame that replaced the planned one in this instant is newer, so better, even if its size is another.
-        together = plan.batch[: self._batch_size(now_s, [jobs[feed] for feed in plan.batch], stylizer.max_batch)]
+        together = plan.batch[: self._batch_size(now_s, chosen, stylizer.max_batch)]
         batch = [replace(jobs[feed], frame=frame) for feed in together if (frame := feed.mailbox.take()) is not None]
-        if batch:
+        if batch and shares_steps:
+            self._advance(stylizer, batch[0])
+        elif batch:
             self._stylize(stylizer, batch)
         return bool(waiting)
+
+    def _shares_steps(self, now_s: float, chosen: Sequence[_Job], largest: int) -> bool:
+        """Streams that wait for each other share batches of whole frames instead: that costs them no latency."""
+        if len(chosen) != 1 or chosen[0].frame.is_imagined or not _paints(chosen[0].controls):
+            return False
+        steps = chosen[0].controls.steps
+        alone_s = self._batch_times[steps].recent(now_s).get(1, ())
+        shared_s = self._shared_times.recent(now_s).get(steps, ())
+        return steps <= largest and scheduler.shares_steps(bool(self._flight), steps, alone_s, shared_s, self.budget_s)
+
+    def _joins(self, job: _Job) -> bool:
+        first = self._flight.jobs[0]
+        return job.feed is first.feed and job.shape_key == first.shape_key
 
     def _batch_size(self, now_s: float, jobs: Sequence[_Job], largest: int) -> int:
         if not jobs:
@@ -340,6 +377,35 @@ class EngineRoom:
             job.feed.fault = None
             self._remember(job, engine_s)
             job.feed.show(job.frame, rgb, engine_s, job.controls, planes)
+
+    def _advance(self, stylizer: Stylizer, job: _Job | None = None) -> None:
+        """Take what is in flight one step on, together with a new job if there is one."""
+        flight, width, height = self._flight, stylizer.spec.width, stylizer.spec.height
+        jobs = [*flight.jobs, *([job] if job else [])]
+        steps = jobs[0].controls.steps
+        try:
+            entering = ()
+            if job is not None:
+                mask = job.mask.fitted(width, height)[None] if job.mask else None
+                entering = (job, job.frame.rgb()[None], job.controls, mask)
+            landed = flight.advance(*entering, steps=steps)
+            if landed is not None:
+                done, rgb, engine_s = landed
+                if done.mask is not None:
+                    frames, fitted = done.frame.rgb()[None], done.mask.fitted(width, height)
+                    (rgb,) = _pasted(stylizer, frames, [done.controls], [rgb], fitted)
+        except Exception as error:
+            log.warning("Frames in flight together failed, they are painted one by one: %s", sentence(error))
+            self._shared_times.add(time.monotonic(), steps, math.inf)
+            self._flight = Flight(stylizer.stream_batch())
+            for each in jobs:
+                self._stylize(stylizer, [each])
+            return
+        if flight.call_s is not None:
+            self._shared_times.add(time.monotonic(), steps, flight.call_s)
+        if landed is not None:
+            done.feed.fault = None
+            done.feed.show(done.frame, rgb, engine_s, done.controls)
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
@@ -55,6 +56,7 @@ def plan(now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: i
 
 
 BATCHES = (1, 2, 4, 8)  # few, since each is a shape that the engine has to warm up for
+TRIALS = 4  # its first calls choose kernels and are recorded as CUDA graphs: they do not tell how fast it is
 
 
 def batch_size(count: int, largest: int, measured_s: Mapping[int, Sequence[float]], budget_s: float) -> int:
@@ -65,17 +67,43 @@ def batch_size(count: int, largest: int, measured_s: Mapping[int, Sequence[float
     counts: what slows a batch down now and then (a new prompt, a warm-up) is no trait of its size.
     """
     best_s = {size: min(times) for size, times in measured_s.items() if times}
-    fitting = [size for size in BATCHES if size <= min(count, largest)]
-
-    def expected_s(size: int) -> float:
-        known = max((n for n in best_s if n <= size), default=min(best_s))
-        return best_s[known] * max(1.0, size / known)
-
     if not best_s:
         return 1
+    fitting = [size for size in BATCHES if size <= min(count, largest)]
+    unknown = {size for size in fitting if len(measured_s.get(size, ())) < (TRIALS if size > 1 else 1)}
+
+    def expected_s(size: int) -> float:
+        known = max((n for n in best_s if n <= size and n not in unknown), default=min(best_s))
+        return best_s[known] * max(1.0, size / known)
+
     fitting = [size for size in fitting if size == 1 or expected_s(size) <= budget_s]
-    unknown = [size for size in fitting if size not in best_s]
-    return unknown[-1] if unknown else min(fitting, key=lambda size: (best_s[size] / size, -size))
+    if tried := unknown.intersection(fitting):
+        return max(tried)
+    return min(fitting, key=lambda size: (best_s[size] / size, -size))
+
+
+SHARE_BELOW = 0.9  # of the time of a frame alone: so much less must a call take for frames to begin to share it,
+SHARE_UNTIL = 0.97  # and so much for them to go on
+
+
+def shares_steps(
+    is_sharing: bool, steps: int, alone_s: Sequence[float], together_s: Sequence[float], budget_s: float
+) -> bool:
+    """Whether a stream's frames, each a step behind the one before it, share the calls of the UNet.
+
+    That gives more pictures, each of them later: a frame is in the engine for `steps` calls, which have to fit the
+    budget. alone_s: recent engine times of frames by themselves; together_s: of calls with `steps` frames in them, of
+    which each finishes one, infinite where it failed. The least of them counts; what is not known yet is tried, alone
+    first. Only while frames come faster than the engine paints them alone is there ever more than one in flight.
+    """
+    if steps < 2 or len(alone_s) < TRIALS or math.inf in together_s:
+        return False
+    one_s = min(alone_s)
+    is_known = len(together_s) >= TRIALS
+    call_s = min(together_s) if is_known else one_s  # as if nothing were gained
+    if steps * call_s > budget_s:
+        return False
+    return not is_known or call_s < (SHARE_UNTIL if is_sharing else SHARE_BELOW) * one_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class Statistics:
                 "frames_in": self.frames_in,
                 "frames_out": self.frames_out,
                 "frames_dropped": self.frames_dropped,
+                "in_flight": self.frames_in - self.frames_out - self.frames_dropped,
             }
             arrivals_s, shown = list(self._arrivals_s), list(self._shown)
         return {

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs
+from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs, leaves, rebuilt
 from tests import tiny
 
 SIZE = (96, 64)
@@ -32,9 +32,12 @@ class Recorder:
 
     def __call__(self, work):
         self.count += 1
-        operations = make_fx(work)()
+        trees = []
+        operations = make_fx(lambda: list(leaves(trees.append(work()) or trees[0])))()
         out = operations()
-        return (lambda: out.copy_(operations())), out
+        return (lambda: [kept.copy_(new) for kept, new in zip(out, operations(), strict=True)]), rebuilt(
+            trees[0], iter(out)
+        )
 
 
 @pytest.fixture(scope="module")

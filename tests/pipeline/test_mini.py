@@ -37,6 +37,11 @@ def mini():
     return load(PRESETS["mini"], device="cpu", compile=False)
 
 
+@pytest.fixture(scope="module")
+def canny():
+    return load(PRESETS["mini-canny"], device="cpu", compile=False)
+
+
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(np.float32) - b).mean())
 
@@ -67,12 +72,26 @@ def test_strength_moves_the_picture_away_step_by_step(mini, frame):
     assert away == sorted(away)
 
 
-def test_its_lora_and_controlnet_act(frame):
-    canny = load(PRESETS["mini-canny"], device="cpu", compile=False)
+def test_its_lora_and_controlnet_act(canny, frame):
     paint = {"prompt": "watercolor", "strength": 0.8, "steps": 1}
     whole = canny(frame, Controls(**paint))
     assert difference(whole, canny(frame, Controls(**paint, lora_weights={"lcm": 0}))) > 1
     assert difference(whole, canny(frame, Controls(**paint, control_scale=0))) > 1
+
+
+@pytest.mark.parametrize(("steps", "guidance", "edges"), [(2, 1.0, False), (4, 1.5, False), (2, 1.0, True)])
+def test_a_stream_batch_gives_the_pictures_of_calls(mini, canny, frame, steps, guidance, edges):
+    stylizer = canny if edges else mini
+    frames = [np.roll(frame, 8 * i, axis=2) for i in range(steps + 2)]
+    each = [Controls(prompt=("ink", "pop art")[i % 2], steps=steps, guidance=guidance) for i in range(len(frames))]
+    batch = stylizer.stream_batch()
+    shared = [batch(*pair) for pair in zip(frames, each, strict=True)]
+    shared += [batch() for _ in range(steps - 1)]
+    assert shared[: steps - 1] == [None] * (steps - 1)
+    for picture, *pair in zip(shared[steps - 1 :], frames, each, strict=True):
+        # Within one grey level in float32; mini may run in bfloat16, whose steps are coarser.
+        assert difference(picture, stylizer(*pair)) < 0.1
+        assert difference(picture, stylizer(pair[0], Controls(prompt="", steps=steps))) > 5
 
 
 def test_diffusers_own_pipelines_load_it_unchanged(mini, frame):

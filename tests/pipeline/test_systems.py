@@ -372,6 +372,55 @@ def test_a_recorded_frame_replays(name, monkeypatch):
     assert recorder.count == 1
 
 
+SHARING = {  # guidance -> what else carries something of its own through the steps
+    "LCM-LoRA image to image, SDXL": (1.8, None),
+    "LCM text to image, SDXL": (8.0, None),
+    "inpainting UNet": (1.0, "mask"),
+    "inpainting with any UNet": (4.0, "mask"),
+    "two ControlNets": (1.8, "control_frames"),
+    "T2I-Adapter, SDXL": (1.0, "control_frames"),
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_frames_that_share_calls_at_different_steps_are_painted_as_alone(name, monkeypatch):
+    """What is turned in the middle holds for the frames behind it. Recorded, and drained at the end."""
+    guidance, extra = SHARING[name]
+    stylizer, size, recorder = ours(name, SIZES[0]), SIZES[0], Recorder()
+    turned = [{}, {"prompt": "another"}, {"strength": 0.9}, {"seed": 9, "guidance": guidance * 1.0}]
+    turned += [{"control_scale": 0.3}, {"strength": 1.0}, {}, {}]
+    each = [Controls(prompt=PROMPT, steps=3, guidance=guidance).merged(change) for change in turned]
+    frames = [pictures(*size)[i % 3 : i % 3 + 1] for i in range(len(each))]
+    own = {"mask": masks(*size), "control_frames": pictures(*size)[:, ::-1].copy()}
+    with_each = [{extra: own[extra][(i + 1) % 3][None]} if extra else {} for i in range(len(each))]
+    alone = [stylizer(*pair, **more) for *pair, more in zip(frames, each, with_each, strict=True)]
+
+    for way, work in (("_begin", "begin"), ("_step", "step_together"), ("_finish", "finish")):
+        monkeypatch.setattr(stylizer, way, Graphs(getattr(stylizer.painter, work), recorder))
+    batch = stylizer.stream_batch()
+    shared = [batch(*pair, **more) for *pair, more in zip(frames, each, with_each, strict=True)]
+    shared += [batch() for _ in range(len(batch))]
+    assert [picture is not None for picture in shared] == [False] * 2 + [True] * len(each)
+    assert recorder.count == 3  # begin, three frames in flight, finish
+    for one, other in zip(alone, shared[2:], strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1  # sums in another order: batches have kernels of their own
+    assert np.abs(alone[6].astype(int) - alone[7]).max() > 5
+
+
+def test_frames_that_cannot_share_calls_are_refused():
+    stylizer, mask = ours("inpainting with any UNet", SIZES[0]), masks(*SIZES[0])[:1]
+    batch, frames, controls = stylizer.stream_batch(), pictures(*SIZES[0])[:1], Controls(steps=2)
+    batch(frames, controls)
+    for change in ({"steps": 3}, {"guidance": 2.0}, {"lora_weights": {"lcm": 0.5}}):
+        with pytest.raises(ValueError, match="finish those first"):
+            batch(frames, controls.merged(change))
+    with pytest.raises(ValueError, match="finish those first"):
+        batch(frames, controls, mask=mask)
+    with pytest.raises(ValueError, match="no steps to take"):
+        batch(frames, controls.merged({"bypass": True}))
+    assert np.abs(batch().astype(int) - stylizer(frames, controls)).max() <= 1
+
+
 def test_settings_without_effect_are_named():
     lora, full = ours("LCM-LoRA text to image, SDXL", SIZES[0]), ours("ControlNet and the full LCM", SIZES[0])
     assert lora.remarks(Controls(guidance=1.5, negative_prompt="blurry")) == {}

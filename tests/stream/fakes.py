@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from pipeline.settings import Controls
+from pipeline.stream_batch import StreamBatch
 
 SIZE = 64
 
@@ -18,7 +19,8 @@ class FakeStylizer:
     """Paints each frame's mean colour over the whole picture, red and blue swapped unless `bypass`.
 
     What it imagines is as light as the seed says. A prompt of "fail" raises; `gate` (an Event) holds every call up
-    until it is set; `calls` keeps the controls, `imagined` those without a picture.
+    until it is set; `calls` keeps the controls, `imagined` those without a picture. In a stream batch every step is a
+    call.
     """
 
     device = "fake"
@@ -47,6 +49,23 @@ class FakeStylizer:
 
     def __call__(self, frames: np.ndarray, controls, mask: np.ndarray | None = None) -> np.ndarray:
         self._work(controls)
+        return self._painted(frames, controls)
+
+    def stream_batch(self) -> StreamBatch:
+        return StreamBatch(self)
+
+    def begin(self, frames: np.ndarray, controls: Controls, mask=None, control_frames=None) -> SimpleNamespace:
+        key = (self.shape_key(controls), mask is None)
+        return SimpleNamespace(key=key, steps_left=controls.steps, frames=frames, controls=controls)
+
+    def advance(self, flight: Sequence[SimpleNamespace]) -> list[SimpleNamespace]:
+        self._work([one.controls for one in flight])
+        return [SimpleNamespace(**{**vars(one), "steps_left": one.steps_left - 1}) for one in flight]
+
+    def finish(self, done: SimpleNamespace) -> np.ndarray:
+        return self._painted(done.frames, [done.controls])
+
+    def _painted(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray:
         means = frames.mean(axis=(1, 2)).round().astype(np.uint8)
         painted = np.stack([m if one.bypass else m[::-1] for m, one in zip(means, controls, strict=True)])
         return np.broadcast_to(painted[:, None, None, :], (len(frames), SIZE, SIZE, 3)).copy()

@@ -13,6 +13,7 @@ from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.settings import Controls
+from stream import scheduler
 from stream.engine_room import EngineRoom
 from stream.i420 import to_i420
 from stream.mailbox import Mailbox
@@ -366,6 +367,103 @@ def test_steps_are_taken_off_when_the_engine_exceeds_the_budget(house):
     assert [call[0].steps for call in one.stylizer.calls][:3] == [8, 8, 8]
     assert one.stylizer.calls[-1][0].steps < 8
     assert stream.controls.steps == 8  # what was asked for stays
+
+
+@pytest.fixture
+def sharing(house, monkeypatch):
+    """A house whose streams' frames share calls whenever they may; tests/stream/test_scheduler.py has the choice."""
+    monkeypatch.setattr(scheduler, "shares_steps", lambda *args: True)
+    return house(FakeStylizer(max_batch=4))
+
+
+def hold(one, stream, publication, red):
+    """Stop the engine with this frame in hand."""
+    one.stylizer.gate.clear()
+    publication.put(solid(red, 0, 0))
+    wait_for(lambda: stream.mailbox.peek() is None)
+
+
+def test_frames_at_different_steps_share_calls_and_none_is_stuck(sharing):
+    stream, publication, _ = sharing.open("a")
+    pictures = []
+    stream.watch(pictures.append)
+    stream.set_controls(Controls(prompt="first", steps=3))
+    hold(sharing, stream, publication, 10)
+    stream.set_controls(Controls(prompt="second", steps=3))
+    publication.put(solid(20, 0, 0))
+    assert stream.snapshot()["in_flight"] == 2
+    sharing.stylizer.gate.set()
+    wait_for(lambda: len(pictures) == 2)
+    assert [(picture.rgb[0, 0, 2], picture.controls.prompt) for picture in pictures] == [(10, "first"), (20, "second")]
+    assert [[each.prompt for each in call] for call in sharing.stylizer.calls] == [
+        ["first"], ["first", "second"], ["first", "second"], ["second"],
+    ]  # fmt: skip
+    assert pictures[0].captured_s < pictures[1].captured_s
+    stats = sharing.settle(stream)
+    assert (stats["frames_in"], stats["frames_out"], stats["in_flight"]) == (2, 2, 0)
+    assert stats["latency_ms"]["p95"] >= stats["engine_ms"]["p95"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 2}, {"bypass": True}, {"guidance": 2.0, "steps": 4}], ids=["steps", "bypass", "more steps"]
+)
+def test_a_frame_that_cannot_share_waits_for_those_in_flight(sharing, change):
+    stream, publication, _ = sharing.open("a")
+    pictures = []
+    stream.watch(pictures.append)
+    stream.set_controls(Controls(steps=3))
+    hold(sharing, stream, publication, 10)
+    stream.set_controls(Controls(steps=3).merged(change))
+    publication.put(solid(20, 0, 0))
+    sharing.stylizer.gate.set()
+    wait_for(lambda: len(pictures) == 2)
+    assert [picture.rgb[0, 0].max() for picture in pictures] == [10, 20]
+    assert max(len(call) for call in sharing.stylizer.calls) == 1
+
+
+def test_another_streams_frame_waits_no_longer_than_those_in_flight_take(sharing):
+    (one, one_in, one_out), (_, other_in, other_out) = sharing.open("one"), sharing.open("other")
+    one.set_controls(Controls(steps=3))
+    hold(sharing, one, one_in, 10)
+    other_in.put(solid(20, 0, 0))
+    one_in.put(solid(30, 0, 0))
+    sharing.stylizer.gate.set()
+    assert other_out.take(PATIENCE_S).rgb[0, 0, 2] == 20
+    wait_for(lambda: (latest := one_out.peek()) is not None and latest.rgb[0, 0, 2] == 30)
+    assert sharing.settle(one)["frames_out"] == 2
+
+
+def test_a_mask_holds_for_the_frame_it_came_with(sharing):
+    stream, publication, _ = sharing.open("a")
+    pictures = []
+    stream.watch(pictures.append)
+    half = np.zeros((20, 40), np.uint8)
+    half[:, 20:] = 255
+    stream.set_mask(Mask(half))
+    hold(sharing, stream, publication, 200)
+    stream.set_mask(None)
+    publication.put(solid(100, 0, 0))
+    sharing.stylizer.gate.set()
+    wait_for(lambda: len(pictures) == 2)
+    assert [[tuple(p.rgb[10, column]) for column in (2, -3)] for p in pictures] == [
+        [(200, 0, 0), (0, 0, 200)],
+        [(0, 0, 100), (0, 0, 100)],
+    ]
+
+
+def test_a_fault_in_a_shared_call_harms_its_own_frame_only(sharing):
+    stream, publication, shown = sharing.open("a")
+    hold(sharing, stream, publication, 10)
+    stream.set_controls(Controls(prompt="fail"))
+    publication.put(solid(20, 0, 0))
+    sharing.stylizer.gate.set()
+    assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 10
+    stats = sharing.settle(stream)
+    assert (stats["frames_out"], stats["frames_dropped"], stats["detail"]) == (1, 1, "The paint ran out.")
+    stream.set_controls(Controls())
+    publication.put(solid(30, 0, 0))
+    assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 30
+    assert sharing.settle(stream)["detail"] == ""
 
 
 def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
