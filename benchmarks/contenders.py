@@ -117,6 +117,22 @@ class OursCompiled(OursReplayed):
         return bool(seen)
 
 
+class OursStreamBatch(OursReplayed):
+    """Frames at different steps in one call of the UNet; nothing comes out while it fills."""
+
+    name = "ours, stream batch"
+
+    def left_out(self, setting: Setting) -> str | None:
+        return "with one step there is nothing to share" if setting.steps == 1 else None
+
+    def delay(self, setting: Setting) -> int:
+        return setting.steps - 1
+
+    def call(self, setting: Setting) -> Call:
+        controls, batch = applied(setting, self._controls), self._stylizer.stream_batch()
+        return lambda frames: batch(frames, controls)
+
+
 class Diffusers(Contender):
     """diffusers' img2img pipeline as the LCM guides call it, on copies of the same weights in the guides' layout."""
 

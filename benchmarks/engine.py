@@ -5,8 +5,9 @@
 
 uint8 frames in host memory in, uint8 pictures in host memory out, equal size and UNet steps, warm, each call waited
 for. Beside each row the arithmetic floor: the operations of that very call over the rate of matrix products that the
-device shows in the same run. `differs` is how far compiled code's picture is from the uncompiled one's on average, of
-255. What is left out is named, and why.
+device shows in the same run. `delay` is how many calls later a picture comes out, so that it takes `delay` + 1 calls to
+be painted; `differs`, how far a picture is on average, of 255, from what the same weights give uncompiled and one frame
+after the other. What is left out is named, and why.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bars, floor, report, shapes
-from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled, OursReplayed
+from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled, OursReplayed, OursStreamBatch
 from benchmarks.plan import Plan, Setting, add_options, plan_from
 from benchmarks.streamdiffusion_peer import peers
 from pipeline import Controls, LoadError, ModelSpec, load
@@ -118,7 +119,7 @@ def _measure_model(
 
 def contenders_for(stylizer: Stylizer, controls: Controls, plan: Plan) -> list[Contender]:
     ours = Ours(Stylizer(stylizer.spec, stylizer.components, graphs=False), controls)
-    replayed = [OursReplayed(ours)] if stylizer.graphs else []
+    replayed = [*([OursReplayed(ours)] if stylizer.graphs else []), OursStreamBatch(ours)]
     compiled = compiling_pays(stylizer.device) if plan.compile is None else plan.compile
     others = peers(stylizer, controls, compiled=compiled, everything=plan.everything)
     found = [ours, *replayed, Diffusers(stylizer, controls), *([OursCompiled(ours)] if compiled else []), *others]

@@ -15,8 +15,8 @@ Each step is a process of its own: one that fails or runs out of time is told, a
 JSON a step, `everything.log` with all they said, and `summary.json`: the figures aimed at, beside those measured.
 Checkpoints of random weights are kept in the work folder and compiled code in its usual cache, so that a second command
 on the same machine, with --only for the steps that the first had no time for, does not make them again. Compiling takes
-minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown streams systems`, a
-third `--only engine-sdxl`.
+minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown streams stream-batch
+systems`, a third `--only engine-sdxl`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ STEPS = (
     Step("engine", "engine", 420, shape="sd15", budgeted=True, trial=("--row-s", "1")),
     Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),
+    Step("stream-batch", "stream_batch", 40, ("--no-compile",), shape="sd15", trial=("--calls", "5")),
     Step("systems", "systems", 300, budgeted=True),
     Step("engine-sdxl", "engine", 300, shape="sdxl", budgeted=True, trial=("--row-s", "1")),
 )
@@ -130,8 +131,9 @@ def figures(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         peer = _engine(engine, other)
         return peer["p50 ms"] / one["p50 ms"] if peer and one else None
 
+    single, together = (_row(results.get("stream-batch"), way=way, steps=4) for way in ("one by one", "stream batch"))
     alone, crowd = _row(streams, streams=1), _row(streams, streams=8)
-    apart = [row["mean difference"] for row in systems["rows"]] if systems else []
+    differ = [row["mean difference"] for row in systems["rows"]] if systems else []
     at_least: Callable[[float, float], bool] = lambda value, aim: value >= aim  # noqa: E731
     at_most: Callable[[float, float], bool] = lambda value, aim: value <= aim  # noqa: E731
     aims = (
@@ -142,8 +144,9 @@ def figures(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("one step, batch 8, times the floor", at_most, 2.0, eight and eight["x floor"]),
         ("one step, p95 / p50", at_most, 1.15, one and one["p95 ms"] / one["p50 ms"]),
         ("fps of 8 streams, times that of one", at_least, 1.8, _ratio(crowd, alone, "sum of fps out")),
+        ("fps of a stream batch of 4 steps, times one by one", at_least, 1.0, _ratio(together, single, "fps")),
         ("SDXL, 4 steps, ms", at_most, 120.0, four_sdxl and four_sdxl["p50 ms"]),
-        ("systems in float16, largest mean difference", at_most, 2.0, max(apart, default=None)),
+        ("systems in float16, largest mean difference", at_most, 2.0, max(differ, default=None)),
     )
     return [
         {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import engine, floor, shapes
-from benchmarks.contenders import CFG_GUIDANCE, Contender, Diffusers, Ours, applied
+from benchmarks.contenders import CFG_GUIDANCE, Contender, Diffusers, Ours, OursStreamBatch, applied
 from benchmarks.plan import GRID, Plan, Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer, installed, peers
 from pipeline import Controls, LoadError, ModelSpec, load
@@ -93,6 +93,14 @@ def test_streamdiffusion_paints_the_same_picture_late(stylizer, setting):
     for _ in range(peer.delay(setting) + 1):
         painted = call(pictures)
     assert np.abs(painted.astype(int) - Ours(stylizer, CONTROLS).call(setting)(pictures)).mean() < 0.1
+
+
+@pytest.mark.parametrize("setting", [Setting(2), Setting(4, cfg=True)], ids=str)
+def test_our_stream_batch_paints_the_same_picture_late(stylizer, setting):
+    shared = OursStreamBatch(Ours(stylizer, CONTROLS))
+    assert shared.left_out(Setting(1)) is not None
+    assert shared.delay(setting) == setting.steps - 1
+    assert engine.picture_difference(shared, setting, frames(1)) < 0.1
 
 
 def test_a_run_keeps_rows_and_names_who_is_left_out(spec, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import checks, conversions, everything, report, streams, systems
+from benchmarks import checks, conversions, everything, report, stream_batch, streams, systems
 from benchmarks.frame_age import SleepingStylizer
 from pipeline import Controls, ModelSpec
 
@@ -21,6 +21,13 @@ def test_a_row_of_streams_sums_and_compares_them():
         "age p95 ms, best stream": 10.0, "age p95 ms, worst stream": 20.0,
     }  # fmt: skip
     assert streams.row([[], []], seconds=1.0)["fairness"] is None
+
+
+def test_a_stream_batchs_latency_is_that_of_all_its_calls():
+    row = stream_batch.row("stream batch", 2, [0.01, 0.02, 0.03, 0.02], 1, [np.array([0, 2])])
+    assert (row["call p50 ms"], row["fps"]) == (20.0, 50.0)
+    assert (row["latency p50 ms"], row["latency p95 ms"]) == (50.0, 50.0)
+    assert (row["differs, mean"], row["differs, most"]) == (1.0, 2)
 
 
 def test_every_stream_comes_out_of_the_real_engine_thread(monkeypatch):
@@ -104,12 +111,17 @@ def test_the_figures_aimed_at_are_read_off_the_results():
 
     rows = [row("ours", 9.0), row("ours, compiled", 5.0), row("StreamDiffusion", 12.0), row("diffusers img2img", 20.0)]
     crowd = [{"streams": 1, "sum of fps out": 30.0}, {"streams": 8, "sum of fps out": 60.0}]
-    made = everything.figures({"engine": {"rows": rows}, "streams": {"rows": crowd}})
+    shared = [
+        stream_batch.row(way, 4, [ms] * 4, 0, []) for way, ms in zip(stream_batch.WAYS, (0.04, 0.02), strict=True)
+    ]
+    results = {"engine": rows, "streams": crowd, "stream-batch": shared}
+    made = everything.figures({step: {"rows": each} for step, each in results.items()})
     told = {one["figure"]: (one["measured"], one["reached"]) for one in made}
     assert told["one step, times StreamDiffusion"] == (pytest.approx(2.4), "yes")
     assert told["one step, times diffusers' pipeline"] == (pytest.approx(4.0), "no")
     assert told["one step, times the floor"] == (5.0, "no")
     assert told["one step, p95 / p50"] == (pytest.approx(1.2), "no")
     assert told["fps of 8 streams, times that of one"] == (2.0, "yes")
+    assert told["fps of a stream batch of 4 steps, times one by one"] == (2.0, "yes")
     assert told["SDXL, 4 steps, ms"] == (None, "not measured")
     assert "not measured" in report.table(made)
