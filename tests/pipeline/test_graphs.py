@@ -94,6 +94,24 @@ def test_replayed_pictures_equal_plain_ones_whatever_is_turned(stylizer, recorde
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(plain))
 
 
+def test_a_recorded_stream_batch_gives_the_same_pictures(stylizer, recorder, monkeypatch):
+    """Of each part of a frame's way, and of each number of frames in flight, there is one recording."""
+    each = [Controls(prompt="a cat", steps=2, guidance=1.7).merged(change) for change in LIVE[:-1]]
+
+    def painted():
+        batch = stylizer.stream_batch()
+        return [*(batch(frames, one, mask=MASK) for frames, one in zip(FRAMES, each, strict=False)), batch()]
+
+    nothing, *plain = painted()
+    assert nothing is None
+    for way, part in (("_begin", "begin"), ("_step", "step_together"), ("_finish", "finish")):
+        monkeypatch.setattr(stylizer, way, Graphs(getattr(stylizer.painter, part), recorder))
+    for ours, expected in zip(painted()[1:], plain, strict=True):
+        assert np.array_equal(ours, expected)
+    assert recorder.count == 3  # to begin, two in flight, to finish; one alone in flight was too seldom
+    assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(plain))
+
+
 def test_each_shape_is_recorded_once_it_has_come_to_stay(stylizer, recorder):
     shapes = [{"steps": 1}, {"steps": 3}, {"steps": 1, "guidance": 2.0}]
     for _ in range(FIRST_RUNS + 2):
