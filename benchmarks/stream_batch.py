@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import report
 from benchmarks.breakdown import add_model_options, chosen_model
@@ -84,7 +85,7 @@ def main() -> None:
         about = {**report.machine(str(device)), "model": name, "calls": options.calls}
         if compiled:
             compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
-        about["compiled"] = compiled
+        about |= {"compiled": compiled, "threads": torch.get_num_threads()}
         for steps in STEPS:
             made = measure(stylizer, controls.model_copy(update={"steps": steps}), options.calls)
             for one in made:

@@ -181,6 +181,7 @@ class EngineRoom:
         self.failure: Exception | None = None  # why loading failed
         self._load, self._compile = load, compile
         self._stylizer: Stylizer | None = None
+        self._flight: Flight  # made when the stylizer is loaded, and for the engine thread alone
         self._lock = threading.Lock()
         self._status = Status(model, device)
         self._served: dict[Feed, _Served] = {}
