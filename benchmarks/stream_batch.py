@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +71,12 @@ def row(way: str, steps: int, times_s: Sequence[float], delay: int, apart: Seque
     }
 
 
+def beside() -> str:
+    """Said where a CPU has other work: then the two ways compare with each other and with nothing else."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count()
+    return f", beside other work (load {load:.0f} on {cores} cores)" if load > cores else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
@@ -81,7 +88,7 @@ def main() -> None:
         name, spec, controls = chosen_model(options, Path(scratch))
         stylizer, rows = load(spec, str(device), compile=False), []
         dtype = str(stylizer.dtype)[6:]
-        title = f"Frames at different steps in one call, {name} at {spec.width}x{spec.height} in {dtype}"
+        title = f"Frames at different steps in one call, {name} at {spec.width}x{spec.height} in {dtype}{beside()}"
         about = {**report.machine(str(device)), "model": name, "calls": options.calls}
         if compiled:
             compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
