@@ -22,7 +22,7 @@ class InFlight(Protocol):
 class Steps(Protocol):
     """What pipeline.Stylizer has for it."""
 
-    def begin(self, frames, controls, mask=None, control_frames=None) -> InFlight: ...
+    def begin(self, frames, controls, **options) -> InFlight: ...
 
     def advance(self, flight: Sequence[InFlight]) -> Sequence[InFlight]: ...
 
@@ -39,18 +39,19 @@ class StreamBatch:
     def __len__(self) -> int:
         return len(self._flight)
 
-    def __call__(self, frames=None, controls=None, mask=None, control_frames=None) -> Any:
+    def __call__(self, frames=None, controls=None, **options) -> Any:
         """Take all in flight one step on, with `frames` among them if there are any; the pictures of those that are
         finished, None where none are.
 
-        Arguments and result are those of a Stylizer's call, whose pictures these are. Frames that went in together come
-        out together, and all come out in the order they went in; what was asked for them when they went in holds until
-        they come out. Raises ValueError as that call does, and when the frames cannot share calls with those in flight
-        (another number of steps, CFG, LoRA weights, a mask or none); in flight is then what was before.
+        Arguments are those of Stylizer.begin; the result is that of a Stylizer's call, whose pictures these are, or of
+        `live`. Frames that went in together come out together, and all come out in the order they went in; what was
+        asked for them when they went in holds until they come out. Raises ValueError as that call does, and when the
+        frames cannot share calls with those in flight (another number of steps, CFG, LoRA weights, a mask or none); in
+        flight is then what was before.
         """
         flight = self._flight
         if frames is not None:
-            begun = self._steps.begin(frames, controls, mask, control_frames)
+            begun = self._steps.begin(frames, controls, **options)
             if flight and flight[0].key != begun.key:
                 raise ValueError("These frames cannot share calls with those in flight: finish those first.")
             flight = (*flight, begun)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +29,14 @@ CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
 @dataclass(frozen=True)
 class InFlight:
-    """Frames between two steps. Those of equal keys can share calls. home: where their pictures are wanted, a device;
-    None for numpy."""
+    """Frames between two steps. Those of equal keys can share calls. hand_over: what makes of their pictures, uint8
+    [N, H, W, 3] on the device, what was asked for."""
 
     key: Hashable
     controls: Controls
     recipe: Recipe
     canvas: Canvas
-    home: torch.device | None
+    hand_over: Callable[[Tensor], Any]
     steps_done: int = 0
 
     @property
@@ -154,24 +155,23 @@ class Stylizer:
         the control images are made of, in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same
         kind as `frames`. Raises ValueError on frames of another shape or type, and where `check` does.
         """
-        out = self._stylize(*self._checked(frames, controls, mask, control_frames))
-        return out.cpu().numpy() if isinstance(frames, np.ndarray) else out.to(frames.device)
+        return _like(frames)(self._stylize(*self._asked(frames, controls, mask, control_frames)))
 
     def stream_batch(self) -> StreamBatch:
         """The same pictures with frames at different steps in one call of the UNet: more of them in a second, later."""
         return StreamBatch(self)
 
     @torch.inference_mode()
-    def begin(self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None) -> InFlight:
-        """What a stream batch takes through its steps. Arguments and errors are those of a call, and controls under
-        which nothing is painted are refused."""
-        pixels, each, mask, control = self._checked(frames, controls, mask, control_frames)
+    def begin(self, frames, controls, mask=None, control_frames=None, live: bool = False) -> InFlight:
+        """What a stream batch takes through its steps. Arguments and errors are those of a call, or of `live`;
+        controls under which nothing is painted are refused."""
+        pixels, each, mask, control = self._asked(frames, controls, mask, control_frames, live)
         if (shape_key := self.shape_key(each[0])) == "source":
             raise ValueError("With bypass, or a strength of 0, there are no steps to take.")
         order = self._order(pixels, each, mask, control, self._from_noise(each, mask))
         canvas = self._begin(replace(order, recipe=order.recipe.at(0)))
-        home = None if isinstance(frames, np.ndarray) else frames.device
-        return InFlight((shape_key, mask is None), each[0], order.recipe, canvas, home)
+        hand_over = _in_both_ways if live else _like(frames)
+        return InFlight((shape_key, mask is None), each[0], order.recipe, canvas, hand_over)
 
     @torch.inference_mode()
     def advance(self, flight: Sequence[InFlight]) -> list[InFlight]:
@@ -185,15 +185,17 @@ class Stylizer:
             for each, x in zip(flight, each_x, strict=True)
         ]
 
-    def finish(self, done: InFlight):
-        """The pictures of frames that have no step left: as a call returns them."""
-        out = self._finish(done.canvas)
-        return out.cpu().numpy() if done.home is None else out.to(done.home)
+    @torch.inference_mode()
+    def finish(self, done: InFlight) -> Any:
+        """The pictures of frames that have no step left, as a call returns them, or `live`."""
+        return done.hand_over(self._finish(done.canvas))
 
-    def _checked(self, frames, controls, mask, control_frames) -> tuple[Tensor, list[Controls], Tensor | None, Tensor]:
+    def _asked(
+        self, frames, controls, mask=None, control_frames=None, live: bool = False
+    ) -> tuple[Tensor, list[Controls], Tensor | None, Tensor]:
         """A call's arguments as `_stylize` takes them. Raises ValueError."""
         self._refuse_motion()
-        pixels = self._fitted("frames", frames)
+        pixels = self._fitted_i420(frames) if live and frames.ndim == 3 else self._fitted("frames", frames)
         each = self._checked(controls, len(pixels))
         if mask is not None:
             mask = self._fitted_mask(mask, tuple(frames.shape[:3]))
@@ -207,13 +209,7 @@ class Stylizer:
         frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pipeline.color. Returns the pictures in both
         ways. Raises ValueError as calls do.
         """
-        self._refuse_motion()
-        pixels = self._fitted_i420(frames) if frames.ndim == 3 else self._fitted("frames", frames)
-        rgb = self._stylize(pixels, self._checked(controls, len(pixels)), None, pixels)
-        both = torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1).cpu().numpy()
-        height, width = rgb.shape[1:3]
-        pictures, planes = np.split(both, [rgb[0].numel()], 1)
-        return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
+        return _in_both_ways(self._stylize(*self._asked(frames, controls, live=True)))
 
     def _checked(self, controls: Controls | Sequence[Controls], count: int) -> list[Controls]:
         """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch."""
@@ -418,6 +414,20 @@ class Stylizer:
             timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, self.dtype),
             control_scale=scalar(control_scale, self.dtype) if self.spec.annotators else None,
         )
+
+
+def _like(frames) -> Callable[[Tensor], Any]:
+    """Makes of pictures on the device the same kind as `frames`."""
+    home = None if isinstance(frames, np.ndarray) else frames.device
+    return lambda rgb: rgb.cpu().numpy() if home is None else rgb.to(home)
+
+
+def _in_both_ways(rgb: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [N, H, W, 3] -> the same in RGB and in I420, with one download."""
+    both = torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1).cpu().numpy()
+    height, width = rgb.shape[1:3]
+    pictures, planes = np.split(both, [rgb[0].numel()], 1)
+    return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
 
 
 def _clips(frames: Iterable) -> Iterator[Tensor]:

@@ -124,9 +124,13 @@ def _check_imagines(stylizer: Stylizer) -> None:
         )
 
 
+def _is_live(stylizer: Stylizer, job: _Job) -> bool:
+    return job.mask is None and stylizer.takes_i420
+
+
 def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
     """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
-    if batch[0].mask is None and stylizer.takes_i420 and not any(job.frame.is_imagined for job in batch):
+    if _is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
         frames = np.stack([job.frame.as_it_came() for job in batch])
         return list(zip(*stylizer.live(frames, [job.controls for job in batch]), strict=True))
     return [(rgb, None) for rgb in _painted_in_rgb(stylizer, batch)]
@@ -385,13 +389,16 @@ class EngineRoom:
         jobs = [*flight.jobs, *([job] if job else [])]
         steps = jobs[0].controls.steps
         try:
-            entering = ()
+            begins = {}
             if job is not None:
+                live = _is_live(stylizer, job)
+                frames = (job.frame.as_it_came() if live else job.frame.rgb())[None]
                 mask = job.mask.fitted(width, height)[None] if job.mask else None
-                entering = (job, job.frame.rgb()[None], job.controls, mask)
-            landed = flight.advance(*entering, steps=steps)
+                begins = {"job": job, "frames": frames, "controls": job.controls, "mask": mask, "live": live}
+            landed = flight.advance(steps, **begins)
             if landed is not None:
-                done, rgb, engine_s = landed
+                done, pictures, engine_s = landed
+                (rgb,), (planes,) = pictures if _is_live(stylizer, done) else (pictures, [None])
                 if done.mask is not None:
                     frames, fitted = done.frame.rgb()[None], done.mask.fitted(width, height)
                     (rgb,) = _pasted(stylizer, frames, [done.controls], [rgb], fitted)
@@ -406,7 +413,7 @@ class EngineRoom:
             self._shared_times.add(time.monotonic(), steps, flight.call_s)
         if landed is not None:
             done.feed.fault = None
-            done.feed.show(done.frame, rgb, engine_s, done.controls)
+            done.feed.show(done.frame, rgb, engine_s, done.controls, planes)
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)

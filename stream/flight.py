@@ -37,18 +37,19 @@ class Flight:
     def jobs(self) -> list[Any]:
         return [job for job, _ in self._jobs]
 
-    def advance(self, job: Any = None, *frame_controls_mask: Any, steps: int) -> tuple[Any, np.ndarray, float] | None:
-        """All one step on, `job` among them if there is one: the job that is finished, its picture, and for how many
-        seconds it was in flight; None where none is finished yet. Raises what the engine raises."""
+    def advance(self, steps: int, job: Any = None, **begins: Any) -> tuple[Any, Any, float] | None:
+        """All one step on, with `job` among them if there is one, for which the stream batch is given `begins`: the job
+        that is finished, its pictures, and for how many seconds it was in flight; None where none is finished yet.
+        Raises what the engine raises."""
         started_s = time.monotonic()
         if job is not None:
             self._jobs.append((job, started_s))
         is_full = len(self._jobs) == steps
-        pictures = self._batch(*frame_controls_mask)
+        pictures = self._batch(**begins)
         ended_s = time.monotonic()
         self.call_s = ended_s - started_s if is_full and self._gave else None
         self._gave = pictures is not None
         if pictures is None:
             return None
         done, entered_s = self._jobs.popleft()
-        return done, pictures[0], ended_s - entered_s
+        return done, pictures, ended_s - entered_s

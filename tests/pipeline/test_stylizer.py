@@ -97,6 +97,16 @@ def test_live_takes_video_as_it_came(stylizer):
         assert np.array_equal(stylizer.live(came, controls)[0], stylizer(rgb, controls))
 
 
+def test_a_live_stream_batch_gives_what_live_gives(stylizer):
+    came, controls = rng.integers(16, 236, (1, 180, 160), np.uint8), Controls(prompt="a cat", steps=2)
+    batch = stylizer.stream_batch()
+    assert batch(came, controls, live=True) is None
+    for ours, expected in zip(batch(), stylizer.live(came, controls), strict=True):
+        assert np.array_equal(ours, expected)
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        batch(came, controls)
+
+
 @pytest.mark.parametrize("shape", [(1, 179, 160), (1, 180, 161), (0, 180, 160), (1, 180, 160, 4)], ids=str)
 def test_live_refuses_what_is_neither_rgb_nor_i420(stylizer, shape):
     with pytest.raises(ValueError, match=r"must be uint8 \[N, H"):

@@ -54,7 +54,8 @@ class FakeStylizer:
     def stream_batch(self) -> StreamBatch:
         return StreamBatch(self)
 
-    def begin(self, frames: np.ndarray, controls: Controls, mask=None, control_frames=None) -> SimpleNamespace:
+    def begin(self, frames: np.ndarray, controls: Controls, mask=None, live=False) -> SimpleNamespace:
+        assert not live
         key = (self.shape_key(controls), mask is None)
         return SimpleNamespace(key=key, steps_left=controls.steps, frames=frames, controls=controls)
 

@@ -105,10 +105,22 @@ class TakesI420(FakeStylizer):
         self.came = []
 
     def live(self, frames, controls):
+        return self._in_both_ways(self(self._in_rgb(frames), controls))
+
+    def begin(self, frames, controls, mask=None, live=False):
+        begun = super().begin(self._in_rgb(frames) if live else frames, controls, mask)
+        begun.live = live
+        return begun
+
+    def finish(self, done):
+        pictures = super().finish(done)
+        return self._in_both_ways(pictures) if done.live else pictures
+
+    def _in_rgb(self, frames):
         self.came.append(frames.shape)
-        if frames.ndim == 3:
-            frames = np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in frames])
-        pictures = self(frames, controls)
+        return frames if frames.ndim == 4 else np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in frames])
+
+    def _in_both_ways(self, pictures):
         return pictures, np.stack([to_i420(one) for one in pictures])
 
 
@@ -449,6 +461,21 @@ def test_a_mask_holds_for_the_frame_it_came_with(sharing):
         [(200, 0, 0), (0, 0, 200)],
         [(0, 0, 100), (0, 0, 100)],
     ]
+
+
+def test_frames_that_share_calls_go_in_as_they_came_and_their_planes_come_out(house, monkeypatch):
+    monkeypatch.setattr(scheduler, "shares_steps", lambda *args: True)
+    one = house(TakesI420(max_batch=4))
+    stream, publication, shown = one.open("a")
+    publication.put(VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24").reformat(format="yuv420p"))
+    picture = shown.take(PATIENCE_S)
+    assert one.stylizer.came == [(1, 72, 48)]
+    assert np.abs(picture.rgb[0, 0].astype(int) - (50, 100, 200)).max() <= 3
+    assert picture.i420 is picture.planes
+    assert np.array_equal(picture.i420, to_i420(picture.rgb))
+    stream.set_mask(Mask(np.full((8, 8), 255, np.uint8)))
+    publication.put(solid(200, 100, 50))
+    assert tuple(shown.take(PATIENCE_S).rgb[9, 9]) == (50, 100, 200)
 
 
 def test_a_fault_in_a_shared_call_harms_its_own_frame_only(sharing):
