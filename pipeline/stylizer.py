@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from .painter import Decoder, Encoder, Order, Painter, Recipe
 from .prompts import PromptEncoder
 from .settings import Controls, ModelSpec
 
+SCALES = (1.0, 0.75, 0.5)  # of the width and height at which a device that is too slow may paint
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
 
@@ -41,7 +44,9 @@ class Stylizer:
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
             factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
-        self.latent_shape = (parts.vae.config.latent_channels, spec.height // factor, spec.width // factor)
+        self._factor = factor
+        self.latent_shape = self._latent_shape(1.0)
+        self.scales = self._scales()
         self._recipe = lru_cache(64)(self._make_recipe)
         self._recipe_of_batch = lru_cache(16)(lambda *keys: Recipe.join([self._recipe(*key) for key in keys]))
 
@@ -63,6 +68,22 @@ class Stylizer:
     def max_batch(self) -> int:
         """How many frames the live engine may paint at once: on a CPU one by one is as fast, and each comes sooner."""
         return 8 if self.device.type == "cuda" else 1
+
+    def _scales(self) -> tuple[float, ...]:
+        """1, and those that leave a side half of what the UNet was trained at: below, it paints specks."""
+        trained = self.components.unet.config.sample_size or self.components.family.size // self._factor
+        least = self._factor * np.min(trained) // 2
+        return tuple(scale for scale in SCALES if scale == 1 or min(self._size(scale)) >= least)
+
+    def _size(self, scale: float) -> tuple[int, int]:
+        """(height, width) of what is painted at a scale."""
+        step = math.lcm(8, *(extra.multiple for extra in self.components.extras))
+        height, width = (max(1, round(side * scale / step)) * step for side in (self.spec.height, self.spec.width))
+        return height, width
+
+    def _latent_shape(self, scale: float) -> tuple[int, int, int]:
+        height, width = self._size(scale)
+        return self.components.vae.config.latent_channels, height // self._factor, width // self._factor
 
     @property
     def takes_i420(self) -> bool:
@@ -124,26 +145,31 @@ class Stylizer:
             return "source"
         return (controls.steps, self._uses_cfg(controls), tuple(sorted(self._lora_weights(controls).items())))
 
-    def __call__(self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None):
+    def __call__(
+        self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None, scale: float = 1.0
+    ):
         """Stylize a batch.
 
         frames: uint8 [N, H, W, 3] RGB, numpy or torch, any size. controls: one for all, or one for each frame (of equal
         `shape_key`). mask: uint8 [N, H, W], or [N, spec.height, spec.width], 255 where to repaint; what lies outside
         is decoded like the rest, so to paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that
-        the control images are made of, in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same
-        kind as `frames`. Raises ValueError on frames of another shape or type, and where `check` does.
+        the control images are made of, in place of `frames`. scale: one of `scales`; smaller ones take less time, and
+        what was painted is scaled up. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises
+        ValueError on frames of another shape or type, a scale that is none of `scales`, and where `check` does.
         """
         self._refuse_motion()
         pixels = self._fitted("frames", frames)
-        each = self._checked(controls, len(pixels))
+        each = self._checked(controls, len(pixels), scale)
         if mask is not None:
             mask = self._fitted_mask(mask, tuple(frames.shape[:3]))
         control = pixels if control_frames is None else self._fitted("control_frames", control_frames, len(pixels))
-        out = self._stylize(pixels, each, mask, control)
+        out = self._stylize(pixels, each, mask, control, scale)
         return out.cpu().numpy() if isinstance(frames, np.ndarray) else out.to(frames.device)
 
     @torch.inference_mode()
-    def live(self, frames: np.ndarray, controls: Controls | Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]:
+    def live(
+        self, frames: np.ndarray, controls: Controls | Sequence[Controls], scale: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The same for video as it comes and goes, with one upload and one download.
 
         frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pipeline.color. Returns the pictures in both
@@ -151,19 +177,21 @@ class Stylizer:
         """
         self._refuse_motion()
         pixels = self._fitted_i420(frames) if frames.ndim == 3 else self._fitted("frames", frames)
-        rgb = self._stylize(pixels, self._checked(controls, len(pixels)), None, pixels)
+        rgb = self._stylize(pixels, self._checked(controls, len(pixels), scale), None, pixels, scale)
         both = torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1).cpu().numpy()
         height, width = rgb.shape[1:3]
         pictures, planes = np.split(both, [rgb[0].numel()], 1)
         return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
 
-    def _checked(self, controls: Controls | Sequence[Controls], count: int) -> list[Controls]:
-        """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch."""
+    def _checked(self, controls: Controls | Sequence[Controls], count: int, scale: float) -> list[Controls]:
+        """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch at that scale."""
         each = [controls] * count if isinstance(controls, Controls) else list(controls)
         if len(each) != count:
             raise ValueError(f"{count} frames came with {len(each)} controls.")
         if len({self.shape_key(one) for one in each}) > 1:
             raise ValueError("The controls of one batch must have equal shape keys.")
+        if scale not in self.scales:
+            raise ValueError(f"This model does not paint at scale {scale}: choose from {self.scales}.")
         for one in {id(one): one for one in each}.values():
             self.check(one)
         return each
@@ -277,12 +305,21 @@ class Stylizer:
         return (color.fit(rgb, self.spec.width, self.spec.height)[:, :1] > 127).to(self.dtype)
 
     @torch.inference_mode()
-    def _stylize(self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor) -> Tensor:
+    def _stylize(
+        self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor, scale: float
+    ) -> Tensor:
         if self.shape_key(controls[0]) == "source":
             return pixels.permute(0, 2, 3, 1).contiguous()
         # An inpainting pipeline at full strength starts from noise alone; image to image never does.
         from_noise = [mask is not None and one.strength == 1 for one in controls]
-        return self._painted(pixels, controls, mask, control, from_noise=from_noise)
+        if scale == 1:
+            return self._painted(pixels, controls, mask, control, from_noise=from_noise)
+        height, width = self._size(scale)
+        pixels, control = color.scaled(pixels, width, height), color.scaled(control, width, height)
+        mask = None if mask is None else F.interpolate(mask, (height, width), mode="nearest-exact")
+        small = self._painted(pixels, controls, mask, control, from_noise=from_noise, scale=scale)
+        large = color.scaled(small.permute(0, 3, 1, 2), self.spec.width, self.spec.height, mode="bicubic")
+        return large.permute(0, 2, 3, 1).contiguous()
 
     def _painted(
         self,
@@ -292,15 +329,16 @@ class Stylizer:
         control: Tensor | None,
         *,
         from_noise: Sequence[bool],
+        scale: float = 1.0,
     ) -> Tensor:
-        """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]; returns uint8 [B, H, W, 3]."""
+        """pixels, control: uint8 [B, 3, H, W], of the scale's size; mask: [B, 1, H, W]; returns uint8 [B, H, W, 3]."""
         if self.components.loras:
             self._apply_loras(controls[0])
         if control is None and self.spec.annotators:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
         wanted = dict.fromkeys(self.spec.annotators)  # each once, however many extras look at it
         images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
-        keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
+        keys = [self._recipe_key(one, pure, scale) for one, pure in zip(controls, from_noise, strict=True)]
         return self._paint(Order(self._recipe_of_batch(*keys), pixels, mask, images))
 
     def _apply_loras(self, controls: Controls) -> None:
@@ -317,7 +355,7 @@ class Stylizer:
     def _uses_cfg(self, controls: Controls) -> bool:
         return self.guidance_embedding_dim is None and controls.guidance > 1.0
 
-    def _recipe_key(self, controls: Controls, from_noise: bool) -> tuple:
+    def _recipe_key(self, controls: Controls, from_noise: bool, scale: float = 1.0) -> tuple:
         negative = controls.negative_prompt if self._uses_cfg(controls) else None
         return (
             controls.prompt,
@@ -328,10 +366,13 @@ class Stylizer:
             controls.seed,
             controls.control_scale,
             from_noise,
+            scale,
         )
 
     @torch.inference_mode()
-    def _make_recipe(self, prompt, negative, strength, steps, guidance, seed, control_scale, from_noise) -> Recipe:
+    def _make_recipe(
+        self, prompt, negative, strength, steps, guidance, seed, control_scale, from_noise, scale
+    ) -> Recipe:
         schedule, device = self.components.schedule, self.device
         run = lcm.timesteps(schedule, steps, strength)
         rows = lcm.table(schedule, run)
@@ -339,7 +380,7 @@ class Stylizer:
             rows[0, :2] = torch.tensor([0.0, 1.0])
         dim = self.guidance_embedding_dim
         texts = [self.prompts(prompt)] if negative is None else [self.prompts.negative(negative), self.prompts(prompt)]
-        height, width = self.spec.height, self.spec.width
+        height, width = self._size(scale)
 
         def scalar(value: float, dtype: torch.dtype) -> Tensor:
             return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
@@ -348,7 +389,7 @@ class Stylizer:
             # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
             timesteps=tuple(torch.tensor([t], device=device) for t in run),
             rows=tuple(rows.to(device).split(1)),
-            noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self.latent_shape)),
+            noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self._latent_shape(scale))),
             embeds=tuple(text.states for text in texts),
             pooled=tuple(text.pooled for text in texts if text.pooled is not None),
             # Original size, crop, target size: as if the picture had been photographed just so.
