@@ -36,10 +36,15 @@ def fit(frames: Tensor, width: int, height: int) -> Tensor:
     pixels = pixels[:, :, top : top + box_height, left : left + box_width]
     if pixels.shape[2:] == (height, width):
         return pixels
+    return scaled(pixels, width, height)
+
+
+def scaled(pixels: Tensor, width: int, height: int, mode: str = "bilinear") -> Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, height, width]. mode: bilinear or bicubic."""
     if pixels.device.type == "cpu":  # only the CPU has a uint8 kernel for this, and it is the fastest one there
-        return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
-    scaled = F.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)
+        return F.interpolate(pixels, (height, width), mode=mode, antialias=True)
+    resized = F.interpolate(pixels.float(), (height, width), mode=mode, antialias=True)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 _SHIFT = 20

@@ -44,9 +44,10 @@ class Call:
 
 
 class Extra(nn.Module):
-    """count: how many conditions it brings."""
+    """count: how many conditions it brings. multiple: of so many pixels the sides of a picture must be."""
 
     count: int
+    multiple: int = 8
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
         """Its conditions for a batch, each [B, ...]."""
@@ -92,7 +93,7 @@ class AdapterExtra(Extra):
     def __init__(self, adapter: T2IAdapter, annotator: str):
         super().__init__()
         self.adapter, self.annotator = adapter, annotator
-        self.count = len(adapter.adapter.body)
+        self.count, self.multiple = len(adapter.adapter.body), adapter.config.downscale_factor
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
         image = scene.images[self.annotator]

@@ -184,6 +184,15 @@ class Controls(BaseModel):
         description="Pass the camera's picture through untouched.",
         json_schema_extra=_ui(widget="toggle"),
     )
+    skip_similar: FiniteFloat = Field(
+        0.0,
+        ge=0.0,
+        le=32.0,
+        title="Skip similar",
+        description="Live, a frame that nowhere differs from the last painted one by so many levels of 255 keeps its "
+        "picture, for a second at most: 2 to 4 pass a camera's noise over, 0 paints every frame.",
+        json_schema_extra=_ui(0.5),
+    )
 
     def merged(self, changes: dict[str, Any]) -> Controls:
         """A validated copy with `changes` on top; pydantic.ValidationError names the field at fault."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from .prompts import PromptEncoder
 from .settings import Controls, ModelSpec
 from .stream_batch import StreamBatch
 
+SCALES = (1.0, 0.75, 0.5)  # of the width and height at which a device that is too slow may paint
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
 
@@ -61,7 +64,9 @@ class Stylizer:
         factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         if isinstance(parts.vae, AutoencoderTiny):
             factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
-        self.latent_shape = (parts.vae.config.latent_channels, spec.height // factor, spec.width // factor)
+        self._factor = factor
+        self.latent_shape = self._latent_shape(1.0)
+        self.scales = self._scales()
         self._recipe = lru_cache(64)(self._make_recipe)
         self._recipe_of_batch = lru_cache(16)(lambda *keys: Recipe.join([self._recipe(*key) for key in keys]))
 
@@ -85,6 +90,22 @@ class Stylizer:
     def max_batch(self) -> int:
         """How many frames the live engine may paint at once: on a CPU one by one is as fast, and each comes sooner."""
         return 8 if self.device.type == "cuda" else 1
+
+    def _scales(self) -> tuple[float, ...]:
+        """1, and those that leave a side half of what the UNet was trained at: below, it paints specks."""
+        trained = self.components.unet.config.sample_size or self.components.family.size // self._factor
+        least = self._factor * np.min(trained) // 2
+        return tuple(scale for scale in SCALES if scale == 1 or min(self._size(scale)) >= least)
+
+    def _size(self, scale: float) -> tuple[int, int]:
+        """(height, width) of what is painted at a scale."""
+        step = math.lcm(8, *(extra.multiple for extra in self.components.extras))
+        height, width = (max(1, round(side * scale / step)) * step for side in (self.spec.height, self.spec.width))
+        return height, width
+
+    def _latent_shape(self, scale: float) -> tuple[int, int, int]:
+        height, width = self._size(scale)
+        return self.components.vae.config.latent_channels, height // self._factor, width // self._factor
 
     @property
     def takes_i420(self) -> bool:
@@ -146,16 +167,20 @@ class Stylizer:
             return "source"
         return (controls.steps, self._uses_cfg(controls), tuple(sorted(self._lora_weights(controls).items())))
 
-    def __call__(self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None):
+    def __call__(
+        self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None, scale: float = 1.0
+    ):
         """Stylize a batch.
 
         frames: uint8 [N, H, W, 3] RGB, numpy or torch, any size. controls: one for all, or one for each frame (of equal
         `shape_key`). mask: uint8 [N, H, W], or [N, spec.height, spec.width], 255 where to repaint; what lies outside
         is decoded like the rest, so to paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that
-        the control images are made of, in place of `frames`. Returns uint8 [N, spec.height, spec.width, 3], the same
-        kind as `frames`. Raises ValueError on frames of another shape or type, and where `check` does.
+        the control images are made of, in place of `frames`. scale: one of `scales`; smaller ones take less time, and
+        what was painted is scaled up. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises
+        ValueError on frames of another shape or type, a scale that is none of `scales`, and where `check` does.
         """
-        return _like(frames)(self._stylize(*self._asked(frames, controls, mask, control_frames)))
+        asked = self._asked(frames, controls, mask, control_frames, scale=scale)
+        return _like(frames)(self._stylize(*asked, scale))
 
     def stream_batch(self) -> StreamBatch:
         """The same pictures with frames at different steps in one call of the UNet: more of them in a second, later."""
@@ -191,33 +216,37 @@ class Stylizer:
         return done.hand_over(self._finish(done.canvas))
 
     def _asked(
-        self, frames, controls, mask=None, control_frames=None, live: bool = False
+        self, frames, controls, mask=None, control_frames=None, live: bool = False, scale: float = 1.0
     ) -> tuple[Tensor, list[Controls], Tensor | None, Tensor]:
         """A call's arguments as `_stylize` takes them. Raises ValueError."""
         self._refuse_motion()
         pixels = self._fitted_i420(frames) if live and frames.ndim == 3 else self._fitted("frames", frames)
-        each = self._checked(controls, len(pixels))
+        each = self._checked(controls, len(pixels), scale)
         if mask is not None:
             mask = self._fitted_mask(mask, tuple(frames.shape[:3]))
         control = pixels if control_frames is None else self._fitted("control_frames", control_frames, len(pixels))
         return pixels, each, mask, control
 
     @torch.inference_mode()
-    def live(self, frames: np.ndarray, controls: Controls | Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]:
+    def live(
+        self, frames: np.ndarray, controls: Controls | Sequence[Controls], scale: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The same for video as it comes and goes, with one upload and one download.
 
         frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pipeline.color. Returns the pictures in both
         ways. Raises ValueError as calls do.
         """
-        return _in_both_ways(self._stylize(*self._asked(frames, controls, live=True)))
+        return _in_both_ways(self._stylize(*self._asked(frames, controls, live=True, scale=scale), scale))
 
-    def _checked(self, controls: Controls | Sequence[Controls], count: int) -> list[Controls]:
-        """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch."""
+    def _checked(self, controls: Controls | Sequence[Controls], count: int, scale: float) -> list[Controls]:
+        """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch at that scale."""
         each = [controls] * count if isinstance(controls, Controls) else list(controls)
         if len(each) != count:
             raise ValueError(f"{count} frames came with {len(each)} controls.")
         if len({self.shape_key(one) for one in each}) > 1:
             raise ValueError("The controls of one batch must have equal shape keys.")
+        if scale not in self.scales:
+            raise ValueError(f"This model does not paint at scale {scale}: choose from {self.scales}.")
         for one in {id(one): one for one in each}.values():
             self.check(one)
         return each
@@ -331,10 +360,20 @@ class Stylizer:
         return (color.fit(rgb, self.spec.width, self.spec.height)[:, :1] > 127).to(self.dtype)
 
     @torch.inference_mode()
-    def _stylize(self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor) -> Tensor:
+    def _stylize(
+        self, pixels: Tensor, controls: list[Controls], mask: Tensor | None, control: Tensor, scale: float
+    ) -> Tensor:
         if self.shape_key(controls[0]) == "source":
             return pixels.permute(0, 2, 3, 1).contiguous()
-        return self._paint(self._order(pixels, controls, mask, control, self._from_noise(controls, mask)))
+        order = self._order(pixels, controls, mask, control, self._from_noise(controls, mask), scale)
+        return self._enlarged(self._paint(order))
+
+    def _enlarged(self, rgb: Tensor) -> Tensor:
+        """Pictures of any scale, uint8 [B, H, W, 3], at the full size."""
+        if rgb.shape[1:3] == self._size(1.0):
+            return rgb
+        large = color.scaled(rgb.permute(0, 3, 1, 2), self.spec.width, self.spec.height, mode="bicubic")
+        return large.permute(0, 2, 3, 1).contiguous()
 
     def _from_noise(self, controls: list[Controls], mask: Tensor | None) -> list[bool]:
         """An inpainting pipeline at full strength starts from noise alone; image to image never does."""
@@ -347,15 +386,20 @@ class Stylizer:
         mask: Tensor | None,
         control: Tensor | None,
         from_noise: Sequence[bool],
+        scale: float = 1.0,
     ) -> Order:
         """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]. LoRAs have the weights asked for afterwards."""
+        if scale != 1:
+            height, width = self._size(scale)
+            pixels, control = color.scaled(pixels, width, height), color.scaled(control, width, height)
+            mask = None if mask is None else F.interpolate(mask, (height, width), mode="nearest-exact")
         if self.components.loras:
             self._apply_loras(controls[0])
         if control is None and self.spec.annotators:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
         wanted = dict.fromkeys(self.spec.annotators)  # each once, however many extras look at it
         images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
-        keys = [self._recipe_key(one, pure) for one, pure in zip(controls, from_noise, strict=True)]
+        keys = [self._recipe_key(one, pure, scale) for one, pure in zip(controls, from_noise, strict=True)]
         return Order(self._recipe_of_batch(*keys), pixels, mask, images)
 
     def _apply_loras(self, controls: Controls) -> None:
@@ -372,7 +416,7 @@ class Stylizer:
     def _uses_cfg(self, controls: Controls) -> bool:
         return self.guidance_embedding_dim is None and controls.guidance > 1.0
 
-    def _recipe_key(self, controls: Controls, from_noise: bool) -> tuple:
+    def _recipe_key(self, controls: Controls, from_noise: bool, scale: float = 1.0) -> tuple:
         negative = controls.negative_prompt if self._uses_cfg(controls) else None
         return (
             controls.prompt,
@@ -383,10 +427,13 @@ class Stylizer:
             controls.seed,
             controls.control_scale,
             from_noise,
+            scale,
         )
 
     @torch.inference_mode()
-    def _make_recipe(self, prompt, negative, strength, steps, guidance, seed, control_scale, from_noise) -> Recipe:
+    def _make_recipe(
+        self, prompt, negative, strength, steps, guidance, seed, control_scale, from_noise, scale
+    ) -> Recipe:
         schedule, device = self.components.schedule, self.device
         run = lcm.timesteps(schedule, steps, strength)
         rows = lcm.table(schedule, run)
@@ -394,7 +441,7 @@ class Stylizer:
             rows[0, :2] = torch.tensor([0.0, 1.0])
         dim = self.guidance_embedding_dim
         texts = [self.prompts(prompt)] if negative is None else [self.prompts.negative(negative), self.prompts(prompt)]
-        height, width = self.spec.height, self.spec.width
+        height, width = self._size(scale)
 
         def scalar(value: float, dtype: torch.dtype) -> Tensor:
             return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
@@ -403,7 +450,7 @@ class Stylizer:
             # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
             timesteps=tuple(torch.tensor([t], device=device) for t in run),
             rows=tuple(rows.to(device).split(1)),
-            noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self.latent_shape)),
+            noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self._latent_shape(scale))),
             embeds=tuple(text.states for text in texts),
             pooled=tuple(text.pooled for text in texts if text.pooled is not None),
             # Original size, crop, target size: as if the picture had been photographed just so.

@@ -12,16 +12,21 @@ const STATS = {
   engine_p50: ["engine", "ms", (s) => ms(s.engine_ms?.p50), "Time the model takes for one frame"],
   dropped: ["dropped", "", (s) => s.frames_dropped, "Frames left out so that you see what is now"],
   in_flight: ["in flight", "", (s) => s.in_flight, "Frames on their way through the model, or waiting for it: many where those at different steps share its work, which gives more pictures, later"],
+  skipped: ["skipped", "", (s) => s.frames_skipped, "Frames so like the last painted one that its picture stayed (Skip similar)"],
   size: ["size", "", (s) => (s.width ? `${s.width}×${s.height}` : null), "Pixels of the painted picture"],
-  steps: ["steps", "", (s) => (s.quality > 0 ? `${s.steps} of ${s.steps + s.quality}` : s.steps), "Denoising steps per frame, of those asked for"],
-  quality: ["quality", "", (s) => quality(s.quality), "Lowered by itself when the device cannot keep up"],
+  steps: ["steps", "", (s) => (s.steps < s.steps_asked ? `${s.steps} of ${s.steps_asked}` : s.steps), "Denoising steps per frame, of those asked for"],
+  quality: ["quality", "", quality, "Lowered by itself when the device cannot keep up: fewer steps, then a smaller picture that is scaled up"],
   viewers: ["viewers", "", (s) => s.viewers, "Who is watching this stream"],
   state: ["state", "", (s, state) => state, "What the model and this page are doing"],
 };
 
-function quality(fewer) {
-  if (fewer == null) return null;
-  return fewer > 0 ? `${fewer} ${fewer === 1 ? "step" : "steps"} fewer` : "full";
+function quality({ quality, steps, steps_asked, scale }) {
+  if (quality == null) return null;
+  const fewer = steps_asked - steps;
+  const lowered = [];
+  if (fewer > 0) lowered.push(`${fewer} ${fewer === 1 ? "step" : "steps"} fewer`);
+  if (scale < 1) lowered.push(`at ${Math.round(100 * scale)} % of the size`);
+  return lowered.join(", ") || "full";
 }
 
 /** -> show(stats | null, state): without statistics, no number is left standing. */

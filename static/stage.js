@@ -115,11 +115,18 @@ function liveLine(state) {
   if (kind === "imagine") return doubt(state) || "Live, painted anew with each change";
   if (bypass) return "Live, unpainted (bypass)";
   if (server?.compiled === "compiling") return "Live, and getting faster: compiling";
-  const asked = stats ? stats.steps + stats.quality : 0;
-  const fewer = asked > 1 ? "Ask for fewer steps or start" : "Start";
+  const fewer = stats?.steps_asked > 1 ? "Ask for fewer steps or start" : "Start";
   const remedy = `this device cannot keep up. ${fewer} with a smaller --size.`;
-  if (stats?.quality > 0) return `Live, at ${stats.steps} of ${asked} steps: ${remedy}`;
+  const less = stats ? lowered(stats) : "";
+  if (less) return `Live, at ${less}: ${remedy}`;
   return slow ? `Live, but slow: ${remedy}` : "Live";
+}
+
+/** What the server takes off by itself: "1 of 4 steps and 75 % of the size"; empty while nothing. */
+function lowered({ steps, steps_asked, scale }) {
+  const less = steps < steps_asked ? [`${steps} of ${steps_asked} steps`] : [];
+  if (scale < 1) less.push(`${Math.round(100 * scale)} % of the size`);
+  return less.join(" and ");
 }
 
 /** One word for programs and the statistics: the server's state until the model runs compiled, then the session's. */

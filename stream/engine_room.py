@@ -15,9 +15,9 @@ import numpy as np
 
 from pipeline.settings import Controls, ModelSpec
 
-from . import scheduler
+from . import scheduler, similarity
 from .flight import Flight, StreamBatch
-from .frames import Frame
+from .frames import Frame, Picture
 from .mailbox import Mailbox
 from .masks import Mask, pasted
 from .status import Status
@@ -38,6 +38,7 @@ class Stylizer(Protocol):
     loras: tuple[str, ...]
     max_batch: int
     takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
+    scales: tuple[float, ...]
 
     def check(self, controls: Controls) -> None: ...
 
@@ -46,10 +47,12 @@ class Stylizer(Protocol):
     def shape_key(self, controls: Controls) -> Hashable: ...
 
     def __call__(
-        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None
+        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None, scale: float = 1.0
     ) -> np.ndarray: ...
 
-    def live(self, frames: np.ndarray, controls: Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]: ...
+    def live(
+        self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
 
@@ -64,14 +67,16 @@ class Feed(Protocol):
     waiting_since_s: float
     controls: Controls
     quality: int
+    scale: float
     fault: str | None
     mask: Mask | None
+    last_picture: Picture | None
 
     def show(
         self,
         frame: Frame,
         rgb: np.ndarray,
-        engine_s: float,
+        engine_s: float | None,
         controls: Controls | None = None,
         planes: np.ndarray | None = None,
     ) -> None: ...
@@ -84,18 +89,44 @@ class _Served:
     """What the engine thread remembers of one stream."""
 
     quality: scheduler.Quality = field(default_factory=scheduler.Quality)
-    step_times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)
+    times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by rung
+    painted: similarity.Painted | None = None
+    seen: tuple[Frame, np.ndarray] | None = None
+
+    def reduced(self, frame: Frame) -> np.ndarray:
+        """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
+        if self.seen is None or self.seen[0] is not frame:
+            self.seen = frame, similarity.reduced(frame.pixels)
+        return self.seen[1]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One frame of a batch."""
+    """One frame of a batch. reduced: as stream.similarity has it, where its picture may stand for others. standing: the
+    picture that may be shown for it once more."""
 
     feed: Feed
     frame: Frame
     controls: Controls
     mask: Mask | None
+    rung: scheduler.Rung
     shape_key: Hashable
+    reduced: np.ndarray | None = None
+    standing: Picture | None = None
+
+    @property
+    def circumstances(self) -> Hashable:
+        """Frames that differ in this are painted differently, however alike they look."""
+        return self.controls, self.rung, self.mask, self.frame.size, self.frame.statistics
+
+    @property
+    def smaller(self) -> dict[str, float]:
+        """What an engine without smaller sizes need not know of."""
+        return {} if self.rung.scale == 1 else {"scale": self.rung.scale}
+
+    def of(self, frame: Frame) -> _Job:
+        """The same with another frame, of which nothing is known yet."""
+        return self if frame is self.frame else replace(self, frame=frame, reduced=None, standing=None)
 
 
 def with_steps(controls: Controls, steps: int) -> Controls:
@@ -132,7 +163,7 @@ def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[tuple[np.nda
     """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
     if _is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
         frames = np.stack([job.frame.as_it_came() for job in batch])
-        return list(zip(*stylizer.live(frames, [job.controls for job in batch]), strict=True))
+        return list(zip(*stylizer.live(frames, [job.controls for job in batch], **batch[0].smaller), strict=True))
     return [(rgb, None) for rgb in _painted_in_rgb(stylizer, batch)]
 
 
@@ -142,10 +173,11 @@ def _painted_in_rgb(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.nd
         _check_imagines(stylizer)
         return [stylizer.imagine(each)[0] for each in controls]
     frames = np.stack([job.frame.rgb() for job in batch])
+    smaller = batch[0].smaller
     if mask is None:
-        return stylizer(frames, controls)
+        return stylizer(frames, controls, **smaller)
     fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
-    painted = stylizer(frames, controls, mask=np.repeat(fitted[None], len(frames), 0))
+    painted = stylizer(frames, controls, mask=np.repeat(fitted[None], len(frames), 0), **smaller)
     return _pasted(stylizer, frames, controls, painted, fitted)
 
 
@@ -169,7 +201,7 @@ class EngineRoom:
     called from both. Until the model is ready, frames wait in their slots, newest wins.
 
     model, device: what the status says until the loaded model knows better. budget_s: frames that are older when their
-    turn comes are dropped, and steps are taken off streams whose engine time exceeds it.
+    turn comes are dropped, and streams whose engine time exceeds it get fewer steps, then smaller pictures.
     """
 
     def __init__(
@@ -189,7 +221,7 @@ class EngineRoom:
         self._lock = threading.Lock()
         self._status = Status(model, device)
         self._served: dict[Feed, _Served] = {}
-        self._batch_times: defaultdict[int, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)  # by steps
+        self._batch_times: defaultdict[scheduler.Rung, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)
         self._shared_times = scheduler.EngineTimes()  # of calls with as many frames in flight as there are steps
         self._work = threading.Event()
         self._settled = threading.Event()
@@ -297,7 +329,11 @@ class EngineRoom:
         line = [
             # What is to be imagined does not age: no newer frame follows by itself.
             scheduler.Waiting(
-                feed, now_s if job.frame.is_imagined else job.frame.arrived_s, feed.waiting_since_s, job.shape_key
+                feed,
+                now_s if job.frame.is_imagined else job.frame.arrived_s,
+                feed.waiting_since_s,
+                job.shape_key,
+                stands=job.standing is not None,
             )
             for feed, job in jobs.items()
         ]
@@ -311,9 +347,13 @@ class EngineRoom:
         if self._flight and not (shares_steps and self._joins(chosen[0])):
             self._advance(stylizer)  # who waits is not to overtake what is in flight, nor to wait for more of it
             return True
+        for feed in plan.standing:
+            if (alike := feed.mailbox.take_if(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
+                last = jobs[feed].standing
+                feed.show(alike, last.rgb, None, last.controls, last.i420)
         # A frame that replaced the planned one in this instant is newer, so better, even if its size is another.
         together = plan.batch[: self._batch_size(now_s, chosen, stylizer.max_batch)]
-        batch = [replace(jobs[feed], frame=frame) for feed in together if (frame := feed.mailbox.take()) is not None]
+        batch = [jobs[feed].of(frame) for feed in together if (frame := feed.mailbox.take()) is not None]
         if batch and shares_steps:
             self._advance(stylizer, batch[0])
         elif batch:
@@ -325,7 +365,7 @@ class EngineRoom:
         if len(chosen) != 1 or chosen[0].frame.is_imagined or not _paints(chosen[0].controls):
             return False
         steps = chosen[0].controls.steps
-        alone_s = self._batch_times[steps].recent(now_s).get(1, ())
+        alone_s = self._batch_times[chosen[0].rung].recent(now_s).get(1, ())
         shared_s = self._shared_times.recent(now_s).get(steps, ())
         return steps <= largest and scheduler.shares_steps(bool(self._flight), steps, alone_s, shared_s, self.budget_s)
 
@@ -336,7 +376,7 @@ class EngineRoom:
     def _batch_size(self, now_s: float, jobs: Sequence[_Job], largest: int) -> int:
         if not jobs:
             return 0
-        times = self._batch_times[jobs[0].controls.steps].recent(now_s)
+        times = self._batch_times[jobs[0].rung].recent(now_s)
         return scheduler.batch_size(len(jobs), largest, times, self.budget_s)
 
     def _next_job(self, stylizer: Stylizer, feed: Feed, state: _Served, now_s: float) -> _Job | None:
@@ -345,24 +385,34 @@ class EngineRoom:
         if frame is None:
             return None
         controls = feed.controls
+        rungs = scheduler.ladder(controls.steps, stylizer.scales)
         # A picture that stays gets all of its steps.
         state.quality = (
             scheduler.Quality()
             if frame.is_imagined
-            else scheduler.next_quality(
-                now_s, state.quality, controls.steps, state.step_times.recent(now_s), self.budget_s
-            )
+            else scheduler.next_quality(now_s, state.quality, rungs, state.times.recent(now_s), self.budget_s)
         )
-        feed.quality = state.quality.rung
-        controls = with_steps(controls, controls.steps - state.quality.rung)
+        rung = state.quality.rung or rungs[0]
+        feed.quality, feed.scale = rungs.index(rung), rung.scale
+        controls = with_steps(controls, rung.steps)
         try:
             mask = feed.mask  # streams with a mask are painted alone
             look = (frame.size, frame.is_i420)
-            return _Job(feed, frame, controls, mask, (stylizer.shape_key(controls), look, id(mask) if mask else 0))
+            key = (stylizer.shape_key(controls), rung.scale, look, id(mask) if mask else 0)
+            job = _Job(feed, frame, controls, mask, rung, key)
+            return self._compared(job, state, now_s) if controls.skip_similar > 0 else job
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:
                 self._blame(feed, faulty, error)
             return None
+
+    def _compared(self, job: _Job, state: _Served, now_s: float) -> _Job:
+        """Told whether the stream's last picture may be shown for it. A source that passes through is always shown."""
+        if job.frame.is_imagined or not _paints(job.controls):
+            return job
+        job = replace(job, reduced=state.reduced(job.frame))
+        stands = similarity.stands(now_s, state.painted, job.circumstances, job.reduced, job.controls.skip_similar)
+        return replace(job, standing=job.feed.last_picture) if stands else job
 
     def _stylize(self, stylizer: Stylizer, batch: Sequence[_Job]) -> None:
         started_s = time.monotonic()
@@ -377,7 +427,7 @@ class EngineRoom:
             return
         engine_s = time.monotonic() - started_s
         if _paints(batch[0].controls):
-            self._batch_times[batch[0].controls.steps].add(time.monotonic(), len(batch), engine_s)
+            self._batch_times[batch[0].rung].add(time.monotonic(), len(batch), engine_s)
         for job, (rgb, planes) in pictures:
             job.feed.fault = None
             self._remember(job, engine_s)
@@ -413,12 +463,27 @@ class EngineRoom:
             self._shared_times.add(time.monotonic(), steps, flight.call_s)
         if landed is not None:
             done.feed.fault = None
+            self._keep_for_similar(done)
             done.feed.show(done.frame, rgb, engine_s, done.controls, planes)
 
     def _remember(self, job: _Job, engine_s: float) -> None:
         state = self._served.get(job.feed)
         if state is not None and _paints(job.controls):
-            state.step_times.add(time.monotonic(), job.controls.steps, engine_s)
+            state.times.add(time.monotonic(), job.rung, engine_s)
+        self._keep_for_similar(job)
+
+    def _keep_for_similar(self, job: _Job) -> None:
+        """The stream's last picture is this one's from now on; frames of a publisher who was replaced meanwhile are not
+        shown, and no frame of the next has their circumstances."""
+        if (state := self._served.get(job.feed)) is not None:
+            painted = similarity.Painted(time.monotonic(), job.circumstances, job.reduced)
+            state.painted = None if job.reduced is None else painted
+
+    def _start_over(self) -> None:
+        """The engine is another: what its forerunner painted may not stand, nor count for what it took to."""
+        with self._lock:
+            self._served = {feed: _Served() for feed in self._served}
+        self._batch_times, self._shared_times = defaultdict(scheduler.EngineTimes), scheduler.EngineTimes()
 
     def _blame(self, feed: Feed, frame: Frame, error: Exception) -> None:
         """Tell what went wrong where its stream is told of; log it once, not with every frame."""
@@ -441,4 +506,5 @@ class EngineRoom:
                 compiled="no", detail=f"Ready, uncompiled: compiling failed ({sentence(error)})", progress=None
             )
         else:
+            self._start_over()
             self._status.change(compiled="yes", detail="Ready.", progress=None)

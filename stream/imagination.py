@@ -14,7 +14,7 @@ ABANDONED_S = 60.0  # nobody watches, nobody changes anything: who started it ha
 LOOK_EVERY_S = 5.0
 
 NO_SOURCE = "No effect: what is imagined starts from no picture."
-REMARKS = {"strength": NO_SOURCE, "bypass": NO_SOURCE}
+REMARKS = {"strength": NO_SOURCE, "bypass": NO_SOURCE, "skip_similar": NO_SOURCE}
 USUAL_STEPS = 4  # of the LCM guides for text to image
 FEW_STEPS = f"Few without a picture to start from: {USUAL_STEPS} are usual."
 # Its picture is the same whatever these are.

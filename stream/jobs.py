@@ -208,7 +208,8 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
         try:
             _tell(clip, size, wishes, film)
             stylizer = studio.stylizer(spec)
-            for name, remark in stylizer.remarks(controls).items():
+            skips = {"skip_similar": "No effect: every frame of a film is painted."} if controls.skip_similar else {}
+            for name, remark in {**stylizer.remarks(controls), **skips}.items():
                 print(f"--{name.replace('_', '-')}: {remark}", file=sys.stderr)
             return _render(job, take, _paint(stylizer, job, wishes, take), film, interrupted)
         finally:

@@ -41,13 +41,19 @@ class Mailbox(Generic[Item]):
         """The item that lies in the slot, left there."""
         return self._item
 
-    def clear(self, matches: Callable[[Item], bool] = lambda item: True) -> Item | None:
-        """Throw away the waiting item if it matches; it is counted as dropped and returned."""
+    def take_if(self, matches: Callable[[Item], bool]) -> Item | None:
+        """The waiting item if it matches; another is left there."""
         with self._changed:
             if self._item is None or not matches(self._item):
                 return None
-            cleared, self._item = self._item, None
-            self.dropped += 1
+            item, self._item = self._item, None
+        return item
+
+    def clear(self, matches: Callable[[Item], bool] = lambda item: True) -> Item | None:
+        """Throw away the waiting item if it matches; it is counted as dropped and returned."""
+        with self._changed:
+            cleared = self.take_if(matches)
+            self.dropped += cleared is not None
         return cleared
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
-KINDS = ("in", "out", "dropped")
+KINDS = ("in", "out", "dropped", "skipped")
 
 
 class Metrics:
@@ -17,7 +17,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._frames = Counter(
             "lcmirror_frames",
-            "Frames that came in, went out or were dropped.",
+            "Frames that came in, went out or were dropped; those skipped went out with the picture painted before.",
             ["stream", "kind"],
             registry=self.registry,
         )
@@ -29,7 +29,7 @@ class Metrics:
         )
         self._engine = Histogram(
             "lcmirror_engine_seconds",
-            "Engine time of the batch that a frame was part of, counted for every frame that went out.",
+            "Engine time of the batch that a frame was part of, counted for every painted frame that went out.",
             buckets=BUCKETS_S,
             registry=self.registry,
         )
@@ -49,9 +49,11 @@ class Metrics:
     def count(self, stream: str, kind: str) -> None:
         self._frames.labels(stream, kind).inc()
 
-    def observe(self, latency_s: float, engine_s: float) -> None:
+    def observe(self, latency_s: float, engine_s: float | None) -> None:
+        """engine_s: None for a frame that was not painted."""
         self._latency.observe(latency_s)
-        self._engine.observe(engine_s)
+        if engine_s is not None:
+            self._engine.observe(engine_s)
 
     def forget(self, stream: str) -> None:
         for kind in KINDS:

@@ -6,12 +6,15 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 RAISE_FRACTION = 0.8  # a better rung must be predicted to fit this share of the budget ...
 RAISE_AFTER_S = 3.0  # ... for so long without a break, before it is tried
+# Where nothing fits the budget: a rung below is taken for so much of the time of the present one, and left again if it
+WORTH_GOING, WORTH_STAYING = 0.8, 0.95  # turns out to take more than so much of a better one's.
 MIN_SAMPLES = 3  # a median of fewer would follow one slow frame (a new prompt being encoded, a warm-up)
-MAX_SAMPLES = 5  # of each step count, and batch size, are remembered,
+MAX_SAMPLES = 5  # of each rung, and batch size, are remembered,
 SAMPLE_LIFE_S = 60.0  # and for so long: what slowed the device down may be gone
 
 
@@ -23,13 +26,16 @@ class Waiting:
     arrived_s: float  # when the frame in the slot arrived
     since_s: float  # when the slot became full: newer frames replace the frame, not the stream's place in the line
     shape_key: Hashable  # frames with equal keys may share a batch
+    stands: bool = False  # the stream's last picture may be shown for this frame too (stream.similarity)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now: frames of `expired` streams are dropped and counted, those of `batch` go to the engine."""
+    """What to do now: frames of `expired` streams are dropped and counted, for those of `standing` the last picture is
+    shown once more, those of `batch` go to the engine."""
 
     expired: tuple[Hashable, ...] = ()
+    standing: tuple[Hashable, ...] = ()
     batch: tuple[Hashable, ...] = ()
 
 
@@ -43,16 +49,14 @@ def plan(now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: i
     """Longest-waiting stream first, joined by those of equal shape in the order of their waiting.
 
     A stream that was just served waits from its next frame on, behind all who waited already; so with n streams
-    each of them is served within n picks.
+    each of them is served within n picks. One whose picture stands takes nobody's time, so it does not wait in line.
     """
     expired = tuple(w.stream for w in waiting if is_expired(now_s, w.arrived_s, budget_s))
-    line = sorted(
-        (w for w in waiting if not is_expired(now_s, w.arrived_s, budget_s)), key=lambda w: (w.since_s, w.arrived_s)
-    )
-    if not line:
-        return Plan(expired=expired)
+    fresh = [w for w in waiting if not is_expired(now_s, w.arrived_s, budget_s)]
+    standing = tuple(w.stream for w in fresh if w.stands)
+    line = sorted((w for w in fresh if not w.stands), key=lambda w: (w.since_s, w.arrived_s))
     batch = [w.stream for w in line if w.shape_key == line[0].shape_key]
-    return Plan(expired=expired, batch=tuple(batch[: max(1, max_batch)]))
+    return Plan(expired, standing, tuple(batch[: max(1, max_batch)]))
 
 
 BATCHES = (1, 2, 4, 8)  # few, since each is a shape that the engine has to warm up for
@@ -107,64 +111,109 @@ def shares_steps(
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
-    """`rung` steps fewer than asked (0 = as asked); `roomy_since_s`: since when a better rung would have fit."""
+class Rung:
+    """How well a frame is painted. scale: the share of the width and height at which it is."""
 
-    rung: int = 0
+    steps: int
+    scale: float = 1.0
+
+    @property
+    def work(self) -> float:
+        """What it takes, in steps at full size."""
+        return self.steps * self.scale**2
+
+
+def ladder(steps: int, scales: Sequence[float] = (1.0,)) -> tuple[Rung, ...]:
+    """From what was asked for downwards: steps are taken off to the last, then size.
+
+    scales: those the model paints at, from 1 downwards.
+    """
+    return (*(Rung(n) for n in range(steps, 0, -1)), *(Rung(1, scale) for scale in scales[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """`rung`: where on the ladder, None = as asked; `roomy_since_s`: since when a better rung would have fit."""
+
+    rung: Rung | None = None
     roomy_since_s: float | None = None
 
 
 class EngineTimes:
-    """The last engine times by a number: of a stream's frames by steps, of batches by their size."""
+    """The last engine times by what they were spent on: of a stream's frames by rung, of batches by their size."""
 
     def __init__(self):
-        self._samples: dict[int, deque[tuple[float, float]]] = {}
+        self._samples: dict[Any, deque[tuple[float, float]]] = {}
 
-    def add(self, now_s: float, number: int, engine_s: float) -> None:
-        self._samples.setdefault(number, deque(maxlen=MAX_SAMPLES)).append((now_s, engine_s))
+    def add(self, now_s: float, kind: Any, engine_s: float) -> None:
+        self._samples.setdefault(kind, deque(maxlen=MAX_SAMPLES)).append((now_s, engine_s))
 
-    def recent(self, now_s: float) -> dict[int, list[float]]:
+    def recent(self, now_s: float) -> dict[Any, list[float]]:
         return {
-            number: [engine_s for when_s, engine_s in samples if now_s - when_s <= SAMPLE_LIFE_S]
-            for number, samples in self._samples.items()
+            kind: [engine_s for when_s, engine_s in samples if now_s - when_s <= SAMPLE_LIFE_S]
+            for kind, samples in self._samples.items()
         }
 
 
-def predict_s(steps: int, measured_s: Mapping[int, Sequence[float]]) -> float | None:
-    """Engine time of one frame at `steps`, from recent times by step count; None when too little is known.
+def medians(measured_s: Mapping[Rung, Sequence[float]]) -> dict[Rung, float]:
+    """Engine time of one frame by rung, of those that were measured often enough."""
+    return {rung: statistics.median(times) for rung, times in measured_s.items() if len(times) >= MIN_SAMPLES}
 
-    A count that was not measured is taken as proportional to the nearest that was: too high above it, too low below
-    it, so that going up is careful and going down is corrected by the next measurement.
+
+def predict_s(rung: Rung, known_s: Mapping[Rung, float]) -> float:
+    """Engine time of one frame on a rung, from the `medians` of others, of which there is one at least.
+
+    A rung that was not measured is taken as proportional to the nearest that was: too high above it, too low below
+    it, so that going up is careful and going down is corrected by the next measurement. Of the same size rather than
+    another, as there may be faster code for one of them.
     """
-    medians_s = {n: statistics.median(times) for n, times in measured_s.items() if len(times) >= MIN_SAMPLES}
-    if not medians_s:
-        return None
-    nearest = min(medians_s, key=lambda n: (abs(n - steps), n))
-    return medians_s[nearest] * steps / nearest
+    nearest = min(known_s, key=lambda other: (other.scale != rung.scale, abs(other.work - rung.work), other.work))
+    return known_s[nearest] * rung.work / nearest.work
 
 
 def next_quality(
-    now_s: float, quality: Quality, steps: int, measured_s: Mapping[int, Sequence[float]], budget_s: float
+    now_s: float, quality: Quality, rungs: Sequence[Rung], measured_s: Mapping[Rung, Sequence[float]], budget_s: float
 ) -> Quality:
-    """The rung for the next frame, given the steps asked for and the engine times seen.
+    """The quality of the next frame, given the ladder of what is asked for and the engine times seen.
 
-    Down at once to the best rung that is predicted to fit the budget, never below one step; up one rung at a time,
-    after RAISE_AFTER_S of predicted headroom, so that it does not swing.
+    Down at once to the best rung that is predicted to fit the budget; up one rung at a time, after RAISE_AFTER_S of
+    predicted headroom, so that it does not swing.
     """
-    rung = min(quality.rung, steps - 1)
-    predicted_s = predict_s(steps - rung, measured_s)
-    if predicted_s is None:
-        return Quality(rung)
-    if predicted_s > budget_s:
-        fitting = (r for r in range(rung + 1, steps) if (predict_s(steps - r, measured_s) or 0.0) <= budget_s)
-        return Quality(next(fitting, steps - 1))
-    if rung == 0:
-        return Quality(0)
-    better_s = predict_s(steps - rung + 1, measured_s)
-    if better_s is None or better_s > RAISE_FRACTION * budget_s:
-        return Quality(rung)
+    at = rungs.index(quality.rung) if quality.rung in rungs else 0
+    known_s = medians(measured_s)
+    if not known_s:
+        return _quality(rungs, at)
+    times_s = [predict_s(rung, known_s) for rung in rungs]
+    if times_s[at] > budget_s:
+        return _quality(rungs, _bearable(at, rungs, times_s, known_s, budget_s))
+    if at == 0 or times_s[at - 1] > RAISE_FRACTION * budget_s:
+        return _quality(rungs, at)
     if quality.roomy_since_s is None:
-        return Quality(rung, roomy_since_s=now_s)
+        return Quality(rungs[at], roomy_since_s=now_s)
     if now_s - quality.roomy_since_s < RAISE_AFTER_S:
-        return replace(quality, rung=rung)
-    return Quality(rung - 1)
+        return quality
+    return _quality(rungs, at - 1)
+
+
+def _quality(rungs: Sequence[Rung], at: int) -> Quality:
+    return Quality(rungs[at] if at else None)
+
+
+def _bearable(
+    at: int, rungs: Sequence[Rung], times_s: Sequence[float], known_s: Mapping[Rung, float], budget_s: float
+) -> int:
+    """Where to go from the rung number `at`, which exceeds the budget.
+
+    To the best below that fits; size goes once a single step was seen not to. Where none fits: to the fastest below, if
+    that gains much; else back to the best that was seen to be about as fast: quality is not given away for nothing. (A
+    smaller picture may well take longer, as there is compiled code for the full size only.)
+    """
+    may_shrink = rungs[at].steps == 1 and rungs[at] in known_s
+    below = [r for r in range(at + 1, len(rungs)) if may_shrink or rungs[r].scale == rungs[at].scale]
+    if fitting := [rung for rung in below if times_s[rung] <= budget_s]:
+        return fitting[0]
+    fastest = min(below, key=times_s.__getitem__, default=at)
+    if times_s[fastest] <= WORTH_GOING * times_s[at]:
+        return fastest
+    as_fast = (r for r in range(at) if rungs[r] in known_s and WORTH_STAYING * times_s[r] <= times_s[at])
+    return next(as_fast, at)

@@ -28,15 +28,19 @@ def rate_hz(times_s: Sequence[float], now_s: float) -> float:
 
 
 class Statistics:
-    """One publication's counters. Any thread may count, any thread may read; in = out + dropped + those in flight."""
+    """One publication's counters. Any thread may count, any thread may read; in = out + dropped + those in flight.
+
+    Skipped are those of the frames out that were not painted: the last picture was shown for them once more.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()
         self.frames_in = 0
         self.frames_out = 0
         self.frames_dropped = 0
+        self.frames_skipped = 0
         self._arrivals_s: deque[float] = deque()
-        self._shown: deque[tuple[float, float, float]] = deque()  # (when, latency, engine time), seconds
+        self._shown: deque[tuple[float, float, float | None]] = deque()  # (when, latency, engine time), seconds
 
     def count_in(self, now_s: float) -> None:
         with self._lock:
@@ -44,9 +48,11 @@ class Statistics:
             self._arrivals_s.append(now_s)
             self._forget_before(now_s - WINDOW_S)
 
-    def count_out(self, now_s: float, latency_s: float, engine_s: float) -> None:
+    def count_out(self, now_s: float, latency_s: float, engine_s: float | None) -> None:
+        """engine_s: None for a frame that was skipped."""
         with self._lock:
             self.frames_out += 1
+            self.frames_skipped += engine_s is None
             self._shown.append((now_s, latency_s, engine_s))
             self._forget_before(now_s - WINDOW_S)
 
@@ -63,6 +69,7 @@ class Statistics:
                 "frames_out": self.frames_out,
                 "frames_dropped": self.frames_dropped,
                 "in_flight": self.frames_in - self.frames_out - self.frames_dropped,
+                "frames_skipped": self.frames_skipped,
             }
             arrivals_s, shown = list(self._arrivals_s), list(self._shown)
         return {
@@ -70,7 +77,7 @@ class Statistics:
             "fps_in": rate_hz(arrivals_s, now_s),
             "fps_out": rate_hz([when for when, _, _ in shown], now_s),
             "latency_ms": percentiles_ms(latency for _, latency, _ in shown),
-            "engine_ms": percentiles_ms(engine for _, _, engine in shown),
+            "engine_ms": percentiles_ms(engine for _, _, engine in shown if engine is not None),
         }
 
     def _forget_before(self, horizon_s: float) -> None:

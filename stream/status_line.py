@@ -27,10 +27,16 @@ def status_text(status: dict[str, Any], stream: dict[str, Any], trouble: str | N
     parts.append(f"dropped {stream['frames_dropped']}")
     if status["compiled"] == "compiling":
         parts.append(_progress(status))
-    if stream["quality"]:
-        parts.append(f"too slow for all steps: {stream['steps']} run")
+    if less := _lowered(stream):
+        parts.append(f"too slow, so painted {less}")
     # What is wrong comes first: a narrow terminal cuts the end off.
     return " | ".join([*filter(None, (trouble, stream["detail"])), *parts])
+
+
+def _lowered(stream: dict[str, Any]) -> str:
+    """What is taken off by itself; empty while nothing is."""
+    less = [f"in {stream['steps']} of {stream['steps_asked']} steps"] if stream["steps"] < stream["steps_asked"] else []
+    return " ".join([*less, f"at {stream['scale']:.0%} of the size"] if stream["scale"] < 1 else less)
 
 
 def _progress(status: dict[str, Any]) -> str:

@@ -51,7 +51,8 @@ class Stream:
         self.name = name
         self.mailbox: Mailbox[Frame] = Mailbox()
         self.waiting_since_s = 0.0
-        self.quality = 0  # rungs below what was asked, set by the engine room
+        self.quality = 0  # rungs below what was asked: steps, then size; set by the engine room
+        self.scale = 1.0  # of the width and height at which it is painted; set by the engine room
         self.fault: str | None = None  # why its last frame failed, set by the engine room
         self.controls = controls
         self.mask: Mask | None = None
@@ -130,12 +131,15 @@ class Stream:
         self,
         frame: Frame,
         rgb: np.ndarray,
-        engine_s: float,
+        engine_s: float | None,
         controls: Controls | None = None,
         planes: np.ndarray | None = None,
     ) -> None:
-        """Hand a finished picture to all viewers. controls: what made it, the stream's own if None. planes: its I420,
-        where the engine made it."""
+        """Hand a finished picture to all viewers.
+
+        engine_s: what it took to paint; None for one that is shown once more, for a frame that was skipped. controls:
+        what made it, the stream's own if None. planes: its I420, where there is one.
+        """
         now_s = time.monotonic()
         picture = Picture(rgb, frame.arrived_s, frame.captured_s, now_s, controls or self.controls, planes)
         with self._lock:
@@ -149,6 +153,8 @@ class Stream:
             self.drop(frame)
             return
         self._metrics.count(self.name, "out")
+        if engine_s is None:
+            self._metrics.count(self.name, "skipped")
         self._metrics.observe(now_s - frame.arrived_s, engine_s)
 
     def _takes(self, sink: Callable[[Any], None], item: Picture | Sound) -> bool:
@@ -276,8 +282,10 @@ class Stream:
             "width": width,
             "height": height,
             "steps": max(1, self.controls.steps - self.quality),
+            "steps_asked": self.controls.steps,
             "viewers": self.viewers,
             "quality": self.quality,
+            "scale": self.scale,
             "detail": self.fault or "",
             "recording": recording if is_recording else None,
             "last_recording": None if is_recording else recording,

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import checks, conversions, everything, report, stream_batch, streams, systems
+from benchmarks import checks, conversions, everything, report, similar, stream_batch, streams, systems
 from benchmarks.frame_age import SleepingStylizer
 from pipeline import Controls, ModelSpec
+from stream.similarity import HEIGHT, WIDTH
 
 
 def test_a_row_of_streams_sums_and_compares_them():
@@ -125,3 +126,22 @@ def test_the_figures_aimed_at_are_read_off_the_results():
     assert told["fps of a stream batch of 4 steps, times one by one"] == (2.0, "yes")
     assert told["SDXL, 4 steps, ms"] == (None, "not measured")
     assert "not measured" in report.table(made)
+
+
+def test_skipped_frames_are_paired_with_the_one_whose_picture_is_shown():
+    small = [np.full((3 * HEIGHT, WIDTH), level, np.uint8) for level in (100, 101, 104, 105, 100)]
+    assert similar.skipped(small, 30.0, 3.0) == [(1, 0), (3, 2)]
+    painted = [np.full((8, 8, 3), level, np.uint8) for level in (100, 102, 110, 114, 90)]
+    rows = similar.rows_of("clip", small, painted, 30.0)
+    row = next(row for row in rows if row["skip_similar"] == 3.0)
+    assert (row["frames skipped"], row["difference p50"], row["difference max"]) == ("40%", 2.0, 4.0)
+    assert rows[0]["frames skipped"] == "0%"
+    assert rows[0]["difference max"] == 24.0, "of each picture from the one before"
+
+
+def test_a_part_of_a_clips_picture_is_cut_out():
+    frames, rate = similar.frames_of(f"{similar.CARPHONE}@64x48+16+8", 2)
+    whole, _ = similar.frames_of(similar.CARPHONE, 2)
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
+    assert np.array_equal(frames[1], whole[1][8:56, 16:80])
+    assert rate == pytest.approx(29.97, abs=0.01)

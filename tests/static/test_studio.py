@@ -196,22 +196,24 @@ def test_a_held_up_picture_is_said_and_comes_back(server, page):
 
 
 def test_overload_is_said_in_plain_words(server, page):
-    """The server's own statistics, with the steps that an overloaded device would have left."""
+    """The server's own statistics, with the quality that an overloaded device would have left."""
 
     def overload(route):
         def lowered(message: str) -> None:
             told = json.loads(message)
-            route.send(json.dumps({**told, "steps": 2, "quality": 2} if told["type"] == "stats" else told))
+            less = {"steps": 1, "steps_asked": 4, "quality": 4, "scale": 0.75}
+            route.send(json.dumps({**told, **less} if told["type"] == "stats" else told))
 
         route.connect_to_server().on_message(lowered)
 
     page.route_web_socket("**/events", overload)
     start(page, f"{server.url}/?stream=overloaded")
     expect(page.locator("#status")).to_have_text(
-        "Live, at 2 of 4 steps: this device cannot keep up. Ask for fewer steps or start with a smaller --size."
+        "Live, at 1 of 4 steps and 75 % of the size: this device cannot keep up. "
+        "Ask for fewer steps or start with a smaller --size."
     )
-    expect(page.locator("[data-stat=steps]")).to_have_text("2 of 4")
-    expect(page.locator("[data-stat=quality]")).to_have_text("2 steps fewer")
+    expect(page.locator("[data-stat=steps]")).to_have_text("1 of 4")
+    expect(page.locator("[data-stat=quality]")).to_have_text("3 steps fewer, at 75 % of the size")
 
 
 def test_failed_sessions_leave_no_peer_connection_behind(server, page):

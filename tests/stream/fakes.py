@@ -31,6 +31,7 @@ class FakeStylizer:
     def __init__(self, engine_s: float = 0.0, max_batch: int = 1):
         self.spec = SimpleNamespace(width=SIZE, height=SIZE)
         self.engine_s, self.max_batch = engine_s, max_batch
+        self.scales: tuple[float, ...] = (1.0,)
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[tuple[Controls, ...]] = []

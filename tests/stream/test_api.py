@@ -203,6 +203,7 @@ async def test_events_tell_status_controls_and_statistics_and_changes_by_others(
                 pass
         expected = {"frames_in", "frames_out", "frames_dropped", "fps_in", "fps_out", "latency_ms", "engine_ms"}
         assert expected | {"in_flight", "width", "height", "steps", "viewers", "quality"} <= set(stats)
+        assert {"frames_skipped", "steps_asked", "scale"} <= set(stats)
         assert stats["latency_ms"]["p95"] > 0
     await until(lambda: server.streams.get("one").evictable)
 

@@ -156,9 +156,9 @@ async def test_what_does_nothing_to_it_is_remarked_and_only_then(server):
 
         assert await remarked() == set()
         await ask(server, "PUT")
-        assert await remarked() == {"strength", "bypass", "steps"}
+        assert await remarked() == {"strength", "bypass", "skip_similar", "steps"}
         await server.patch(CONTROLS, steps=4)
-        assert await remarked() == {"strength", "bypass"}
+        assert await remarked() == {"strength", "bypass", "skip_similar"}
         await ask(server, "DELETE")
         assert await remarked() == set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -17,8 +18,10 @@ from stream.scheduler import (
     TRIALS,
     EngineTimes,
     Quality,
+    Rung,
     Waiting,
     batch_size,
+    ladder,
     next_quality,
     plan,
     shares_steps,
@@ -35,7 +38,8 @@ def lines(draw):
     line = []
     for stream in range(count):
         since_s = draw(times_s)
-        line.append(Waiting(stream, draw(st.floats(since_s, since_s + 5)), since_s, draw(st.sampled_from(["a", "b"]))))
+        arrived_s, key, stands = draw(st.floats(since_s, since_s + 5)), draw(st.sampled_from("ab")), draw(st.booleans())
+        line.append(Waiting(stream, arrived_s, since_s, key, stands))
     return line
 
 
@@ -45,10 +49,13 @@ def test_a_plan_holds_what_it_promises(line, now_s, max_batch):
     by_stream = {waiting.stream: waiting for waiting in line}
     too_old = {w.stream for w in line if now_s - w.arrived_s > BUDGET_S}
     assert set(chosen.expired) == too_old
+    standing = {w.stream for w in line if w.stands} - too_old
+    assert set(chosen.standing) == standing
+    assert not standing & set(chosen.batch)
     assert not too_old & set(chosen.batch)
     assert len(chosen.batch) <= max_batch
     assert len({by_stream[stream].shape_key for stream in chosen.batch}) <= 1
-    fresh = [w for w in line if w.stream not in too_old]
+    fresh = [w for w in line if w.stream not in too_old | standing]
     assert bool(chosen.batch) == bool(fresh)
     if fresh:
         first = by_stream[chosen.batch[0]]
@@ -103,54 +110,118 @@ def test_a_frame_older_than_the_budget_is_dropped_and_not_shown():
     assert played.dropped[0] > 0
 
 
-def measured(**seconds_by_steps):
-    return {int(name[1:]): [seconds] * MIN_SAMPLES for name, seconds in seconds_by_steps.items()}
+SCALES = (1.0, 0.75, 0.5)
+FOUR = ladder(4, SCALES)
+
+
+def measured(seconds_by_rung):
+    """By rung, or by steps at full size."""
+    return {
+        kind if isinstance(kind, Rung) else Rung(kind): [seconds] * MIN_SAMPLES
+        for kind, seconds in seconds_by_rung.items()
+    }
+
+
+def test_the_ladder_takes_steps_off_first_and_then_size():
+    assert ladder(3, SCALES) == (Rung(3), Rung(2), Rung(1), Rung(1, 0.75), Rung(1, 0.5))
+    assert ladder(1) == (Rung(1),)
+    assert FOUR[-5:] == ladder(3, SCALES)
 
 
 def test_quality_stays_as_asked_while_the_budget_holds():
-    assert next_quality(0, Quality(), 4, measured(n4=0.9), BUDGET_S) == Quality(0)
-    assert next_quality(0, Quality(), 4, {}, BUDGET_S) == Quality(0)
+    assert next_quality(0, Quality(), FOUR, measured({4: 0.9}), BUDGET_S) == Quality()
+    assert next_quality(0, Quality(), FOUR, {}, BUDGET_S) == Quality()
 
 
-def test_quality_goes_down_to_the_first_rung_that_fits_but_never_below_one_step():
-    assert next_quality(0, Quality(), 4, measured(n4=1.6), BUDGET_S) == Quality(2)  # 2 steps: 0.8 s
-    assert next_quality(0, Quality(), 4, measured(n4=9.0), BUDGET_S) == Quality(3)
-    assert next_quality(0, Quality(), 1, measured(n1=9.0), BUDGET_S) == Quality(0)
-    assert next_quality(0, Quality(3), 2, measured(n1=9.0), BUDGET_S) == Quality(1)  # fewer steps were asked for
+@pytest.mark.parametrize(
+    ("seconds_by_rung", "rung"),
+    [
+        ({4: 1.6}, Rung(2)),  # 2 steps: 0.8 s
+        ({4: 3.9}, Rung(1)),
+        ({4: 99.0}, Rung(1)),  # nothing that is known to fit, and this takes least
+    ],
+)
+def test_quality_goes_down_to_the_first_rung_that_fits(seconds_by_rung, rung):
+    assert next_quality(0, Quality(), FOUR, measured(seconds_by_rung), BUDGET_S) == Quality(rung)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rung"),
+    [
+        (1.5, Rung(1, 0.75)),  # 9/16 of that: 0.84 s
+        (2.5, Rung(1, 0.5)),
+        (99.0, Rung(1, 0.5)),
+    ],
+)
+def test_size_goes_when_a_single_step_does_not_fit(seconds, rung):
+    assert next_quality(0, Quality(Rung(1)), FOUR, measured({4: 9.0, 1: seconds}), BUDGET_S) == Quality(rung)
+
+
+def test_the_rung_stays_when_other_steps_are_asked_for_and_where_there_is_none_all_are_given():
+    slow = measured({Rung(1, 0.75): 0.9})
+    assert next_quality(0, Quality(Rung(1, 0.75)), ladder(2, SCALES), slow, BUDGET_S) == Quality(Rung(1, 0.75))
+    assert next_quality(0, Quality(Rung(1, 0.75)), ladder(8, SCALES), slow, BUDGET_S) == Quality(Rung(1, 0.75))
+    assert next_quality(0, Quality(Rung(3)), ladder(2, SCALES), measured({3: 0.9}), BUDGET_S) == Quality()
+    assert next_quality(0, Quality(Rung(2)), ladder(2, SCALES), measured({2: 0.9}), BUDGET_S) == Quality()
 
 
 def test_one_slow_frame_does_not_lower_the_quality():
-    assert next_quality(0, Quality(), 4, {4: [0.3, 5.0, 0.3]}, BUDGET_S) == Quality(0)
-    assert next_quality(0, Quality(), 4, {4: [5.0]}, BUDGET_S) == Quality(0)
+    assert next_quality(0, Quality(), FOUR, {Rung(4): [0.3, 5.0, 0.3]}, BUDGET_S) == Quality()
+    assert next_quality(0, Quality(), FOUR, {Rung(4): [5.0]}, BUDGET_S) == Quality()
 
 
 def test_quality_comes_back_one_rung_at_a_time_after_lasting_headroom():
-    fast = measured(n2=0.2)
-    waiting = next_quality(10.0, Quality(2), 4, fast, BUDGET_S)
-    assert waiting == Quality(2, roomy_since_s=10.0)
-    assert next_quality(10.0 + RAISE_AFTER_S / 2, waiting, 4, fast, BUDGET_S) == waiting
-    assert next_quality(10.0 + RAISE_AFTER_S, waiting, 4, fast, BUDGET_S) == Quality(1)
+    fast = measured({Rung(1, 0.5): 0.1})
+    lowest = Quality(Rung(1, 0.5))
+    waiting = next_quality(10.0, lowest, FOUR, fast, BUDGET_S)
+    assert waiting == Quality(Rung(1, 0.5), roomy_since_s=10.0)
+    assert next_quality(10.0 + RAISE_AFTER_S / 2, waiting, FOUR, fast, BUDGET_S) == waiting
+    assert next_quality(10.0 + RAISE_AFTER_S, waiting, FOUR, fast, BUDGET_S) == Quality(Rung(1, 0.75))
     # A moment without headroom starts the wait anew.
-    assert next_quality(11.0, waiting, 4, measured(n2=0.7), BUDGET_S) == Quality(2)
+    assert next_quality(11.0, waiting, FOUR, measured({Rung(1, 0.5): 0.5}), BUDGET_S) == lowest
+    assert next_quality(0, Quality(Rung(2), 0.0), FOUR, measured({2: 0.2}), BUDGET_S) == Quality(Rung(2), 0.0)
+    assert next_quality(9, Quality(Rung(2), 0.0), FOUR, measured({2: 0.2}), BUDGET_S) == Quality(Rung(3))
+    assert next_quality(9, Quality(Rung(3), 0.0), FOUR, measured({2: 0.2}), BUDGET_S) == Quality()
 
 
-@given(st.floats(0.01, 2.0), st.floats(0.0, 2.0), st.integers(1, 8))
+@given(st.floats(0.01, 2.0), st.floats(0.0, 2.0), st.integers(1, 8), st.sampled_from([(1.0,), SCALES]))
 @settings(max_examples=60, deadline=None)
-def test_a_steady_engine_makes_the_quality_settle(step_s, fixed_s, steps):
-    quality, times, now_s, rungs = Quality(), EngineTimes(), 0.0, []
-    for _ in range(200):
-        quality = next_quality(now_s, quality, steps, times.recent(now_s), BUDGET_S)
-        engine_s = fixed_s + step_s * (steps - quality.rung)
-        now_s += engine_s
-        times.add(now_s, steps - quality.rung, engine_s)
-        rungs.append(quality.rung)
-    assert all(0 <= rung < steps for rung in rungs)
-    settled = rungs[-1]
-    fits = fixed_s + step_s * (steps - settled) <= BUDGET_S
-    assert fits or settled == steps - 1
-    if fixed_s + step_s * steps <= BUDGET_S:
-        assert set(rungs) == {0}
-    assert len(set(rungs[-20:])) <= 2, "it may try a better rung now and then, not swing"
+def test_a_steady_engine_makes_the_quality_settle(step_s, fixed_s, steps, scales):
+    rungs = ladder(steps, scales)
+    times_s = {rung: fixed_s + step_s * rung.work for rung in rungs}
+    played = play(rungs, times_s.__getitem__)
+    settled = Counter(played[-40:]).most_common(1)[0][0]
+    assert set(played) <= set(rungs)
+    if times_s[rungs[0]] <= BUDGET_S:
+        assert set(played) == {rungs[0]}
+    elif times_s[rungs[-1]] <= BUDGET_S:
+        assert times_s[settled] <= BUDGET_S
+        assert len(set(played[-20:])) <= 2, "it may try a better rung now and then, not swing"
+    else:
+        assert scheduler.WORTH_GOING * times_s[settled] <= times_s[rungs[-1]], "not where less would help"
+
+
+def test_a_smaller_size_that_takes_longer_is_tried_and_not_kept():
+    """As with code that was compiled for the full size alone."""
+    compiled = {Rung(2): 2.2, Rung(1): 1.2, Rung(1, 0.75): 1.6, Rung(1, 0.5): 1.3}
+    played = play(ladder(2, SCALES), compiled.__getitem__, frames=40)
+    assert {Rung(1, 0.75), Rung(1, 0.5)} <= set(played)
+    assert set(played[-10:]) == {Rung(1)}
+    # One that is somewhat faster is kept, though it does not hold the budget either.
+    played = play(ladder(2, SCALES), {**compiled, Rung(1, 0.5): 1.02}.__getitem__, frames=40)
+    assert set(played[-10:]) == {Rung(1, 0.5)}
+
+
+def play(rungs, engine_s, frames=200):
+    """The rungs of frames that are painted one after the other."""
+    quality, times, now_s, played = Quality(), EngineTimes(), 0.0, []
+    for _ in range(frames):
+        quality = next_quality(now_s, quality, rungs, times.recent(now_s), BUDGET_S)
+        rung = quality.rung or rungs[0]
+        now_s += engine_s(rung)
+        times.add(now_s, rung, engine_s(rung))
+        played.append(rung)
+    return played
 
 
 def test_old_measurements_are_forgotten():

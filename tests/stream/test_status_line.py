@@ -20,6 +20,8 @@ STREAM = {
     "frames_dropped": 178,
     "quality": 0,
     "steps": 2,
+    "steps_asked": 2,
+    "scale": 1.0,
     "detail": "",
 }
 
@@ -43,7 +45,9 @@ def test_nothing_is_said_of_a_latency_that_is_not_known():
         (READY, STREAM, "Camera 0 is gone", "Camera 0 is gone | in 30.0"),
         (READY, STREAM | {"detail": "The paint ran out."}, None, "The paint ran out. | in 30.0"),
         (READY | {"compiled": "compiling", "detail": "Compiling", "progress": 0.5}, STREAM, None, "| Compiling 50%"),
-        (READY, STREAM | {"quality": 1, "steps": 1}, None, "| too slow for all steps: 1 run"),
+        (READY, STREAM | {"quality": 1, "steps": 1}, None, "| too slow, so painted in 1 of 2 steps"),
+        (READY, STREAM | {"quality": 2, "steps": 1, "scale": 0.75}, None, "painted in 1 of 2 steps at 75% of the size"),
+        (READY, STREAM | {"quality": 2, "scale": 0.5}, None, "| too slow, so painted at 50% of the size"),
         (READY | {"state": "loading"}, STREAM, "Camera 0 is gone", "| Camera 0 is gone"),
     ],
 )
