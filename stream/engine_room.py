@@ -51,6 +51,15 @@ class Stylizer(Protocol):
 
     def live(self, frames: np.ndarray, controls: Sequence[Controls]) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def remembering(
+        self,
+        frames: np.ndarray,
+        controls: Sequence[Controls],
+        memories: Sequence[Any],
+        mask: np.ndarray | None = None,
+        live: bool = False,
+    ) -> tuple[Any, Sequence[Any]]: ...
+
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
 
     def stream_batch(self) -> StreamBatch: ...
@@ -85,6 +94,7 @@ class _Served:
 
     quality: scheduler.Quality = field(default_factory=scheduler.Quality)
     step_times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)
+    memory: Any = None  # of its last frames, where features are reused (Stylizer.remembering)
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class _Job:
     controls: Controls
     mask: Mask | None
     shape_key: Hashable
+    served: _Served
 
 
 def with_steps(controls: Controls, steps: int) -> Controls:
@@ -132,7 +143,7 @@ def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[tuple[np.nda
     """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
     if _is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
         frames = np.stack([job.frame.as_it_came() for job in batch])
-        return list(zip(*stylizer.live(frames, [job.controls for job in batch]), strict=True))
+        return list(zip(*_stylized(stylizer, batch, frames, live=True), strict=True))
     return [(rgb, None) for rgb in _painted_in_rgb(stylizer, batch)]
 
 
@@ -143,9 +154,9 @@ def _painted_in_rgb(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.nd
         return [stylizer.imagine(each)[0] for each in controls]
     frames = np.stack([job.frame.rgb() for job in batch])
     if mask is None:
-        return stylizer(frames, controls)
+        return _stylized(stylizer, batch, frames)
     fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
-    painted = stylizer(frames, controls, mask=np.repeat(fitted[None], len(frames), 0))
+    painted = _stylized(stylizer, batch, frames, mask=np.repeat(fitted[None], len(frames), 0))
     return _pasted(stylizer, frames, controls, painted, fitted)
 
 
@@ -159,6 +170,19 @@ def _pasted(
     """The paintings inside the mask, their sources outside."""
     sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
     return [pasted(source, picture, fitted) for source, picture in zip(sources, painted, strict=True)]
+
+
+def _stylized(
+    stylizer: Stylizer, batch: Sequence[_Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
+) -> Any:
+    controls = [job.controls for job in batch]
+    if not controls[0].reuse:
+        return stylizer.live(frames, controls) if live else stylizer(frames, controls, mask=mask)
+    memories = [job.served.memory for job in batch]
+    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live)
+    for job, memory in zip(batch, memories, strict=True):
+        job.served.memory = memory
+    return pictures
 
 
 class EngineRoom:
@@ -358,7 +382,8 @@ class EngineRoom:
         try:
             mask = feed.mask  # streams with a mask are painted alone
             look = (frame.size, frame.is_i420)
-            return _Job(feed, frame, controls, mask, (stylizer.shape_key(controls), look, id(mask) if mask else 0))
+            key = (stylizer.shape_key(controls), look, id(mask) if mask else 0)
+            return _Job(feed, frame, controls, mask, key, state)
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:
                 self._blame(feed, faulty, error)
