@@ -25,6 +25,7 @@ Features = tuple[Tensor, ...]  # of one step, each [B, C, h, w]: (prompt,) or wi
 Deep = tuple[Features, ...]  # of all steps
 
 SIDE = 32  # frames are compared at this size: in little, as the deep blocks see them
+SAMPLES = 8
 LITTLE = 8.0  # of 255: a mean change from which on the deep features are made anew
 
 
@@ -38,14 +39,14 @@ class Keeping(Denoiser):
     def forward(self, x, t, embeds, guidance=None, *others: Tensor | None) -> tuple[Tensor, Features]:
         """(the model's output, the deep features). Arguments are those of Denoiser."""
         arguments = self.arguments(x, t, embeds, guidance, *others)
-        with _input_of(self.unet.up_blocks[-self.outer]) as given:
+        with input_of(self.unet.up_blocks[-self.outer]) as given:
             out = self.unet(**arguments, return_dict=False)[0]
         (features,) = given
         return guided(out, guidance), tuple(features.chunk(1 if guidance is None else 2))
 
 
 @contextmanager
-def _input_of(block: nn.Module) -> Iterator[list[Tensor]]:
+def input_of(block: nn.Module) -> Iterator[list[Tensor]]:
     """What an up block is given from below, in each of its calls meanwhile."""
     given: list[Tensor] = []
     hook = block.register_forward_pre_hook(
@@ -151,8 +152,10 @@ def part(deep: Deep, number: int) -> Deep:
 
 
 def reduced(frame: np.ndarray) -> np.ndarray:
-    """A frame, uint8 [H, W, 3], in little: int16 [SIDE, SIDE, 3], each pixel the mean of its area."""
-    return cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
+    """A frame, uint8 [H, W, 3], in little: int16 [SIDE, SIDE, 3], each pixel the mean of SAMPLES x SAMPLES of its area:
+    enough to take noise away, and soon done however large the frame is."""
+    picked = cv2.resize(frame, (SIDE * SAMPLES, SIDE * SAMPLES), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(picked, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
 
 
 def serves(memory: Memory | None, sight: Sight, most: int) -> bool:

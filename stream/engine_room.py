@@ -345,8 +345,11 @@ class EngineRoom:
         return bool(waiting)
 
     def _shares_steps(self, now_s: float, chosen: Sequence[_Job], largest: int) -> bool:
-        """Streams that wait for each other share batches of whole frames instead: that costs them no latency."""
+        """Streams that wait for each other share batches of whole frames instead: that costs them no latency. Where
+        features are reused, a frame needs those of the one before."""
         if len(chosen) != 1 or chosen[0].frame.is_imagined or not _paints(chosen[0].controls):
+            return False
+        if chosen[0].controls.reuse:
             return False
         steps = chosen[0].controls.steps
         alone_s = self._batch_times[steps].recent(now_s).get(1, ())

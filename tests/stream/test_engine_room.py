@@ -559,7 +559,7 @@ class RememberingStylizer(FakeStylizer):
     """Hands each stream's memory back one older; keeps what it was given."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(max_batch=4)
         self.given = []
 
     def remembering(self, frames, controls, memories, mask=None):
