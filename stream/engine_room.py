@@ -381,6 +381,8 @@ class EngineRoom:
             )
         )
         feed.quality = state.quality.rung
+        if not controls.reuse:
+            state.memory = None
         controls = with_steps(controls, controls.steps - state.quality.rung)
         try:
             mask = feed.mask  # streams with a mask are painted alone
