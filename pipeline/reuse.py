@@ -152,9 +152,11 @@ def part(deep: Deep, number: int) -> Deep:
 
 
 def reduced(frame: np.ndarray) -> np.ndarray:
-    """A frame, uint8 [H, W, 3], in little: int16 [SIDE, SIDE, 3], each pixel the mean of SAMPLES x SAMPLES of its area:
-    enough to take noise away, and soon done however large the frame is."""
-    picked = cv2.resize(frame, (SIDE * SAMPLES, SIDE * SAMPLES), interpolation=cv2.INTER_NEAREST)
+    """A frame in little, int16: of uint8 [H, W, 3] RGB [SIDE, SIDE, 3], of uint8 [H * 3 / 2, W] I420 its brightness,
+    [SIDE, SIDE]. Each pixel is the mean of SAMPLES x SAMPLES of its area: enough to take noise away, and soon done
+    however large the frame is."""
+    picture = frame if frame.ndim == 3 else frame[: len(frame) * 2 // 3]
+    picked = cv2.resize(picture, (SIDE * SAMPLES, SIDE * SAMPLES), interpolation=cv2.INTER_NEAREST)
     return cv2.resize(picked, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
 
 

@@ -172,14 +172,13 @@ def _pasted(
     return [pasted(source, picture, fitted) for source, picture in zip(sources, painted, strict=True)]
 
 
-def _stylized(
-    stylizer: Stylizer, batch: Sequence[_Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
-) -> Any:
+def _stylized(stylizer: Stylizer, batch: Sequence[_Job], frames: np.ndarray, live: bool = False, **mask: Any) -> Any:
+    """What the stylizer's call gives, or `live`, on features of earlier frames where those are to be reused."""
     controls = [job.controls for job in batch]
     if not controls[0].reuse:
-        return stylizer.live(frames, controls) if live else stylizer(frames, controls, mask=mask)
+        return stylizer.live(frames, controls) if live else stylizer(frames, controls, **mask)
     memories = [job.served.memory for job in batch]
-    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live)
+    pictures, memories = stylizer.remembering(frames, controls, memories, live=live, **mask)
     for job, memory in zip(batch, memories, strict=True):
         job.served.memory = memory
     return pictures

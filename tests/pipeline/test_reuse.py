@@ -140,6 +140,18 @@ def test_a_masked_stream_reuses_while_its_mask_stays(stylizer):
     assert np.array_equal(pictures, stylizer(FRAME, LIVE, MASK))
 
 
+def test_video_as_it_came_is_served_too(stylizer):
+    came = stylizer.live(FRAME, [LIVE])[1]  # any I420 will do
+    whole, memories = stylizer.remembering(came, [LIVE], [None], live=True)
+    again, (memory,) = stylizer.remembering(came, [LIVE], memories, live=True)
+    assert memory.used == 1
+    for ours, expected, plain in zip(again, whole, stylizer.live(came, [LIVE]), strict=True):
+        assert np.array_equal(ours, expected)
+        assert np.array_equal(ours, plain)
+    _, (memory,) = stylizer.remembering(FRAME, [LIVE], [memory], live=True)
+    assert memory.used == 0
+
+
 def test_nothing_is_kept_of_what_is_not_painted(stylizer):
     controls = LIVE.merged({"bypass": True})
     pictures, memories = stylizer.remembering(FRAME, [controls], [None])

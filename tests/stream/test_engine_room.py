@@ -562,9 +562,10 @@ class RememberingStylizer(FakeStylizer):
         super().__init__(max_batch=4)
         self.given = []
 
-    def remembering(self, frames, controls, memories, mask=None):
+    def remembering(self, frames, controls, memories, mask=None, live=False):
         self.given += [(one.prompt, memory) for one, memory in zip(controls, memories, strict=True)]
-        return self(frames, controls, mask), [1 + (memory or 0) for memory in memories]
+        pictures = self.live(frames, controls) if live else self(frames, controls, mask)
+        return pictures, [1 + (memory or 0) for memory in memories]
 
 
 def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
