@@ -16,7 +16,7 @@ JSON a step, `everything.log` with all they said, and `summary.json`: the figure
 Checkpoints of random weights are kept in the work folder and compiled code in its usual cache, so that a second command
 on the same machine, with --only for the steps that the first had no time for, does not make them again. Compiling takes
 minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown streams stream-batch
-systems`, a third `--only engine-sdxl`.
+reuse systems`, a third `--only reuse-sdxl engine-sdxl`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ STEPS = (
     Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),
     Step("stream-batch", "stream_batch", 40, ("--no-compile",), shape="sd15", trial=("--calls", "5")),
+    Step("reuse", "reuse", 30, shape="sd15"),
+    Step("reuse-sdxl", "reuse", 60, shape="sdxl"),
     Step("systems", "systems", 300, budgeted=True),
     Step("engine-sdxl", "engine", 300, shape="sdxl", budgeted=True, trial=("--row-s", "1")),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -37,6 +38,21 @@ class Denoiser(nn.Module):
         timestep_cond: [B, 256], full LCMs only. pooled: [B, width] and time_ids: [B, 6], SDXL only.
         conditions: of all extras one after the other, each [B, ...].
         """
+        arguments = self.arguments(x, t, embeds, guidance, timestep_cond, pooled, time_ids, *conditions)
+        return guided(self.unet(**arguments, return_dict=False)[0], guidance)
+
+    def arguments(
+        self,
+        x: Tensor,
+        t: Tensor,
+        embeds: Tensor,
+        guidance: Tensor | None,
+        timestep_cond: Tensor | None,
+        pooled: Tensor | None,
+        time_ids: Tensor | None,
+        *conditions: Tensor,
+    ) -> dict[str, Any]:
+        """The UNet's own, of those of a call; with CFG for 2B pictures, the unconditional half first."""
         if guidance is not None:
             x, t, time_ids, *conditions = (
                 None if it is None else torch.cat([it, it]) for it in (x, t, time_ids, *conditions)
@@ -48,16 +64,20 @@ class Denoiser(nn.Module):
             first += extra.count
             wide = extra.widen(wide, *own)
             joins.append(extra(call, *own))
-        out = self.unet(
-            wide,
-            t,
-            encoder_hidden_states=embeds,
-            timestep_cond=timestep_cond,
-            added_cond_kwargs=added,
-            return_dict=False,
+        return {
+            "sample": wide,
+            "timestep": t,
+            "encoder_hidden_states": embeds,
+            "timestep_cond": timestep_cond,
+            "added_cond_kwargs": added,
             **summed(joins),
-        )[0].float()
-        if guidance is None:
-            return out
-        unconditional, conditional = out.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        }
+
+
+def guided(out: Tensor, guidance: Tensor | None) -> Tensor:
+    """What the UNet gave, [B, C, h, w] or with CFG [2B, C, h, w], as the model's output, float32 [B, C, h, w]."""
+    out = out.float()
+    if guidance is None:
+        return out
+    unconditional, conditional = out.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)

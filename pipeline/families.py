@@ -27,7 +27,8 @@ class Family:
     the last encoder's pooled text and the picture's sizes (SDXL's micro-conditioning, arXiv 2307.01952, sec. 2.2).
     empty_is_zero: whether an empty negative prompt means zeros, not the encoding of "". in_one_file: how the names of
     its last text encoder's tensors begin in the original code's checkpoints. published: the hub id whose configs stand
-    in for those that come without.
+    in for those that come without. outer: how many of the UNet's outermost blocks run for every frame where the deeper
+    ones' features are used again (pipeline.reuse): up to the first that attends to the prompt.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Family:
     empty_is_zero: bool = False
     upcasts: bool = False  # whether its own VAE overflows in half precision and runs in float32
     size: int = 512  # pixels a side that it was trained at
+    outer: int = 1
     without: Mapping[str, Any] = field(default_factory=dict)  # parts of the pipeline that nobody here uses
 
 
@@ -65,6 +67,7 @@ SDXL = Family(
     empty_is_zero=True,
     upcasts=True,
     size=1024,
+    outer=2,
     without={"add_watermarker": False},
 )
 REFINER = "{} is an SDXL refiner, which only ends what an SDXL base began: name a base."

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import color, lcm
 from .extras import Extra, Scene
 from .graphs import leaves, rebuilt
+from .reuse import Deep, Features, Keeping, Shallow
 
 Tree = TypeVar("Tree")
 
@@ -133,7 +134,8 @@ class Painter:
 
     encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the
     denoiser. keeps_source: a mask is obeyed by putting the source back after every step, as for a UNet that does not
-    take the mask as an input. size: (height, width) of the pictures.
+    take the mask as an input. size: (height, width) of the pictures. keeping, shallow: what calls the UNet where deep
+    features are kept and used again (pipeline.reuse).
     """
 
     def __init__(
@@ -146,15 +148,40 @@ class Painter:
         keeps_source: bool,
         size: tuple[int, int],
         dtype: torch.dtype,
+        keeping: Keeping,
+        shallow: Shallow,
     ):
         self.encode, self.denoise, self.decode = encode, denoise, decode
         self.extras, self.keeps_source, self.size, self.dtype = extras, keeps_source, size, dtype
+        self.keeping, self.shallow = keeping, shallow
 
     @torch.inference_mode()
     def __call__(self, order: Order) -> Tensor:
+        return self._painted(order, self.denoise)
+
+    @torch.inference_mode()
+    def keep(self, order: Order) -> tuple[Tensor, Deep]:
+        """The pictures, and the deep features of each step."""
+        deep: list[Features] = []
+
+        def denoise(*call):
+            out, features = self.keeping(*call)
+            deep.append(features)
+            return out
+
+        return self._painted(order, denoise), tuple(deep)
+
+    @torch.inference_mode()
+    def reuse(self, given: tuple[Order, Deep]) -> Tensor:
+        """The pictures of an order, painted on deep features of other frames."""
+        order, deep = given
+        features = iter(deep)
+        return self._painted(order, lambda *call: self.shallow(next(features), *call))
+
+    def _painted(self, order: Order, denoise: Callable[..., Tensor]) -> Tensor:
         canvas = self.begin(order)
         for number in range(order.recipe.steps):
-            canvas = replace(canvas, x=self.step(canvas, order.recipe.at(number)))
+            canvas = replace(canvas, x=self.step(canvas, order.recipe.at(number), denoise))
         return self.finish(canvas)
 
     @torch.inference_mode()
@@ -174,13 +201,13 @@ class Painter:
         return Canvas(source, conditions, kept)
 
     @torch.inference_mode()
-    def step(self, canvas: Canvas, recipe: Recipe) -> Tensor:
-        """The canvas's next x. recipe: of that step."""
+    def step(self, canvas: Canvas, recipe: Recipe, denoise: Callable[..., Tensor] | None = None) -> Tensor:
+        """The canvas's next x. recipe: of that step. denoise: in place of the painter's own."""
         (t,), (row,), (noise,), kept = recipe.timesteps, recipe.rows, recipe.noise, canvas.kept
         x = lcm.noised(canvas.x, noise, row)
         if kept is not None:
             x = torch.lerp(x, lcm.noised(kept.source, kept.noise, row), kept.share)
-        out = self.denoise(
+        out = (denoise or self.denoise)(
             x.to(self.dtype, memory_format=torch.channels_last),
             t,
             torch.cat(recipe.embeds),

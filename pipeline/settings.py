@@ -178,6 +178,15 @@ class Controls(BaseModel):
         description="Edges above this are always kept.",
         json_schema_extra=_ui(1, needs="canny"),
     )
+    reuse: int = Field(
+        0,
+        ge=0,
+        le=8,
+        title="Reuse",
+        description="Live, for so many frames that hardly changed only the UNet's outermost blocks run; the others' "
+        "features stay. Faster, a little less exact; 0 is off.",
+        json_schema_extra=_ui(1),
+    )
     bypass: bool = Field(
         False,
         title="Bypass",

@@ -21,8 +21,9 @@ from .denoiser import Denoiser
 from .folding import folded
 from .graphs import Graphs, record_in_one_pool
 from .loading import Components
-from .painter import Canvas, Decoder, Encoder, Order, Painter, Recipe
+from .painter import Canvas, Decoder, Encoder, Order, Painter, Recipe, joined
 from .prompts import PromptEncoder
+from .reuse import Keeping, Memory, Shallow, Sight, part, reduced, serves
 from .settings import Controls, ModelSpec
 from .stream_batch import StreamBatch
 
@@ -58,6 +59,8 @@ class Stylizer:
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
+        outer = min(parts.family.outer, len(parts.unet.up_blocks))
+        self._keeping, self._shallow = (kind(parts.unet, parts.extras, outer) for kind in (Keeping, Shallow))
         vae = folded(parts.vae) if self.device.type == "cpu" else parts.vae  # elsewhere its gain is not measured
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
         self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
@@ -81,10 +84,13 @@ class Stylizer:
             keeps_source=not parts.inpaints,
             size=(spec.height, spec.width),
             dtype=parts.dtype,
+            keeping=self._keeping,
+            shallow=self._shallow,
         )
         painter, record = self.painter, record_in_one_pool() if self.graphs else None
-        ways = (painter, painter.begin, painter.step_together, painter.finish)
-        self._paint, self._begin, self._step, self._finish = (Graphs(way, record) if record else way for way in ways)
+        ways = (painter, painter.begin, painter.step_together, painter.finish, painter.keep, painter.reuse)
+        ways = (Graphs(way, record) if record else way for way in ways)
+        self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = ways
 
     @property
     def max_batch(self) -> int:
@@ -155,6 +161,8 @@ class Stylizer:
             said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2, or up to 4 to inpaint."
         if not guided and 1 < controls.guidance < 3 and not self.spec.annotators:
             said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1; only a control image bears less."
+        if controls.reuse and not isinstance(self.painter.denoise, torch.nn.Module):
+            said["reuse"] = "The UNet runs uncompiled while this is on: look whether it is faster."
         needs = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}
         for name, feature in needs.items():
             if feature not in self.features and getattr(controls, name) != Controls.model_fields[name].default:
@@ -165,7 +173,8 @@ class Stylizer:
         """Frames whose controls have equal keys can share a batch."""
         if controls.bypass or controls.strength == 0:
             return "source"
-        return (controls.steps, self._uses_cfg(controls), tuple(sorted(self._lora_weights(controls).items())))
+        weights = tuple(sorted(self._lora_weights(controls).items()))
+        return (controls.steps, self._uses_cfg(controls), weights, controls.reuse > 0)
 
     def __call__(
         self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None, scale: float = 1.0
@@ -181,6 +190,45 @@ class Stylizer:
         """
         asked = self._asked(frames, controls, mask, control_frames, scale=scale)
         return _like(frames)(self._stylize(*asked, scale))
+
+    @torch.inference_mode()
+    def remembering(
+        self,
+        frames: np.ndarray,
+        controls: Sequence[Controls],
+        memories: Sequence[Memory | None],
+        mask: np.ndarray | None = None,
+        live: bool = False,
+        scale: float = 1.0,
+    ) -> tuple[Any, list[Memory | None]]:
+        """A call, or `live`, that obeys `controls.reuse`: what that returns, and what to hand in with the next frame of
+        each stream.
+
+        memories: of each frame's stream, None at first. All frames of a batch are painted on deep features that were
+        kept, or none: streams that share batches soon agree on when. The other arguments, and errors, are as there.
+        """
+        pixels, each, fitted, control = self._asked(frames, controls, mask, live=live, scale=scale)
+        hand_over = _in_both_ways if live else _like(frames)
+        if not each[0].reuse or self.shape_key(each[0]) == "source":
+            return hand_over(self._stylize(pixels, each, fitted, control, scale)), [None] * len(each)
+        from_noise = self._from_noise(each, fitted)
+        order = self._order(pixels, each, fitted, control, from_noise, scale)
+        masks = [None] * len(each) if mask is None else mask
+        sights = [
+            Sight((frame.shape, self._circumstances(one, pure, scale)), reduced(frame), own)
+            for frame, one, pure, own in zip(frames, each, from_noise, masks, strict=True)
+        ]
+        if all(serves(*seen, one.reuse) for *seen, one in zip(memories, sights, each, strict=True)):
+            deep = memories[0].deep if len(memories) == 1 else joined([memory.deep for memory in memories])
+            pictures = self._enlarged(self._reuse((order, deep)))
+            return hand_over(pictures), [replace(memory, used=memory.used + 1) for memory in memories]
+        pictures, deep = self._keep(order)
+        return hand_over(self._enlarged(pictures)), [Memory(sight, part(deep, i)) for i, sight in enumerate(sights)]
+
+    def _circumstances(self, controls: Controls, from_noise: bool, scale: float) -> Hashable:
+        """What deep features depend on, besides frame and mask."""
+        edges = (controls.canny_low, controls.canny_high)
+        return (self._recipe_key(controls, from_noise, scale), self.shape_key(controls), edges)
 
     def stream_batch(self) -> StreamBatch:
         """The same pictures with frames at different steps in one call of the UNet: more of them in a second, later."""

@@ -54,6 +54,16 @@ class Stylizer(Protocol):
         self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def remembering(
+        self,
+        frames: np.ndarray,
+        controls: Sequence[Controls],
+        memories: Sequence[Any],
+        mask: np.ndarray | None = None,
+        live: bool = False,
+        scale: float = 1.0,
+    ) -> tuple[Any, Sequence[Any]]: ...
+
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
 
     def stream_batch(self) -> StreamBatch: ...
@@ -92,6 +102,7 @@ class _Served:
     times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by rung
     painted: similarity.Painted | None = None
     seen: tuple[Frame, np.ndarray] | None = None
+    memory: Any = None  # of its last frames, where features are reused (Stylizer.remembering)
 
     def reduced(self, frame: Frame) -> np.ndarray:
         """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
@@ -111,6 +122,7 @@ class _Job:
     mask: Mask | None
     rung: scheduler.Rung
     shape_key: Hashable
+    served: _Served
     reduced: np.ndarray | None = None
     standing: Picture | None = None
 
@@ -163,7 +175,7 @@ def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[tuple[np.nda
     """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
     if _is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
         frames = np.stack([job.frame.as_it_came() for job in batch])
-        return list(zip(*stylizer.live(frames, [job.controls for job in batch], **batch[0].smaller), strict=True))
+        return list(zip(*_stylized(stylizer, batch, frames, live=True), strict=True))
     return [(rgb, None) for rgb in _painted_in_rgb(stylizer, batch)]
 
 
@@ -173,11 +185,10 @@ def _painted_in_rgb(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.nd
         _check_imagines(stylizer)
         return [stylizer.imagine(each)[0] for each in controls]
     frames = np.stack([job.frame.rgb() for job in batch])
-    smaller = batch[0].smaller
     if mask is None:
-        return stylizer(frames, controls, **smaller)
+        return _stylized(stylizer, batch, frames)
     fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
-    painted = stylizer(frames, controls, mask=np.repeat(fitted[None], len(frames), 0), **smaller)
+    painted = _stylized(stylizer, batch, frames, mask=np.repeat(fitted[None], len(frames), 0))
     return _pasted(stylizer, frames, controls, painted, fitted)
 
 
@@ -191,6 +202,21 @@ def _pasted(
     """The paintings inside the mask, their sources outside."""
     sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
     return [pasted(source, picture, fitted) for source, picture in zip(sources, painted, strict=True)]
+
+
+def _stylized(
+    stylizer: Stylizer, batch: Sequence[_Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
+) -> Any:
+    controls, smaller = [job.controls for job in batch], batch[0].smaller
+    if not controls[0].reuse:
+        if live:
+            return stylizer.live(frames, controls, **smaller)
+        return stylizer(frames, controls, **({} if mask is None else {"mask": mask}), **smaller)
+    memories = [job.served.memory for job in batch]
+    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live, **smaller)
+    for job, memory in zip(batch, memories, strict=True):
+        job.served.memory = memory
+    return pictures
 
 
 class EngineRoom:
@@ -361,8 +387,11 @@ class EngineRoom:
         return bool(waiting)
 
     def _shares_steps(self, now_s: float, chosen: Sequence[_Job], largest: int) -> bool:
-        """Streams that wait for each other share batches of whole frames instead: that costs them no latency."""
+        """Streams that wait for each other share batches of whole frames instead: that costs them no latency. Where
+        features are reused, a frame needs those of the one before."""
         if len(chosen) != 1 or chosen[0].frame.is_imagined or not _paints(chosen[0].controls):
+            return False
+        if chosen[0].controls.reuse:
             return False
         steps = chosen[0].controls.steps
         alone_s = self._batch_times[chosen[0].rung].recent(now_s).get(1, ())
@@ -394,12 +423,14 @@ class EngineRoom:
         )
         rung = state.quality.rung or rungs[0]
         feed.quality, feed.scale = rungs.index(rung), rung.scale
+        if not controls.reuse:
+            state.memory = None
         controls = with_steps(controls, rung.steps)
         try:
             mask = feed.mask  # streams with a mask are painted alone
             look = (frame.size, frame.is_i420)
             key = (stylizer.shape_key(controls), rung.scale, look, id(mask) if mask else 0)
-            job = _Job(feed, frame, controls, mask, rung, key)
+            job = _Job(feed, frame, controls, mask, rung, key, state)
             return self._compared(job, state, now_s) if controls.skip_similar > 0 else job
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:

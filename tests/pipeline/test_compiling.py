@@ -54,9 +54,11 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
         return [picture.astype(int) for picture in (whole, part, stylizer.imagine(one, control_frames=FRAME))]
 
     before = [painted(one) for one in settings]
+    assert "reuse" not in stylizer.remarks(Controls(reuse=1))
     told = []
     compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail))
     assert "Compiling" in told
+    assert "uncompiled" in stylizer.remarks(Controls(reuse=1))["reuse"]
     with monkeypatch.context() as uncompiled_forbidden:
         uncompiled_forbidden.setattr(
             torch.nn.Module, "__call__", lambda *a, **k: pytest.fail("ran uncompiled: a control recompiles")

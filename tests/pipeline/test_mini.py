@@ -72,6 +72,20 @@ def test_strength_moves_the_picture_away_step_by_step(mini, frame):
     assert away == sorted(away)
 
 
+def test_deep_features_serve_for_a_moving_picture(mini):
+    """A face in a moving car, four frames on from the one that the features are of: nobody sees a difference."""
+    import cv2
+
+    film = cv2.VideoCapture(str(FRAMES))
+    frames = [np.ascontiguousarray(film.read()[1][None, ..., ::-1]) for _ in range(5)]
+    controls = Controls(prompt="pop art", strength=0.5, steps=1, reuse=1)
+    _, memories = mini.remembering(frames[0], [controls], [None])
+    picture, (memory,) = mini.remembering(frames[4], [controls], memories)
+    assert memory.used == 1
+    assert difference(frames[4], frames[0]) > 3
+    assert 0 < difference(picture, mini(frames[4], controls)) < 1
+
+
 def test_its_lora_and_controlnet_act(canny, frame):
     paint = {"prompt": "watercolor", "strength": 0.8, "steps": 1}
     whole = canny(frame, Controls(**paint))

@@ -686,3 +686,31 @@ def test_status_changes_reach_subscribers_until_they_leave(house):
     wait_for(lambda: "ready" in told)
     leave()
     room.close()
+
+
+class RememberingStylizer(FakeStylizer):
+    """Hands each stream's memory back one older; keeps what it was given."""
+
+    def __init__(self):
+        super().__init__(max_batch=4)
+        self.given = []
+
+    def remembering(self, frames, controls, memories, mask=None, live=False):
+        self.given += [(one.prompt, memory) for one, memory in zip(controls, memories, strict=True)]
+        pictures = self.live(frames, controls) if live else self(frames, controls, mask)
+        return pictures, [1 + (memory or 0) for memory in memories]
+
+
+def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
+    one = house(RememberingStylizer())
+    feeds = {name: one.open(name) for name in "ab"}
+
+    def frame(name, reuse):
+        stream, publication, shown = feeds[name]
+        stream.controls = Controls(prompt=name, reuse=reuse)
+        publication.put(solid(1, 2, 3))
+        assert shown.take(PATIENCE_S) is not None
+
+    for name, reuse in (("a", 2), ("a", 2), ("b", 2), ("a", 2), ("b", 2), ("a", 0), ("a", 2)):
+        frame(name, reuse)
+    assert one.stylizer.given == [("a", None), ("a", 1), ("b", None), ("a", 2), ("b", 1), ("a", None)]
