@@ -93,7 +93,7 @@ def _measure_model(
         if plan.is_over:
             results.leave_out(f"{contender.name}: some rows left out, the time was up.")
             continue
-        if setting.cfg and stylizer.guidance_embedding_dim is not None:
+        if setting.cfg and stylizer.recipes.guidance_embedding_dim is not None:
             results.leave_out("Rows with CFG: left out, a full LCM takes its guidance as an input.")
             continue
         try:

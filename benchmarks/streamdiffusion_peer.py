@@ -83,7 +83,7 @@ class StreamDiffusionPeer(Contender):
             (parts.family.pooled, "it calls no SDXL UNet"),
             (parts.extras, "it has no ControlNet, adapter or inpainting"),
             (parts.vae.config.latent_channels != 4, "it draws noise for latents of 4 channels only"),
-            (self._stylizer.guidance_embedding_dim, "it gives a full LCM no guidance embedding"),
+            (self._stylizer.recipes.guidance_embedding_dim, "it gives a full LCM no guidance embedding"),
             (parts.schedule.prediction != "epsilon", "it knows no prediction but of the noise"),
         ):
             if cannot:
@@ -139,14 +139,14 @@ class StreamDiffusionPeer(Contender):
 
     def _pipe(self) -> SimpleNamespace:
         """As much of a diffusers pipeline as its constructor and `prepare` look at."""
-        prompts = self._stylizer.prompts
+        prompts = self._stylizer.recipes.prompts
 
         def encode_prompt(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=""):
             return prompts(prompt).states, prompts.negative(negative_prompt).states
 
         return SimpleNamespace(
             device=self._stylizer.device,
-            vae_scale_factor=self._stylizer.spec.height // self._stylizer.latent_shape[1],
+            vae_scale_factor=self._stylizer.spec.height // self._stylizer.sizes.latents()[1],
             scheduler=scheduler(self._parts),
             text_encoder=self._parts.text_encoders[0],
             unet=self._unet,

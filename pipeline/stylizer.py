@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from . import animation, color, lcm
+from . import animation, color
 from .annotators import annotate
 from .denoiser import Denoiser
 from .folding import folded
 from .graphs import Graphs, record_in_one_pool
 from .loading import Components
 from .painter import Canvas, Decoder, Encoder, Order, Painter, Recipe, joined
-from .prompts import PromptEncoder
+from .recipes import Recipes
 from .reuse import Keeping, Memory, Shallow, Sight, part, reduced, serves
 from .settings import Controls, ModelSpec
+from .sizes import Sizes
 from .stream_batch import StreamBatch
 
-SCALES = (1.0, 0.75, 0.5)  # of the width and height at which a device that is too slow may paint
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
 
@@ -63,15 +60,8 @@ class Stylizer:
         self._keeping, self._shallow = (kind(parts.unet, parts.extras, outer) for kind in (Keeping, Shallow))
         vae = folded(parts.vae) if self.device.type == "cpu" else parts.vae  # elsewhere its gain is not measured
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
-        self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
-        factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
-        if isinstance(parts.vae, AutoencoderTiny):
-            factor = 2 ** (len(parts.vae.config.encoder_block_out_channels) - 1)
-        self._factor = factor
-        self.latent_shape = self._latent_shape(1.0)
-        self.scales = self._scales()
-        self._recipe = lru_cache(64)(self._make_recipe)
-        self._recipe_of_batch = lru_cache(16)(lambda *keys: Recipe.join([self._recipe(*key) for key in keys]))
+        self.sizes = Sizes(spec, parts)
+        self.recipes = Recipes(spec, parts, self.sizes)
 
     def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
         """Paint with these parts from the next batch on: modules, or compiled code. Any thread may call it."""
@@ -97,31 +87,15 @@ class Stylizer:
         """How many frames the live engine may paint at once: on a CPU one by one is as fast, and each comes sooner."""
         return 8 if self.device.type == "cuda" else 1
 
-    def _scales(self) -> tuple[float, ...]:
-        """1, and those that leave a side half of what the UNet was trained at: below, it paints specks."""
-        trained = self.components.unet.config.sample_size or self.components.family.size // self._factor
-        least = self._factor * np.min(trained) // 2
-        return tuple(scale for scale in SCALES if scale == 1 or min(self._size(scale)) >= least)
-
-    def _size(self, scale: float) -> tuple[int, int]:
-        """(height, width) of what is painted at a scale."""
-        step = math.lcm(8, *(extra.multiple for extra in self.components.extras))
-        height, width = (max(1, round(side * scale / step)) * step for side in (self.spec.height, self.spec.width))
-        return height, width
-
-    def _latent_shape(self, scale: float) -> tuple[int, int, int]:
-        height, width = self._size(scale)
-        return self.components.vae.config.latent_channels, height // self._factor, width // self._factor
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Of the width and height, at which calls paint."""
+        return self.sizes.scales
 
     @property
     def takes_i420(self) -> bool:
         """Is `live` the way for video? On a CPU swscale and OpenCV convert ten times as fast as torch."""
         return self.device.type == "cuda"
-
-    @property
-    def guidance_embedding_dim(self) -> int | None:
-        """Set in full LCMs, which take guidance as an input; None where guidance is true CFG."""
-        return self.components.unet.config.time_cond_proj_dim
 
     @property
     def loras(self) -> tuple[str, ...]:
@@ -132,7 +106,7 @@ class Stylizer:
         """Which of the controls' `x-needs` this model meets."""
         here = {
             "guidance": True,
-            "cfg": self.guidance_embedding_dim is None,
+            "cfg": self.recipes.guidance_embedding_dim is None,
             "lora": bool(self.loras),
             "control": bool(self.spec.annotators),
             "canny": any(name.startswith("canny") for name in self.spec.annotators),
@@ -150,11 +124,11 @@ class Stylizer:
 
     def remarks(self, controls: Controls) -> dict[str, str]:
         """control -> a sentence, for each setting that has no effect with this model, or a doubtful one."""
-        guided = self.guidance_embedding_dim is None
+        guided = self.recipes.guidance_embedding_dim is None
         said = {}
         if controls.negative_prompt and not guided:
             said["negative_prompt"] = "No effect: a full LCM takes its guidance as an input, without a second pass."
-        elif controls.negative_prompt and not self._uses_cfg(controls):
+        elif controls.negative_prompt and not self.recipes.uses_cfg(controls):
             said["negative_prompt"] = "No effect at a guidance of 1 or less."
         with_lcm_lora = any("lcm" in lora.name.lower() for lora in self.spec.loras)
         if guided and with_lcm_lora and controls.guidance > (4 if self.components.inpaints else 2):
@@ -173,8 +147,8 @@ class Stylizer:
         """Frames whose controls have equal keys can share a batch."""
         if controls.bypass or controls.strength == 0:
             return "source"
-        weights = tuple(sorted(self._lora_weights(controls).items()))
-        return (controls.steps, self._uses_cfg(controls), weights, controls.reuse > 0)
+        weights = tuple(sorted(self.recipes.lora_weights(controls).items()))
+        return (controls.steps, self.recipes.uses_cfg(controls), weights, controls.reuse > 0)
 
     def __call__(
         self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None, scale: float = 1.0
@@ -228,7 +202,7 @@ class Stylizer:
     def _circumstances(self, controls: Controls, from_noise: bool, scale: float) -> Hashable:
         """What deep features depend on, besides frame and mask."""
         edges = (controls.canny_low, controls.canny_high)
-        return (self._recipe_key(controls, from_noise, scale), self.shape_key(controls), edges)
+        return (self.recipes.key(controls, from_noise, scale), self.shape_key(controls), edges)
 
     def stream_batch(self) -> StreamBatch:
         """The same pictures with frames at different steps in one call of the UNet: more of them in a second, later."""
@@ -249,8 +223,7 @@ class Stylizer:
     @torch.inference_mode()
     def advance(self, flight: Sequence[InFlight]) -> list[InFlight]:
         """Frames of equal keys, each one step on, all in one call."""
-        if self.components.loras:
-            self._apply_loras(flight[0].controls)
+        self.recipes.apply_loras(flight[0].controls)
         x = self._step(tuple((each.canvas, each.recipe.at(each.steps_done)) for each in flight))
         each_x = x.split([len(each.canvas.x) for each in flight])
         return [
@@ -293,8 +266,8 @@ class Stylizer:
             raise ValueError(f"{count} frames came with {len(each)} controls.")
         if len({self.shape_key(one) for one in each}) > 1:
             raise ValueError("The controls of one batch must have equal shape keys.")
-        if scale not in self.scales:
-            raise ValueError(f"This model does not paint at scale {scale}: choose from {self.scales}.")
+        if scale not in self.sizes.scales:
+            raise ValueError(f"This model does not paint at scale {scale}: choose from {self.sizes.scales}.")
         for one in {id(one): one for one in each}.values():
             self.check(one)
         return each
@@ -337,10 +310,9 @@ class Stylizer:
         if self.spec.motion is None:
             raise ValueError("animate needs a motion adapter: load a ModelSpec with `motion`.")
         self.check(controls)
-        if self.components.loras:
-            self._apply_loras(controls)
+        self.recipes.apply_loras(controls)
         if frames is None:
-            source = repeat(torch.zeros((1, *self.latent_shape), device=self.device), count - first)
+            source = repeat(torch.zeros((1, *self.sizes.latents()), device=self.device), count - first)
         else:
             clips = (self._fitted("frames", clip) for clip in _clips(frames))
             if self.shape_key(controls) == "source":
@@ -350,13 +322,13 @@ class Stylizer:
             source = (
                 latents for clip in clips for latents in self.painter.encode(color.to_model(clip, self.dtype)).split(1)
             )
-        source, drawn = iter(source), (controls.seed, controls.steps, self.latent_shape)
+        source, drawn = iter(source), (controls.seed, controls.steps, self.sizes.latents())
         begun = list(islice(source, self.clip_length + 1))
         if first == 0 and len(begun) <= self.clip_length:
             window, noise = self.clip_length, animation.clip_noise(*drawn, len(begun), from_noise=frames is None)
         else:
             window, noise = animation.WINDOW, animation.endless_noise(*drawn, first)
-        recipe = self._recipe(*self._recipe_key(controls, frames is None))
+        recipe = self.recipes([controls], [frames is None])
         embeds = torch.cat(recipe.embeds)
 
         def call(step: int, x: Tensor) -> Tensor:
@@ -418,7 +390,7 @@ class Stylizer:
 
     def _enlarged(self, rgb: Tensor) -> Tensor:
         """Pictures of any scale, uint8 [B, H, W, 3], at the full size."""
-        if rgb.shape[1:3] == self._size(1.0):
+        if rgb.shape[1:3] == self.sizes.picture():
             return rgb
         large = color.scaled(rgb.permute(0, 3, 1, 2), self.spec.width, self.spec.height, mode="bicubic")
         return large.permute(0, 2, 3, 1).contiguous()
@@ -438,77 +410,15 @@ class Stylizer:
     ) -> Order:
         """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]. LoRAs have the weights asked for afterwards."""
         if scale != 1:
-            height, width = self._size(scale)
+            height, width = self.sizes.picture(scale)
             pixels, control = color.scaled(pixels, width, height), color.scaled(control, width, height)
             mask = None if mask is None else F.interpolate(mask, (height, width), mode="nearest-exact")
-        if self.components.loras:
-            self._apply_loras(controls[0])
+        self.recipes.apply_loras(controls[0])
         if control is None and self.spec.annotators:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
         wanted = dict.fromkeys(self.spec.annotators)  # each once, however many extras look at it
         images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
-        keys = [self._recipe_key(one, pure, scale) for one, pure in zip(controls, from_noise, strict=True)]
-        return Order(self._recipe_of_batch(*keys), pixels, mask, images)
-
-    def _apply_loras(self, controls: Controls) -> None:
-        loras = self.components.loras
-        if loras.apply(self._lora_weights(controls)) and loras.touch_prompts:
-            self.prompts.forget()
-            self._recipe.cache_clear()
-            self._recipe_of_batch.cache_clear()
-
-    def _lora_weights(self, controls: Controls) -> dict[str, float]:
-        loaded = {lora.name: lora.weight for lora in self.spec.loras}
-        return {name: controls.lora_weights.get(name, weight) for name, weight in loaded.items()}
-
-    def _uses_cfg(self, controls: Controls) -> bool:
-        return self.guidance_embedding_dim is None and controls.guidance > 1.0
-
-    def _recipe_key(self, controls: Controls, from_noise: bool, scale: float = 1.0) -> tuple:
-        negative = controls.negative_prompt if self._uses_cfg(controls) else None
-        return (
-            controls.prompt,
-            negative,
-            1.0 if from_noise else controls.strength,
-            controls.steps,
-            controls.guidance,
-            controls.seed,
-            controls.control_scale,
-            from_noise,
-            scale,
-        )
-
-    @torch.inference_mode()
-    def _make_recipe(
-        self, prompt, negative, strength, steps, guidance, seed, control_scale, from_noise, scale
-    ) -> Recipe:
-        schedule, device = self.components.schedule, self.device
-        run = lcm.timesteps(schedule, steps, strength)
-        rows = lcm.table(schedule, run)
-        if from_noise:
-            rows[0, :2] = torch.tensor([0.0, 1.0])
-        dim = self.guidance_embedding_dim
-        texts = [self.prompts(prompt)] if negative is None else [self.prompts.negative(negative), self.prompts(prompt)]
-        height, width = self._size(scale)
-
-        def scalar(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
-
-        return Recipe(
-            # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
-            timesteps=tuple(torch.tensor([t], device=device) for t in run),
-            rows=tuple(rows.to(device).split(1)),
-            noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, self._latent_shape(scale))),
-            embeds=tuple(text.states for text in texts),
-            pooled=tuple(text.pooled for text in texts if text.pooled is not None),
-            # Original size, crop, target size: as if the picture had been photographed just so.
-            time_ids=torch.tensor([[height, width, 0, 0, height, width]], device=device, dtype=self.dtype)
-            if self.components.family.pooled
-            else None,
-            guidance=None if negative is None else scalar(guidance, torch.float32),
-            timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, self.dtype),
-            control_scale=scalar(control_scale, self.dtype) if self.spec.annotators else None,
-        )
+        return Order(self.recipes(controls, from_noise, scale), pixels, mask, images)
 
 
 def _like(frames) -> Callable[[Tensor], Any]:

@@ -132,8 +132,8 @@ def whole_clip(stylizer, controls, frames):
     """AnimateDiff with everything in memory: at every step all windows are cut out of one tensor and blended."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     source = stylizer.painter.encode(color.to_model(pixels, torch.float32)).transpose(0, 1)[None]
-    recipe = stylizer._recipe(*stylizer._recipe_key(controls, False))
-    noise = animation.endless_noise(controls.seed, controls.steps, stylizer.latent_shape)
+    recipe = stylizer.recipes([controls], [False])
+    noise = animation.endless_noise(controls.seed, controls.steps, stylizer.sizes.latents())
     begins = [*range(0, len(frames) - 16, 12), len(frames) - 16]
     nearest_end = torch.minimum(torch.arange(16) + 1, 16 - torch.arange(16)).clamp(max=4)[:, None, None]
     x = source

@@ -128,7 +128,7 @@ def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
 
 def test_a_prompt_is_encoded_once(stylizer, frames, monkeypatch):
     calls = []
-    (encoder,) = stylizer.prompts.text_encoders
+    (encoder,) = stylizer.recipes.prompts.text_encoders
     encode = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda *a, **k: calls.append(1) or encode(*a, **k))
     for strength in (0.3, 0.5, 0.7):
