@@ -17,7 +17,7 @@ CONFIG = dict(
     encoder_block_out_channels=(32, 32, 32, 32),
     decoder_block_out_channels=(32, 32, 32, 32),
     num_encoder_blocks=(0, 1, 2, 3),
-    num_decoder_blocks=(3, 2, 1, 0),
+    num_decoder_blocks=(6, 3, 1, 0),
     latent_channels=16,
 )
 # Standard deviation of the scaled latents. SD has 1; at 256x256 a face is only a few latents, and the noise of

@@ -57,23 +57,44 @@ def photos_given_back(decoder, batch: Batch, scale: float, few: int = 3, side: i
     latents, pixels = batch.photo[:few, :, :side, :side], batch.photo_picture[:few, :, : 8 * side, : 8 * side]
     with bf16(latents.device):
         out = decoder(latents / scale)
-    return 0.5 * reconstruction_loss(out.float(), pixels)
+    return reconstruction_loss(out.float(), pixels)
 
 
-def make_twins(batch: Batch, vae) -> None:
-    """The last of the batch become its first again, with a camera's noise on the photo."""
-    for value in vars(batch).values():
-        value[-TWINS:] = value[:TWINS]
-    picture = batch.photo_picture[:TWINS]
+def a_moment_later(picture: torch.Tensor, rng) -> torch.Tensor:
+    """[N, 3, S, S] as the next frame shows it: something in the middle has moved by some pixels, and the camera's noise
+    is another."""
+    away = rng.choice((-3, -2, -1, 1, 2, 3)), rng.randint(-2, 2)
+    across = torch.linspace(-1, 1, picture.shape[-1], device=picture.device)
+    from_middle = (across[:, None].square() + across.square()).sqrt()
+    thing = ((rng.uniform(0.3, 0.8) - from_middle) * 8).clamp(0, 1)
     noise = F.interpolate(torch.randn_like(picture[..., ::2, ::2]), scale_factor=2.0, mode="bilinear")
-    with torch.no_grad(), bf16(picture.device):
-        batch.photo[-TWINS:] = (vae.encoder(picture + 0.03 * noise) * vae.config.scaling_factor).float()
+    return torch.lerp(picture, picture.roll(away, (2, 3)), thing) + rng.choice((0.0, 0.01, 0.03)) * noise
 
 
-def unrest(x0: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """How many times as far as the photos' latents the pictures of twins lie apart: what flickers in a stream."""
-    apart = (x0[-TWINS:] - x0[:TWINS]).abs().mean()
-    return apart / (latents[-TWINS:] - latents[:TWINS]).abs().mean()
+class Twins:
+    """The last of a batch are its first again a moment later, so that what flickers can be seen and trained against."""
+
+    SIDE = 12  # latents, each way, within which they differ
+
+    def __init__(self, batch: Batch, vae, rng):
+        self.vae, self.scale = vae, vae.config.scaling_factor
+        y, x = (rng.randrange(size - self.SIDE + 1) for size in batch.photo.shape[-2:])
+        self.latents = (..., slice(y, y + self.SIDE), slice(x, x + self.SIDE))
+        pixels = (..., slice(8 * y, 8 * (y + self.SIDE)), slice(8 * x, 8 * (x + self.SIDE)))
+        for value in vars(batch).values():
+            value[-TWINS:] = value[:TWINS]
+        picture = batch.photo_picture[:TWINS].clone()
+        picture[pixels] = a_moment_later(picture[pixels], rng)
+        self.change = (picture[pixels] - batch.photo_picture[:TWINS][pixels]).abs().mean()
+        with torch.no_grad(), bf16(picture.device):
+            batch.photo[-TWINS:] = (vae.encoder(picture) * self.scale).float()
+
+    def unrest(self, x0: torch.Tensor) -> torch.Tensor:
+        """How many times as far as the frames the pictures lie apart."""
+        both = torch.cat([x0[:TWINS][self.latents], x0[-TWINS:][self.latents]])
+        with bf16(x0.device):
+            first, later = self.vae.decoder(both / self.scale).float().chunk(2)
+        return (later - first).abs().mean() / self.change
 
 
 def train(options) -> None:
@@ -105,7 +126,7 @@ def train(options) -> None:
         for group in optimizer.param_groups:
             group["lr"] = run.learning_rate(options.lr)
         batch = pairs.draw(options.batch, CROP).to(device)
-        make_twins(batch, vae)
+        twins = Twins(batch, vae, pairs.rng)
         t = pairs.timesteps(options.batch).to(device)
         base = pairs.base_share(options.batch).to(device)
         noise = torch.randn_like(batch.photo)
@@ -119,7 +140,7 @@ def train(options) -> None:
             v = unet(noised.contiguous(memory_format=torch.channels_last), t, states, return_dict=False)[0]
         x0 = a * noised - s * v.float()
         losses = judge(x0, batch.latents_at(share), batch.picture_at(share), pairs.rng)
-        losses["unrest"] = options.unrest_weight * unrest(x0, batch.photo)
+        losses["unrest"] = options.unrest_weight * twins.unrest(x0)
         losses["photos"] = photos_given_back(decoder, batch, vae.config.scaling_factor)
         optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
@@ -136,7 +157,7 @@ def main() -> None:
     parser = stage_parser(__doc__, steps=5000, batch=8, lr=8e-4)
     parser.add_argument("--start-from", type=Path, help="an earlier unet.pt, of this or a similar shape")
     parser.add_argument("--peer", type=int, default=0, help="number of a further process that trains along: 1, 2, ...")
-    parser.add_argument("--unrest-weight", type=float, default=0.05, help="against flicker")
+    parser.add_argument("--unrest-weight", type=float, default=0.1, help="against flicker")
     train(parser.parse_args())
 
 

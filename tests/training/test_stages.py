@@ -1,11 +1,14 @@
 """What all stages promise: refusals of one sentence, checkpoints that resume, measures that mean what they say."""
 
+import json
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from pipeline import Controls, ModelSpec, load
 
@@ -60,6 +63,20 @@ def test_a_run_resumes_at_its_last_save(tmp_path):
     assert resumed.step == 3
     assert torch.equal(again.weight, layer.weight)
     assert torch.equal(resumed_average.weights["weight"], average.weights["weight"])
+
+
+def test_the_bundled_model_unpacks_into_checkpoints_that_export_as_it_is(stage, tmp_path):
+    mini = Path(__file__).resolve().parents[2] / "models/mini"
+    stage("unpack", "--model", mini, "--data", tmp_path)
+    (tmp_path / "start.pt").rename(tmp_path / "unet.pt")
+    stage("export", "--data", tmp_path, "--out", tmp_path / "again")
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (mini / part).glob("*.safetensors")
+        first, second = load_file(file), load_file(tmp_path / "again" / part / file.name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    configs = [json.loads((folder / "vae/config.json").read_text()) for folder in (mini, tmp_path / "again")]
+    assert configs[0]["scaling_factor"] == pytest.approx(configs[1]["scaling_factor"])
 
 
 def test_a_new_controlnet_changes_nothing_and_a_trained_one_loads_here(base, tmp_path):
