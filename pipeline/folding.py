@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-RIM = 4  # rows of input that the outermost row of a chain's output can depend on, and an even number
-
 
 def folded(vae: nn.Module) -> nn.Module:
     """The same autoencoder with less work, in channels-last; other kinds as they are. Unfolded layers are shared.
@@ -28,6 +26,9 @@ def folded(vae: nn.Module) -> nn.Module:
     twin = deepcopy(vae, {id(tensor): tensor for tensor in (*vae.parameters(), *vae.buffers())})
     for half in (twin.encoder, twin.decoder):
         half.layers = nn.Sequential(*_folded(list(half.layers)))
+    for module in twin.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True  # nobody else looks at what it is given
     return twin.to(memory_format=torch.channels_last).requires_grad_(False)
 
 
@@ -87,6 +88,7 @@ class Chain(nn.Module):
     def __init__(self, layers: list[nn.Module], doubles: bool):
         super().__init__()
         self.layers, self.doubles = nn.Sequential(*layers), doubles
+        self.rim = 2 if doubles else 4  # rows of input that settle the outermost of the output
         first, second = layers[-2:]
         # Correlating with one kernel and then another is correlating with their full convolution.
         kernel = F.conv2d(
@@ -108,7 +110,7 @@ class Chain(nn.Module):
         if self.doubles:
             out = F.pixel_shuffle(out, 2)
         for axis in (2, 3):
-            ends = (x.narrow(axis, 0, RIM), x.narrow(axis, x.shape[axis] - RIM, RIM))
+            ends = (x.narrow(axis, 0, self.rim), x.narrow(axis, x.shape[axis] - self.rim, self.rim))
             start, end = self.layers(torch.cat(ends)).chunk(2)
             out.select(axis, 0).copy_(start.select(axis, 0))
             out.select(axis, -1).copy_(end.select(axis, -1))
