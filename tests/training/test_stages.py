@@ -1,6 +1,7 @@
 """What all stages promise: refusals of one sentence, checkpoints that resume, measures that mean what they say."""
 
 import json
+import random
 from collections import namedtuple
 from pathlib import Path
 
@@ -160,24 +161,32 @@ def test_every_painting_grows_out_of_its_photo():
             assert np.corrcoef(painted.ravel(), light)[0, 1] > 0.5, name
 
 
-def test_twins_are_one_picture_before_a_noisier_camera():
+def test_twins_are_one_scene_a_moment_apart_and_what_flickers_is_seen():
     from pairs import Batch
-    from unet import TWINS, make_twins, unrest
+    from unet import TWINS, Twins
 
-    class Enlarged:
+    class InLittle:
+        """Latents are the means of 8x8 pixels."""
+
         class config:
             scaling_factor = 2.0
 
         encoder = torch.nn.AvgPool2d(8)
+        decoder = torch.nn.Upsample(scale_factor=8)
 
-    picture = torch.rand(4, 3, 32, 32)
-    batch = Batch(torch.rand(4, 3, 4, 4), torch.rand(4, 3, 4, 4), list("abcd"), picture, picture.clone())
-    make_twins(batch, Enlarged())
+    torch.manual_seed(0)
+    picture = torch.rand(4, 3, 128, 128)
+    photo = torch.nn.functional.avg_pool2d(picture, 8) * 2
+    batch = Batch(photo, torch.rand(4, 3, 16, 16), list("abcd"), picture, picture.clone())
+    twins = Twins(batch, InLittle(), random.Random(0))
     assert batch.prompts == ["a", "b", "a", "b"]
     assert torch.equal(batch.painting[-TWINS:], batch.painting[:TWINS])
-    noisier = torch.nn.functional.avg_pool2d(picture[:TWINS], 8) * 2
-    assert 0 < float((batch.photo[-TWINS:] - noisier).abs().max()) < 0.1
-    assert float(unrest(3 * batch.photo, batch.photo)) == pytest.approx(3)
+    apart = (batch.photo[-TWINS:] - batch.photo[:TWINS]).abs().amax((0, 1)) > 1e-5
+    assert 0 < apart.sum() <= Twins.SIDE**2
+    seen = float(twins.unrest(batch.photo))
+    assert 0 < seen < 1, "means change less than pixels"
+    assert float(twins.unrest(3 * batch.photo)) == pytest.approx(3 * seen, rel=1e-4)
+    assert float(twins.unrest(torch.ones_like(photo))) == 0
 
 
 def test_a_checkpoint_of_other_options_is_refused(tmp_path, capsys):
