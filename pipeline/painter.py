@@ -207,7 +207,8 @@ class Painter:
         x = lcm.noised(canvas.x, noise, row)
         if kept is not None:
             x = torch.lerp(x, lcm.noised(kept.source, kept.noise, row), kept.share)
-        out = (denoise or self.denoise)(
+        call = self.denoise if denoise is None else denoise
+        out = call(
             x.to(self.dtype, memory_format=torch.channels_last),
             t,
             torch.cat(recipe.embeds),
