@@ -187,12 +187,6 @@ class Controls(BaseModel):
         "features stay. Faster, a little less exact; 0 is off.",
         json_schema_extra=_ui(1),
     )
-    bypass: bool = Field(
-        False,
-        title="Bypass",
-        description="Pass the camera's picture through untouched.",
-        json_schema_extra=_ui(widget="toggle"),
-    )
     skip_similar: FiniteFloat = Field(
         0.0,
         ge=0.0,
@@ -201,6 +195,12 @@ class Controls(BaseModel):
         description="Live, a frame that nowhere differs from the last painted one by so many levels of 255 keeps its "
         "picture, for a second at most: 2 to 4 pass a camera's noise over, 0 paints every frame.",
         json_schema_extra=_ui(0.5),
+    )
+    bypass: bool = Field(
+        False,
+        title="Bypass",
+        description="Pass the camera's picture through untouched.",
+        json_schema_extra=_ui(widget="toggle"),
     )
 
     def merged(self, changes: dict[str, Any]) -> Controls:
