@@ -332,7 +332,8 @@ def _render(options: argparse.Namespace) -> int:
         jobs.Studio(
             spec,
             lambda spec: load(spec, str(device), compile=bool(options.compile)),
-            batch=1 if options.compile else jobs.BATCH[device.type],  # compiled code is for single frames
+            # Elsewhere compiled code is for single frames.
+            batch=1 if options.compile and device.type != "cuda" else jobs.BATCH[device.type],
             way={"device": device.type, "compiled": bool(options.compile)},
         ),
     )

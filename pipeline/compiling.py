@@ -1,9 +1,10 @@
 """torch.compile's backend beside a running engine: a child process compiles, this one swaps the result in.
 
 Tracing holds the interpreter lock for seconds, so compiling in a thread would stall every stream. Instead a child
-process loads the same model, exports its three parts and builds one AOTInductor package for each set of input shapes.
-Loading a package is a dlopen. The packages hold code and no weights: they read this process's own tensors, so memory is
-not doubled, a LoRA's weights written in place take effect at once, and every checkpoint of a shape shares one package.
+process loads the same model, exports its three parts and builds one AOTInductor package for each set of input shapes:
+first for single frames, then, where streams may share a batch, for any batch of several. Loading a package is a dlopen.
+The packages hold code and no weights: they read this process's own tensors, so memory is not doubled, a LoRA's weights
+written in place take effect at once, and every checkpoint of a shape shares one package.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -33,8 +35,11 @@ from .stylizer import Stylizer
 
 PARTS = ("encode", "denoise", "decode")
 MANIFEST = "manifest.json"
+MOST = 16  # frames in a batch that there is code for
+EXAMPLE = 4  # frames in the batch that is traced, and that kernels are chosen for
 # What the generated code is made from, besides diffusers' own modules.
 EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py")
+LOADING_FAILS = (RuntimeError, OSError, ValueError, KeyError)
 
 log = logging.getLogger(__name__)
 
@@ -48,23 +53,40 @@ def cache_folder() -> Path:
 def compile_beside(stylizer: Stylizer, report: Report) -> None:
     """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
 
-    Call from any thread but the one that runs frames. Raises LoadError when it fails; the stylizer then goes on
-    uncompiled.
+    Call from any thread but the one that runs frames. Raises LoadError when it fails for single frames; the stylizer
+    then goes on uncompiled. Should only batches fail, only these do, with a warning in the log.
     """
     folder = cache_folder() / cache_key(stylizer)
-    found = (folder / MANIFEST).is_file()
-    if not found:
-        _build_in_child(stylizer, folder, report)
-    report("Loading compiled code", None)
+    modules = {name: getattr(stylizer.painter, name) for name in PARTS}
+    runners = _found_or_built(stylizer, modules, 1, folder / "single", report, "Compiling")
+    _swap_in(stylizer, modules, runners)
+    if stylizer.max_batch == 1:
+        return
     try:
-        adopt(stylizer, folder)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        batched = _found_or_built(stylizer, modules, EXAMPLE, folder / "batch", report, "Compiling for batches")
+    except LoadError as error:
+        log.warning("%s Single frames run compiled, batches do not.", error)
+    else:
+        _swap_in(stylizer, modules, {name: runners[name] | batched[name] for name in PARTS})
+
+
+def _found_or_built(
+    stylizer: Stylizer, modules: dict[str, torch.nn.Module], batch: int, folder: Path, report: Report, doing: str
+) -> Runners:
+    """The packages in `folder`, loaded; built first where there are none that load. Raises LoadError."""
+    if (folder / MANIFEST).is_file():
+        report("Loading compiled code", None)
+        try:
+            return _runners(modules, stylizer.device, folder)
+        except LOADING_FAILS as error:
+            log.warning("The compiled code in %s does not load (%s): compiling it again.", folder, first_line(error))
+    report(doing, None)
+    _build_in_child(stylizer, batch, folder)
+    try:
+        return _runners(modules, stylizer.device, folder)
+    except LOADING_FAILS as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if not found:
-            raise LoadError(f"Compiled code does not load, frames go on uncompiled: {first_line(error)}.") from error
-        log.warning("The compiled code in %s does not load (%s): compiling it again.", folder, first_line(error))
-        _build_in_child(stylizer, folder, report)
-        adopt(stylizer, folder)
+        raise LoadError(f"Compiled code does not load, frames go on uncompiled: {first_line(error)}.") from error
 
 
 def cache_key(stylizer: Stylizer) -> str:
@@ -90,10 +112,9 @@ def cache_key(stylizer: Stylizer) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _build_in_child(stylizer: Stylizer, folder: Path, report: Report) -> None:
-    report("Compiling", None)
+def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
     spec = replace(stylizer.spec, loras=())  # fused LoRAs change no shape
-    order = {"spec": asdict(spec), "device": str(stylizer.device), "folder": str(folder)}
+    order = {"spec": asdict(spec), "device": str(stylizer.device), "batch": batch, "folder": str(folder)}
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
@@ -142,6 +163,9 @@ class _Recorder:
         return self.part(*args)
 
 
+Runners = dict[str, dict[tuple, Callable[[list[Tensor]], list[Tensor]]]]  # part -> signature -> compiled code
+
+
 class Compiled:
     """A part with compiled code for known shapes; for others it runs the uncompiled module, which gives the same."""
 
@@ -157,17 +181,21 @@ class Compiled:
 
 
 def signature(args: tuple[Tensor | None, ...]) -> tuple:
-    """Shapes of a call's inputs, None where one is absent."""
-    return tuple(None if arg is None else tuple(arg.shape) for arg in args)
+    """Equal for calls that one piece of code serves: the shapes of the inputs, None where one is absent, their first
+    dimension as so many times the batch, and whether that is one frame, up to MOST, or how many."""
+    batch = len(args[0])
+    shapes = (None if arg is None else (len(arg) / batch, *arg.shape[1:]) for arg in args)
+    return (min(batch, 2) if batch <= MOST else batch, *shapes)
 
 
-def build(stylizer: Stylizer, folder: Path) -> None:
-    """Export and compile every part of a stylizer for every signature it can be called with, into `folder`."""
+def build(stylizer: Stylizer, batch: int, folder: Path) -> None:
+    """Export and compile every part of a stylizer for every signature it can be called with, into `folder`: for single
+    frames, or with a batch of several for every such batch."""
     recorders = {name: _Recorder(getattr(stylizer.painter, name)) for name in PARTS}
     stylizer.use(**recorders)
-    frame = torch.zeros((1, stylizer.spec.height, stylizer.spec.width, 3), dtype=torch.uint8)
+    frames = torch.zeros((batch, stylizer.spec.height, stylizer.spec.width, 3), dtype=torch.uint8)
     for guidance in (1.0, 2.0):  # without and with CFG; a full LCM takes both in one signature
-        stylizer(frame, Controls(steps=1, guidance=guidance))
+        stylizer(frames, Controls(steps=1, guidance=guidance))
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -175,6 +203,7 @@ def build(stylizer: Stylizer, folder: Path) -> None:
     for name, recorder in recorders.items():
         for args in recorder.calls.values():
             file = f"{name}-{len(manifest)}"
+            args = tuple(_plain(arg) for arg in args)
             constants = _export(recorder.part, args, scratch / f"{file}.pt2")
             save_file(constants, scratch / f"{file}.safetensors")
             inputs = [None if a is None else [list(a.shape), list(a.stride()), str(a.dtype)[6:]] for a in args]
@@ -187,7 +216,7 @@ def build(stylizer: Stylizer, folder: Path) -> None:
 def _export(module: torch.nn.Module, args: tuple, package: Path) -> dict[str, Tensor]:
     """Write the package; return the constants that tracing lifted out of the code and the module does not own."""
     with torch.no_grad():
-        program = torch.export.export(module, tuple(_plain(arg) for arg in args), strict=False)
+        program = torch.export.export(module, args, dynamic_shapes=_dynamic(module, args), strict=False)
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(package), inductor_configs={"aot_inductor.package_constants_in_so": False}
         )
@@ -199,35 +228,57 @@ def _export(module: torch.nn.Module, args: tuple, package: Path) -> dict[str, Te
     }
 
 
+def _dynamic(module: torch.nn.Module, args: tuple) -> Any:
+    """For torch.export: the first dimension of every input is so many times the batch, if that is more than one."""
+    batch = len(args[0])
+    if batch == 1:
+        return None
+    dim, shapes = torch.export.Dim("batch", min=2, max=MOST), torch.export.ShapesCollection()
+    for arg in args:
+        if arg is not None:
+            times = len(arg) // batch
+            shapes[arg] = {0: dim if times == 1 else times * dim}
+    return shapes.dynamic_shapes(module, args)
+
+
 def _plain(arg: Tensor | None) -> Tensor | None:
-    """A copy outside inference mode, which export does not trace, with the same strides."""
+    """A copy outside inference mode, which export does not trace, with the same strides; what is one tensor expanded to
+    a batch lies in it as many times."""
     if arg is None:
         return None
-    return torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device=arg.device).copy_(arg)
+    copy = (
+        torch.empty_like(arg)
+        if 0 in arg.stride()
+        else torch.empty_strided(arg.shape, arg.stride(), dtype=arg.dtype, device=arg.device)
+    )
+    return copy.copy_(arg)
 
 
-def adopt(stylizer: Stylizer, folder: Path) -> None:
-    """Load the packages, bind this stylizer's own weights to them, warm them up, swap them in."""
-    modules = {name: getattr(stylizer.painter, name) for name in PARTS}
-    runners: dict[str, dict[tuple, Callable]] = {name: {} for name in PARTS}
+def _runners(modules: dict[str, torch.nn.Module], device: torch.device, folder: Path) -> Runners:
+    """The packages of a folder, loaded, bound to the weights of these modules, and warm."""
+    runners: Runners = {name: {} for name in PARTS}
     for entry in json.loads((folder / MANIFEST).read_text()):
-        name, module = entry["part"], modules[entry["part"]]
+        module = modules[entry["part"]]
         package = torch._inductor.aoti_load_package(
             str(folder / f"{entry['file']}.pt2"),
             run_single_threaded=True,  # one thread runs frames, and waiting for the run before would be a host sync
-            device_index=-1 if stylizer.device.index is None else stylizer.device.index,
+            device_index=-1 if device.index is None else device.index,
         )
-        lifted = load_file(folder / f"{entry['file']}.safetensors", device=str(stylizer.device))
+        lifted = load_file(folder / f"{entry['file']}.safetensors", device=str(device))
         known = {**module.state_dict(), **dict(module.named_buffers()), **lifted}
         constants = {fqn: known[fqn] for fqn in package.get_constant_fqns()}
         package.load_constants(constants, check_full_update=True, user_managed=True)
-        example = tuple(_zeros(layout, stylizer.device) for layout in entry["inputs"])
+        example = tuple(_zeros(layout, device) for layout in entry["inputs"])
         present = [arg for arg in example if arg is not None]
         runner = _Runner(package.loader, constants, [arg.stride() for arg in present])
         runner(present)
-        runners[name][signature(example)] = runner
-    if stylizer.device.type == "cuda":
-        torch.cuda.synchronize(stylizer.device)
+        runners[entry["part"]][signature(example)] = runner
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return runners
+
+
+def _swap_in(stylizer: Stylizer, modules: dict[str, torch.nn.Module], runners: Runners) -> None:
     stylizer.use(**{name: Compiled(modules[name], runners[name]) for name in PARTS})
 
 
@@ -269,7 +320,7 @@ def _main() -> None:
     device = torch.device(order["device"])
     spec = ModelSpec(**order["spec"])
     components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)
-    build(Stylizer(spec, components, graphs=False), Path(order["folder"]))
+    build(Stylizer(spec, components, graphs=False), order["batch"], Path(order["folder"]))
 
 
 if __name__ == "__main__":

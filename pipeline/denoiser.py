@@ -79,5 +79,5 @@ def guided(out: Tensor, guidance: Tensor | None) -> Tensor:
     out = out.float()
     if guidance is None:
         return out
-    unconditional, conditional = out.chunk(2)
+    unconditional, conditional = out.unflatten(0, (2, -1))  # chunk(2) cannot be exported for batches of any size
     return unconditional + guidance * (conditional - unconditional)

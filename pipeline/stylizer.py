@@ -24,6 +24,7 @@ from .reuse import Keeping, Memory, Shallow, Sight, part, reduced, serves
 from .settings import Controls, ModelSpec
 from .sizes import Sizes
 from .stream_batch import StreamBatch
+from .transfers import to_device, to_host
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
@@ -283,7 +284,7 @@ class Stylizer:
         self.check(controls)
         each = [controls.model_copy(update={"seed": (controls.seed + i) % 2**32}) for i in range(count)]
         control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
-        return self._paint(self._order(None, each, None, control, [True] * count)).cpu().numpy()
+        return to_host(self._paint(self._order(None, each, None, control, [True] * count)))
 
     def _refuse_motion(self) -> None:
         if self.spec.motion is not None:
@@ -317,7 +318,7 @@ class Stylizer:
             clips = (self._fitted("frames", clip) for clip in _clips(frames))
             if self.shape_key(controls) == "source":
                 for clip in clips:
-                    yield from clip.permute(0, 2, 3, 1).cpu().numpy()
+                    yield from to_host(clip.permute(0, 2, 3, 1))
                 return
             source = (
                 latents for clip in clips for latents in self.painter.encode(color.to_model(clip, self.dtype)).split(1)
@@ -339,7 +340,7 @@ class Stylizer:
 
         x0 = animation.denoise(chain(begun, source), noise, recipe.rows, call, window)
         while part := list(islice(x0, CLIP_CHUNK)):
-            yield from color.to_frames(self.painter.decode(torch.cat(part))).cpu().numpy()
+            yield from to_host(color.to_frames(self.painter.decode(torch.cat(part))))
 
     @property
     def clip_length(self) -> int:
@@ -358,15 +359,14 @@ class Stylizer:
             raise ValueError(f"{name} must be uint8 [N, H, W, 3], not {tensor.dtype} {list(tensor.shape)}.")
         if count is not None and len(tensor) != count:
             raise ValueError(f"{name} are {len(tensor)}, and there are {count} pictures to make.")
-        return color.fit(tensor.to(self.device, non_blocking=True), self.spec.width, self.spec.height)
+        return color.fit(to_device(tensor, self.device), self.spec.width, self.spec.height)
 
     def _fitted_i420(self, frames: np.ndarray) -> Tensor:
         """I420 -> what _fitted makes of it in RGB. Raises ValueError."""
         rows, width = frames.shape[1:]
         if frames.dtype != np.uint8 or rows % 3 or width % 2 or 0 in frames.shape:
             raise ValueError(f"I420 must be uint8 [N, H * 3 / 2, W], not {frames.dtype} {list(frames.shape)}.")
-        planes = torch.from_numpy(frames).to(self.device, non_blocking=True)
-        return color.fit(color.to_rgb(planes), self.spec.width, self.spec.height)
+        return color.fit(color.to_rgb(to_device(frames, self.device)), self.spec.width, self.spec.height)
 
     def _fitted_mask(self, mask, expected: tuple[int, ...]) -> Tensor:
         """uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as the frames are. Raises ValueError."""
@@ -376,7 +376,7 @@ class Stylizer:
             raise ValueError(
                 f"mask must be uint8 {list(expected)}, like the frames, not {tensor.dtype} {list(tensor.shape)}."
             )
-        rgb = tensor.to(self.device)[..., None].expand(-1, -1, -1, 3)
+        rgb = to_device(tensor, self.device)[..., None].expand(-1, -1, -1, 3)
         return (color.fit(rgb, self.spec.width, self.spec.height)[:, :1] > 127).to(self.dtype)
 
     @torch.inference_mode()
@@ -424,12 +424,12 @@ class Stylizer:
 def _like(frames) -> Callable[[Tensor], Any]:
     """Makes of pictures on the device the same kind as `frames`."""
     home = None if isinstance(frames, np.ndarray) else frames.device
-    return lambda rgb: rgb.cpu().numpy() if home is None else rgb.to(home)
+    return lambda rgb: to_host(rgb) if home is None else rgb.to(home)
 
 
 def _in_both_ways(rgb: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [N, H, W, 3] -> the same in RGB and in I420, with one download."""
-    both = torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1).cpu().numpy()
+    both = to_host(torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1))
     height, width = rgb.shape[1:3]
     pictures, planes = np.split(both, [rgb[0].numel()], 1)
     return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)

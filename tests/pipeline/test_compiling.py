@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import Controls, LoadError, Lora, ModelSpec, compiling, load
+from pipeline.stylizer import Stylizer
 from tests import tiny
 
 # An inpainting UNet of one block, and a ControlNet of its shape.
@@ -39,6 +40,8 @@ def spec(weights) -> ModelSpec:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiled CPU mode needs a C++ compiler")
 def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("LCMIRROR_CACHE", str(tmp_path))
+    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")  # half of the time would go there
+    monkeypatch.setattr(Stylizer, "max_batch", 3)
     stylizer = load(spec(weights), "cpu", compile=False)
     settings = [
         Controls(prompt="a cat"),
@@ -53,11 +56,21 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
         whole, part = stylizer(FRAME, one), stylizer(FRAME, one, mask=MASK)
         return [picture.astype(int) for picture in (whole, part, stylizer.imagine(one, control_frames=FRAME))]
 
-    before = [painted(one) for one in settings]
+    crowd = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)
+
+    def together() -> list[np.ndarray]:
+        """Batches: with one prompt, with one for each frame, with CFG, at different steps."""
+        prompts = [Controls(prompt=prompt, seed=seed) for seed, prompt in enumerate(("a cat", "a dog", "a hen"))]
+        stages = stylizer.stream_batch()
+        steps = [stages(frame[None], settings[1]) for frame in (*crowd, *crowd[:2])]
+        batches = [stylizer(crowd[:2], settings[0]), stylizer(crowd, prompts), stylizer(crowd, settings[2]), steps[-1]]
+        return [picture.astype(int) for picture in batches]
+
+    before, before_together = [painted(one) for one in settings], together()
     assert "reuse" not in stylizer.remarks(Controls(reuse=1))
     told = []
     compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail))
-    assert "Compiling" in told
+    assert {"Compiling", "Compiling for batches"} <= set(told)
     assert "uncompiled" in stylizer.remarks(Controls(reuse=1))["reuse"]
     with monkeypatch.context() as uncompiled_forbidden:
         uncompiled_forbidden.setattr(
@@ -66,7 +79,10 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
         for one in settings:  # every prompt is known, so the text encoder does not run either
             if not one.lora_weights:
                 painted(one)
+        together()
     np.testing.assert_allclose([painted(one) for one in settings], before, atol=1)
+    for compiled, uncompiled in zip(together(), before_together, strict=True):
+        np.testing.assert_allclose(compiled, uncompiled, atol=1)
     for other in before[1:]:  # every setting shows
         assert np.abs(np.subtract(before[0], other)).max(axis=(1, 2, 3, 4)).min() > 5
 
