@@ -59,7 +59,7 @@ STEPS = (
     Step("engine", "engine", 420, shape="sd15", budgeted=True, trial=("--row-s", "1")),
     Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),
-    Step("stream-batch", "stream_batch", 40, ("--no-compile",), shape="sd15", trial=("--calls", "5")),
+    Step("stream-batch", "stream_batch", 40, shape="sd15", trial=("--calls", "5")),
     Step("reuse", "reuse", 30, shape="sd15"),
     Step("reuse-sdxl", "reuse", 60, shape="sdxl"),
     Step("systems", "systems", 300, budgeted=True),

@@ -4,8 +4,8 @@
 
 The same frames, one after the other and through a stream batch, in turns: call by call, so that whatever else the
 machine does meets both alike. A picture of the stream batch comes out of the last of as many calls as there are steps;
-its latency is theirs together. `differs` is between the two ways' pictures: the mean, and the most, of 255. With
-compiled code (CUDA) only calls of one frame run it. Beside StreamDiffusion: benchmarks/engine.py.
+its latency is theirs together. `differs` is between the two ways' pictures: the mean, and the most, of 255.
+Beside StreamDiffusion: benchmarks/engine.py.
 """
 
 from __future__ import annotations

@@ -50,17 +50,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LCMIRROR_CACHE", default)).resolve() / "compiled"
 
 
-def compile_beside(stylizer: Stylizer, report: Report) -> None:
+def compile_beside(stylizer: Stylizer, report: Report, batches: bool | None = None) -> None:
     """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
 
-    Call from any thread but the one that runs frames. Raises LoadError when it fails for single frames; the stylizer
-    then goes on uncompiled. Should only batches fail, only these do, with a warning in the log.
+    batches: for them too; None where streams may share them. Call from any thread but the one that runs frames. Raises
+    LoadError when it fails for single frames; the stylizer then goes on uncompiled. Should only batches fail, only
+    these do, with a warning in the log.
     """
     folder = cache_folder() / cache_key(stylizer)
-    modules = {name: getattr(stylizer.painter, name) for name in PARTS}
+    modules = {name: _uncompiled(getattr(stylizer.painter, name)) for name in PARTS}
     runners = _found_or_built(stylizer, modules, 1, folder / "single", report, "Compiling")
     _swap_in(stylizer, modules, runners)
-    if stylizer.max_batch == 1:
+    if not (stylizer.max_batch > 1 if batches is None else batches):
         return
     try:
         batched = _found_or_built(stylizer, modules, EXAMPLE, folder / "batch", report, "Compiling for batches")
@@ -178,6 +179,10 @@ class Compiled:
         if runner is None:
             return self.module(*args)
         return runner([arg for arg in args if arg is not None])[0]
+
+
+def _uncompiled(part: Compiled | torch.nn.Module) -> torch.nn.Module:
+    return part.module if isinstance(part, Compiled) else part
 
 
 def signature(args: tuple[Tensor | None, ...]) -> tuple:

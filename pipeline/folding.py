@@ -111,7 +111,7 @@ class Chain(nn.Module):
             out = F.pixel_shuffle(out, 2)
         for axis in (2, 3):
             ends = (x.narrow(axis, 0, self.rim), x.narrow(axis, x.shape[axis] - self.rim, self.rim))
-            start, end = self.layers(torch.cat(ends)).chunk(2)
+            start, end = self.layers(torch.cat(ends)).unflatten(0, (2, -1))
             out.select(axis, 0).copy_(start.select(axis, 0))
             out.select(axis, -1).copy_(end.select(axis, -1))
         return out
