@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -344,8 +345,7 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     compiled = compiling_pays(device) if options.compile is None else options.compile
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(scratch) / "inductor")
+    with tempfile.TemporaryDirectory() as scratch, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=f"{scratch}/code"):
         name, spec, controls = chosen_model(options, Path(scratch))
         stylizer, made = load(spec, str(device), compile=False), []
         size = f"{spec.width}x{spec.height}"
