@@ -270,13 +270,13 @@ class Transfer:
 
 def transfers(device: torch.device, width: int, height: int) -> list[Transfer]:
     """Of one frame's I420 to the device, and of a picture's RGB and I420 from there."""
-    cuda = device.type == "cuda"
-    wait = partial(torch.cuda.synchronize, device) if cuda else lambda: None
+    pin = device.type == "cuda"
+    wait = partial(torch.cuda.synchronize, device) if pin else lambda: None
     dice = torch.Generator().manual_seed(0)
     frame = torch.randint(0, 256, (height * 3 // 2, width), dtype=torch.uint8, generator=dice)
     painted = torch.randint(0, 256, (height * 9 // 2, width), dtype=torch.uint8, generator=dice).to(device)
-    pinned_frame = torch.empty_like(frame, pin_memory=cuda).copy_(frame)
-    pinned_picture = torch.empty(painted.shape, dtype=torch.uint8, pin_memory=cuda)
+    pinned_frame = torch.empty_like(frame, pin_memory=pin).copy_(frame)
+    pinned_picture = torch.empty(painted.shape, dtype=torch.uint8, pin_memory=pin)
 
     def upload(source: torch.Tensor) -> torch.Tensor:
         there = source.to(device, non_blocking=True)

@@ -30,7 +30,7 @@ class Float8Linear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         scale = row_scales(rows)
         out = torch._scaled_mm(
-            quantized(rows, scale),
+            quantized(rows, scale).contiguous(),
             self.weight.t(),
             scale_a=scale,
             scale_b=self.scale,

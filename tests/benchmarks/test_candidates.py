@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
+from torch.nn.attention import _cur_sdpa_kernel_backends
 
 from benchmarks import candidates, shapes
 from benchmarks.candidates import CANDIDATES, NOTHING, Candidate, Way
@@ -115,6 +116,31 @@ def test_ways_take_turns_and_what_holds_for_one_holds_for_no_other(monkeypatch):
     times = candidates.times_ms(ways, ["first", "second"], 3, 60.0)
     assert said == [("a", "first"), ("b", True), ("a", "second"), ("b", True)] * 2
     assert [len(each) for each in times] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "flag"),
+    [
+        ("fp16 accumulation", torch.backends.cuda.matmul, "allow_fp16_accumulation"),
+        ("TF32 products", torch.backends.cuda.matmul, "allow_tf32"),
+        ("cudnn.benchmark", torch.backends.cudnn, "benchmark"),
+    ],
+)
+def test_a_flag_is_set_for_its_candidate_alone(name, owner, flag):
+    assert not getattr(owner, flag)
+    with BY_NAME[name].around():
+        assert getattr(owner, flag)
+    assert not getattr(owner, flag)
+
+
+def test_each_attention_backend_comes_first_for_its_candidate_alone():
+    before = _cur_sdpa_kernel_backends(with_priority=True)
+    found = []
+    for candidate in (each for each in CANDIDATES if each.name.startswith("SDPA")):
+        with candidate.around():
+            found.append(_cur_sdpa_kernel_backends(with_priority=True)[0])
+    assert [backend.name for backend in found] == ["CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"]
+    assert _cur_sdpa_kernel_backends(with_priority=True) == before
 
 
 def test_both_ways_of_a_transfer_bring_the_same():
