@@ -14,11 +14,12 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.attention import _cur_sdpa_kernel_backends
 
-from benchmarks import candidates, shapes
+from benchmarks import candidates
 from benchmarks.candidates import CANDIDATES, NOTHING, Candidate, Way
 from benchmarks.checks import difference
 from benchmarks.float8 import Float8Linear, to_float8
 from pipeline import Controls, ModelSpec, load
+from pipeline.stylizer import Stylizer
 from tests import tiny
 
 ONE_STEP = Controls(prompt="an oil painting", strength=0.5, steps=1)
@@ -32,11 +33,11 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stylizer(work):
-    base = shapes.checkpoint(work / "tiny" / "sd15", shapes.tiny(shapes.SD15))
+    base = tiny.checkpoint(work / "base", unet={**tiny.SMALLEST, "block_out_channels": (16, 32)})
     return load(ModelSpec(str(base), width=64, height=64, dtype="float32"), "cpu", compile=False)
 
 
-def test_every_candidate_has_a_row_with_figures_or_a_reason(work, stylizer, monkeypatch, capsys):
+def test_every_candidate_has_a_row_with_figures_or_a_reason(work, monkeypatch, capsys):
     file = work / "candidates.json"
     line = f"candidates --shape sd15 --tiny --work {work} --device cpu --frames 1 --json {file}"
     monkeypatch.setattr(sys, "argv", line.split())
@@ -167,6 +168,29 @@ def test_a_candidate_paints_the_same_and_leaves_the_engine_alone(stylizer, name,
     ours, theirs = own.components.unet, stylizer.components.unet
     assert ours.conv_in is not theirs.conv_in
     assert ours.conv_in.weight.data_ptr() == theirs.conv_in.weight.data_ptr()
+
+
+def test_what_is_timed_is_replayed_where_there_are_graphs(stylizer, monkeypatch):
+    recorded = []
+
+    def record(work):
+        out = work()
+        recorded.append(out)
+        return lambda: out.copy_(work()), out
+
+    monkeypatch.setattr("pipeline.stylizer.record_in_one_pool", lambda: record)
+    monkeypatch.setattr(candidates, "WARM_UP", 4)
+    plain = Stylizer(stylizer.spec, stylizer.components, graphs=True)
+    row = candidates.measure(BY_NAME["float8 linear layers"], plain, ONE_STEP, False, 1, 1.0)
+    assert len(recorded) == 2, "the plain engine's frame, and the candidate's"
+    assert 0.001 < row["differs"] < 0.3
+
+    def refuse(work):
+        raise RuntimeError("an operation is not permitted when a stream is capturing")
+
+    monkeypatch.setattr("pipeline.stylizer.record_in_one_pool", lambda: refuse)
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        candidates.measure(BY_NAME["fused QKV"], plain, ONE_STEP, False, 1, 1.0)
 
 
 @pytest.mark.parametrize("bias", [True, False])
