@@ -9,9 +9,10 @@ median frame takes less, `differs` how far pictures are from the plain engine's 
 time until the first picture, compiling included (its caches start empty, and what rows have in common is compiled
 once). `nothing` is the plain engine against itself: what it gains is noise. The transfers' `gain %` is of a frame.
 
-A candidate stays if it gains 3 % and its pictures differ by less than 2; float8 has to gain 15 %. What the device or
-the model cannot have is left out by name. Without compiled code float8 pays for its quantizing in kernels of their own,
-and `max-autotune` has nothing to tune: the engine on CUDA runs compiled code, so --compile is what decides there.
+A candidate stays if it gains 3 %, and no less than the noise, and its pictures differ by less than 2; float8 has to
+gain 15 %. What the device or the model cannot have is left out by name. Without compiled code float8 pays for its
+quantizing in kernels of their own, and `max-autotune` has nothing to tune: the engine on CUDA runs compiled code, so
+--compile is what decides there.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def verdict(gain: float, differs: float, least_gain: float | None) -> str:
         return "for comparison"
     if differs >= MOST_DIFFERENCE:
         return f"goes: its pictures differ by {MOST_DIFFERENCE:g} or more"
-    return "stays" if gain >= least_gain else f"goes: it gains less than {least_gain:g} %"
+    return "stays" if gain >= least_gain else f"goes: it gains less than {least_gain:.3g} %"
 
 
 def row(
@@ -325,6 +326,7 @@ def rows(
         if reason is not None:
             yield left_out(candidate.name, reason)
             continue
+        candidate = replace(candidate, least_gain=max(candidate.least_gain, abs(noise["gain %"])))
         try:
             yield measure(candidate, plain, controls, compiled, calls, row_s)
         except Exception as error:  # whoever fails is named, the others are measured

@@ -75,6 +75,19 @@ def test_what_fails_or_comes_too_late_is_named(stylizer, monkeypatch):
     assert last(0) == "left out: the time was up"
 
 
+@pytest.mark.parametrize(("noise", "least"), [(-1.0, [3, 15]), (-4.5, [4.5, 15]), (20.0, [20, 20])])
+def test_a_candidate_has_to_gain_no_less_than_the_noise(stylizer, monkeypatch, noise, least):
+    asked = []
+
+    def measure(candidate, *_):
+        asked.append(candidate.least_gain)
+        return {"plain p50 ms": 10.0, "gain %": noise}
+
+    monkeypatch.setattr(candidates, "measure", measure)
+    list(candidates.rows(stylizer, ONE_STEP, False, 1, 1.0))
+    assert asked == [None, *least], "the plain engine, fused QKV, float8"
+
+
 @pytest.mark.parametrize(
     ("gain", "differs", "least", "expected"),
     [
