@@ -15,8 +15,9 @@ Each step is a process of its own: one that fails or runs out of time is told, a
 JSON a step, `everything.log` with all they said, and `summary.json`: the figures aimed at, beside those measured.
 Checkpoints of random weights are kept in the work folder and compiled code in its usual cache, so that a second command
 on the same machine, with --only for the steps that the first had no time for, does not make them again. Compiling takes
-minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown streams stream-batch
-reuse systems`, a third `--only reuse-sdxl engine-sdxl`.
+minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown candidates streams
+stream-batch reuse systems`, a third `--only reuse-sdxl engine-sdxl`; a fourth, `--only candidates-compiled`, compiles
+anew for each candidate.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ STEPS = (
     Step("checks", "checks", 60, ("--no-compile",)),
     Step("engine", "engine", 420, shape="sd15", budgeted=True, trial=("--row-s", "1")),
     Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
+    Step("candidates", "candidates", 60, ("--no-compile",), shape="sd15", budgeted=True, trial=("--frames", "5")),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),
     Step("stream-batch", "stream_batch", 40, shape="sd15", trial=("--calls", "5")),
     Step("reuse", "reuse", 30, shape="sd15"),
     Step("reuse-sdxl", "reuse", 60, shape="sdxl"),
     Step("systems", "systems", 300, budgeted=True),
     Step("engine-sdxl", "engine", 300, shape="sdxl", budgeted=True, trial=("--row-s", "1")),
+    Step("candidates-compiled", "candidates", 300, shape="sd15", budgeted=True, trial=("--frames", "5")),
 )
 
 
