@@ -261,8 +261,8 @@ def pictures(width: int, height: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Two ways to bring the same to the same place: through pageable memory, as the engine does, and another. Both wait
-    until it is there, and return it."""
+    """Two ways to bring the same to the same place: through pageable memory, and another. Both wait until it is there,
+    and return it. The engine's own are "copied to pinned memory first" and "download to pinned memory"."""
 
     name: str
     pageable: Callable[[], torch.Tensor]
