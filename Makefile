@@ -1,11 +1,13 @@
 # make run    sets up .venv and starts the server       make run ARGS="--model sd15 --port 9000"
 # make test   the same set-up, then the whole suite     make test ARGS="tests/pipeline -x"
+#             in two processes (make test WORKERS=4), and after that, one by one, the tests that are marked `calm`
 # pip reads its own environment variables and configuration, so PIP_INDEX_URL, PIP_FIND_LINKS and the like apply.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: run test lint setup
 
@@ -13,7 +15,12 @@ run: setup
 	@$(BIN)/python main.py $(ARGS)
 
 test: setup
+ifneq ($(ARGS),)
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not calm"
+	@$(BIN)/python -m pytest -m calm
+endif
 
 lint: setup
 	@$(BIN)/ruff check .

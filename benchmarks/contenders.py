@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from unittest.mock import patch
@@ -33,7 +34,7 @@ def applied(setting: Setting, controls: Controls) -> Controls:
     return controls.model_copy(update={"steps": setting.steps, "guidance": guidance})
 
 
-class Contender:
+class Contender(ABC):
     """name: how its rows are called."""
 
     name: str
@@ -51,8 +52,9 @@ class Contender:
         """By how many frames its pictures come after the frames they are of."""
         return 0
 
+    @abstractmethod
     def call(self, setting: Setting) -> Call:
-        raise NotImplementedError
+        """What is timed and compared."""
 
 
 class Ours(Contender):

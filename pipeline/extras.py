@@ -6,6 +6,7 @@ UNet's input and add keyword arguments. What several of them add is summed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,15 +44,15 @@ class Call:
     added: dict[str, Tensor] | None
 
 
-class Extra(nn.Module):
+class Extra(nn.Module, ABC):
     """count: how many conditions it brings. multiple: of so many pixels the sides of a picture must be."""
 
     count: int
     multiple: int = 8
 
+    @abstractmethod
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
         """Its conditions for a batch, each [B, ...]."""
-        raise NotImplementedError
 
     def widen(self, x: Tensor, *conditions: Tensor) -> Tensor:
         """The UNet's own input."""

@@ -4,23 +4,26 @@ import { getJson, streamName, token, withToken } from "./api.js";
 import { Panel } from "./controls.js";
 import { listen } from "./events.js";
 import { Display } from "./display.js";
+import { onDrop } from "./drop.js";
 import { buildHud } from "./hud.js";
+import { Input } from "./input.js";
 import { bindKeys } from "./keys.js";
 import { asProblem, describe, plainRefusal, Problem } from "./messages.js";
 import { listModels } from "./models.js";
+import { Pace } from "./pace.js";
 import { Recorder } from "./record.js";
 import { Live } from "./session.js";
 import { Settings } from "./settings.js";
 import { MaskTool } from "./mask.js";
 import { settingsIn, takeSnapshot } from "./snapshot.js";
-import { listCameras, openCamera, openFile, openMicrophone, openNothing, openScreen } from "./sources.js";
+import { Sound } from "./sound.js";
+import { listCameras } from "./sources.js";
 import { render, stateWord } from "./stage.js";
 import { chipsFor } from "./styles.js";
 
 const $ = (id) => document.getElementById(id);
 const stream = streamName();
 const output = $("output");
-const preview = $("input");
 const source = $("source");
 
 const state = { phase: "idle", problem: null, server: null, models: [], reachable: null, kind: "camera", file: null, bypass: false, stalled: false, stats: null, slow: false, painting: false, note: "" };
@@ -119,29 +122,12 @@ function paintedSize() {
   return { width, height };
 }
 
-const SLOW_FPS = 5; // below it is no longer a moving picture
-const SLOW_MS = 4_000;
-const PAINTING_MS = 1_000; // a shorter wait needs no word
-
-/** -> for how long something holds without a break, in ms. */
-function stopwatch() {
-  let since = null;
-  return (holds) => {
-    since = holds ? (since ?? performance.now()) : null;
-    return holds ? performance.now() - since : 0;
-  };
-}
-
-const slowFor = stopwatch();
-const paintingFor = stopwatch();
+const pace = new Pace();
 
 function onStats(stats) {
-  const imagines = state.kind === "imagine";
-  const slow = slowFor(live && !imagines && stats.fps_in >= SLOW_FPS && stats.fps_out < SLOW_FPS) > SLOW_MS;
-  const painting = paintingFor(imagines && stats.frames_in > stats.frames_out + stats.frames_dropped) > PAINTING_MS;
   live?.heard(stats);
   recorder.heard(stats);
-  update({ stats, slow, painting });
+  update({ stats, ...pace.heard(stats, { live, imagines: state.kind === "imagine" }) });
 }
 
 const listening = new AbortController();
@@ -171,104 +157,17 @@ greet();
 
 // ---- source
 
-let shown = null; // what plays, {track, sound, stop()}, and what was chosen then: kind, file, value
-let opening = null; // the latest wish for a source; what a dialog brings after it has changed is let go
+const input = new Input($("input"), {
+  changed() {
+    const kind = input.shown?.kind;
+    if (kind) display.of(kind);
+    sound.fit();
+    if (kind === "camera") listCameras(source);
+  },
+  ended: (problem) => stop(problem),
+});
 
-const OPEN = {
-  camera: (option) => openCamera(option.dataset.device),
-  screen: () => openScreen(),
-  file: (option, file) => openFile(file),
-  imagine: () => openNothing(),
-};
-
-/** Opens what is chosen; null when by then something else was chosen, or Stop pressed. */
-async function openSource() {
-  const mine = (opening = Symbol());
-  const { kind, file } = state;
-  const selected = source.selectedOptions[0];
-  try {
-    const opened = await OPEN[kind](selected, file);
-    if (mine === opening) return { ...opened, kind, file, value: selected.value };
-    opened.stop();
-  } catch (error) {
-    if (mine === opening) throw error;
-  }
-  return null;
-}
-
-/** Shows the new source beside the picture and lets go of the old one. */
-function adopt(next) {
-  shown?.stop();
-  shown = next;
-  preview.srcObject = next.track && new MediaStream([next.track]);
-  if (next.track) preview.play().catch(() => {}); // a newer source interrupts it: that one plays
-  preview.hidden = !next.track;
-  display.of(next.kind);
-  fitSound();
-  if (next.kind === "camera") listCameras(source);
-  next.track?.addEventListener("ended", () => {
-    if (shown === next && next.kind !== "file") stop(new Problem(next.kind === "screen" ? "screen-ended" : "camera-lost"));
-  });
-}
-
-function release() {
-  opening = null;
-  shown?.stop();
-  shown = null;
-  preview.srcObject = null;
-  preview.hidden = true;
-  fitSound();
-}
-
-// ---- sound
-
-let microphone = null; // its track while it is open
-let asksForMicrophone = false;
-
-/** What is sent as sound: a file's or a screen's own, otherwise the microphone's; null for silence. */
-const soundOf = () => (display.has("microphone") ? (shown?.sound ?? microphone) : null);
-
-/** Opens or closes the microphone and sends what is to be heard, as the button and the source have it now. */
-async function fitSound() {
-  const needed = Boolean(display.has("microphone") && shown?.track && !shown.sound);
-  if (needed && !microphone && !asksForMicrophone) {
-    asksForMicrophone = true;
-    try {
-      microphone = await openMicrophone();
-      microphone.addEventListener("ended", () => silence(new Problem("microphone-lost")));
-    } catch (error) {
-      silence(asProblem(error));
-    }
-    asksForMicrophone = false;
-    return fitSound(); // by now the wish may be another one
-  }
-  if (!needed) {
-    microphone?.stop();
-    microphone = null;
-  }
-  await live?.say(soundOf());
-}
-
-/** Without a microphone the button is off again. */
-function silence(problem) {
-  microphone = null;
-  display.turn("microphone", false);
-  note(describe(problem).title);
-}
-
-function toggleMicrophone() {
-  if (state.kind === "imagine") return note("Imagined pictures come without sound");
-  display.turn("microphone");
-  fitSound();
-}
-
-function toggleListen() {
-  display.turn("listen");
-  live?.listen(display.has("listen"));
-}
-
-$("microphone").addEventListener("click", toggleMicrophone);
-$("listen").addEventListener("click", toggleListen);
+const openSource = () => input.open(state.kind, state.file, source.selectedOptions[0]);
 
 source.addEventListener("change", () => {
   const kind = source.value.split(":")[0];
@@ -281,7 +180,7 @@ $("file").addEventListener("cancel", () => state.kind !== "file" && showSource()
 
 function showSource() {
   source.querySelector('[value="file"]').textContent = state.file ? `File: ${state.file.name}` : "Video file…";
-  if (source.value.split(":")[0] !== state.kind) source.value = shown?.kind === state.kind ? shown.value : state.kind;
+  if (source.value.split(":")[0] !== state.kind) source.value = input.shown?.kind === state.kind ? input.shown.value : state.kind;
 }
 
 function chooseFile(file) {
@@ -301,28 +200,44 @@ async function choose(kind, { file = state.file, begin = false } = {}) {
   try {
     const next = await openSource();
     if (!next) return;
-    adopt(next);
+    input.adopt(next);
     await live.replace(next.track);
   } catch (error) {
     note(describe(asProblem(error)).title);
-    if (!shown) return;
-    update({ kind: shown.kind, file: shown.file });
-    source.value = shown.value;
+    if (!input.shown) return;
+    update({ kind: input.shown.kind, file: input.shown.file });
+    source.value = input.shown.value;
     showSource();
   }
 }
 
-addEventListener("dragover", (event) => {
-  if (!event.dataTransfer?.types.includes("Files")) return;
-  event.preventDefault();
-  document.body.classList.add("dropping");
+onDrop(chooseFile);
+
+// ---- sound
+
+const sound = new Sound({
+  wanted: () => display.has("microphone"),
+  source: () => input.shown,
+  send: (track) => live?.say(track),
+  lost(problem) {
+    display.turn("microphone", false); // without one the button is off again
+    note(describe(problem).title);
+  },
 });
-addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dropping"));
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dropping");
-  if (event.dataTransfer?.files[0]) chooseFile(event.dataTransfer.files[0]);
-});
+
+function toggleMicrophone() {
+  if (state.kind === "imagine") return note("Imagined pictures come without sound");
+  display.turn("microphone");
+  sound.fit();
+}
+
+function toggleListen() {
+  display.turn("listen");
+  live?.listen(display.has("listen"));
+}
+
+$("microphone").addEventListener("click", toggleMicrophone);
+$("listen").addEventListener("click", toggleListen);
 
 // ---- films and pictures to keep
 
@@ -395,11 +310,11 @@ async function ask() {
     return stop(asProblem(error));
   }
   if (!opened) return;
-  adopt(opened);
+  input.adopt(opened);
   update({ phase: "connecting" });
   settings.keep();
   settings.flush();
-  live = new Live(stream, opened.track, output, { sound: soundOf(), listens: display.has("listen"), repeats: Boolean(state.stats?.width) }, {
+  live = new Live(stream, opened.track, output, { sound: sound.track, listens: display.has("listen"), repeats: Boolean(state.stats?.width) }, {
     picture: () => (state.phase !== "live" || state.stalled) && update({ phase: "live", problem: null, stalled: false }),
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
@@ -413,7 +328,7 @@ function stop(problem = null) {
   const had = document.activeElement;
   live?.stop();
   live = null;
-  release();
+  input.release();
   update({ phase: "idle", problem, stalled: false, slow: false });
   if (had === $("stop")) $("start").focus();
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 from collections.abc import Callable
 
 from .camera import Source
 from .engine_room import sentence
 from .publication import Publication
+
+log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
@@ -53,12 +55,15 @@ class Capture:
                 self._publication.put(captured.rgb, captured.media_s)
                 self.trouble = None
         except Exception as error:  # whatever a driver raises
+            log.debug("%s failed.", self.name, exc_info=True)
             return f"{self.name} failed ({sentence(error)}): the last picture stays until it works again"
         return f"{self.name} is gone: the last picture stays until it is back"
 
     def _reopened(self) -> Source | None:
         """The camera once it is back, however long that takes; None on `close`."""
         while not self._closing.wait(RETRY_S):
-            with contextlib.suppress(Exception):  # still gone, as `trouble` says
+            try:
                 return self._open_source()
+            except Exception:  # still gone, as `trouble` says
+                log.debug("%s cannot be opened again yet.", self.name, exc_info=True)
         return None

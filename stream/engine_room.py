@@ -435,6 +435,8 @@ class EngineRoom:
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:
                 self._blame(feed, faulty, error)
+            else:  # its publisher let go of it meanwhile; a fault that lasts is told with the next one
+                log.debug("A frame of stream %s failed, and is gone.", feed.name, exc_info=True)
             return None
 
     def _compared(self, job: _Job, state: _Served, now_s: float) -> _Job:

@@ -96,7 +96,7 @@ class VirtualCamera:
                 tick = next_tick(tick, time.monotonic() - started_s, self.rate_hz)
         except Exception as error:  # whatever a driver raises
             self.fault = f"The virtual camera {self.device} stopped: {sentence(error)}"
-            log.error("%s", self.fault)
+            log.error("%s", self.fault, exc_info=log.isEnabledFor(logging.DEBUG))
 
 
 def next_tick(tick: int, elapsed_s: float, rate_hz: float) -> int:

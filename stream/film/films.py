@@ -337,7 +337,7 @@ class PictureFilm:
             self._seal()
 
     def abandon(self) -> None:
-        pass
+        """Nothing is open: each picture is a whole file once it is put."""
 
     def _seal(self) -> None:
         self.work.seal(self._count)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.chromium import until_promised
 
+pytestmark = pytest.mark.calm
+
 PATIENCE_MS = 60_000  # a watchdog, not a measurement: CI machines are slow
 
 PUBLISH = """async ([client, url, token]) => {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +57,26 @@ def spec(weights, base="base", **parts) -> ModelSpec:
     return ModelSpec(str(weights[base]), width=WIDTH, height=HEIGHT, dtype="float32", **parts)
 
 
+@pytest.fixture(scope="module")
+def once():
+    """once(make, *arguments): what is only read is made once."""
+    return cache(lambda make, *arguments: make(*arguments))
+
+
+def lora_twin(base: Path, lora: Path) -> StableDiffusionImg2ImgPipeline:
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(base)
+    pipe.load_lora_weights(str(lora))
+    pipe.fuse_lora(lora_scale=0.9)
+    return pipe
+
+
+def controlnet_twin(base: Path, lora: Path, controlnet: Path) -> StableDiffusionControlNetImg2ImgPipeline:
+    net = ControlNetModel.from_pretrained(controlnet)
+    pipe = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(base, controlnet=net)
+    pipe.load_lora_weights(str(lora))
+    return pipe
+
+
 def diffusers_pictures(pipe, frames, **call) -> np.ndarray:
     """Each frame alone, as uint8, with the seed's noise from its start."""
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
@@ -81,14 +104,12 @@ def assert_equal_and_telling(ours, theirs, source):
 @pytest.mark.parametrize("base", ["base", "velocity"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (1.8, ""), (1.8, NEGATIVE)])
-def test_lcm_lora(weights, frames, base, steps, guidance, negative):
-    stylizer = load(spec(weights, base, loras=(Lora(str(weights["lora"]), 0.9),)), "cpu")
+def test_lcm_lora(weights, once, frames, base, steps, guidance, negative):
+    stylizer = once(load, spec(weights, base, loras=(Lora(str(weights["lora"]), 0.9),)), "cpu")
     ours = stylizer(
         frames, Controls(prompt=PROMPT, negative_prompt=negative, steps=steps, guidance=guidance, seed=7, strength=0.5)
     )
-    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(weights[base])
-    pipe.load_lora_weights(str(weights["lora"]))
-    pipe.fuse_lora(lora_scale=0.9)
+    pipe = once(lora_twin, weights[base], weights["lora"])
     # diffusers' convention keeps the last half of 2n timesteps where ours runs n (facts of LCMScheduler.set_timesteps)
     theirs = diffusers_pictures(
         pipe, frames, prompt=PROMPT, negative_prompt=negative, num_inference_steps=2 * steps, strength=0.5,
@@ -100,10 +121,10 @@ def test_lcm_lora(weights, frames, base, steps, guidance, negative):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_full_lcm(weights, frames, steps, strength, guidance):
-    stylizer = load(spec(weights, "full"), "cpu")
+def test_full_lcm(weights, once, frames, steps, strength, guidance):
+    stylizer = once(load, spec(weights, "full"), "cpu")
     ours = stylizer(frames, Controls(prompt=PROMPT, steps=steps, strength=strength, guidance=guidance, seed=7))
-    pipe = LatentConsistencyModelImg2ImgPipeline.from_pretrained(weights["full"])
+    pipe = once(LatentConsistencyModelImg2ImgPipeline.from_pretrained, weights["full"])
     theirs = diffusers_pictures(
         pipe, frames, prompt=PROMPT, num_inference_steps=steps, strength=strength, guidance_scale=guidance
     )
@@ -112,16 +133,14 @@ def test_full_lcm(weights, frames, steps, strength, guidance):
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize(("guidance", "negative"), [(1.0, ""), (1.5, NEGATIVE)])
-def test_controlnet_canny(weights, frames, steps, guidance, negative):
-    stylizer = load(spec(weights, loras=(Lora(str(weights["lora"])),), controlnet=str(weights["controlnet"])), "cpu")
+def test_controlnet_canny(weights, once, frames, steps, guidance, negative):
+    parts = {"loras": (Lora(str(weights["lora"])),), "controlnet": str(weights["controlnet"])}
+    stylizer = once(load, spec(weights, **parts), "cpu")
     controls = Controls(
         prompt=PROMPT, negative_prompt=negative, steps=steps, guidance=guidance, seed=7, control_scale=0.8
     )
     ours = stylizer(frames, controls)
-    pipe = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(
-        weights["base"], controlnet=ControlNetModel.from_pretrained(weights["controlnet"])
-    )
-    pipe.load_lora_weights(str(weights["lora"]))
+    pipe = once(controlnet_twin, weights["base"], weights["lora"], weights["controlnet"])
 
     edges = [canny(torch.from_numpy(frame).permute(2, 0, 1), Controls()) for frame in frames]
     edges = np.stack([(255 * edge).byte().permute(1, 2, 0).numpy() for edge in edges])

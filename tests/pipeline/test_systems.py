@@ -326,24 +326,28 @@ SMALLEST_XL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("unet", "masked"), [({**tiny.SMALLEST, "in_channels": 9}, True), (SMALLEST_XL, False)], ids=["SD1.5", "SDXL"]
-)
-def test_no_control_compiles_anything_anew(unet, masked, tmp_path, monkeypatch):
-    """All extras at once, on UNets of two blocks: tracing takes its time for every layer."""
-    base = tiny.checkpoint(tmp_path / "base", unet=unet)
+@pytest.fixture(scope="module", params=["SD1.5", "SDXL"])
+def with_all_extras(request, tmp_path_factory):
+    """(stylizer, what it is called with beside the frames), on a UNet of two blocks: tracing takes its time for every
+    layer."""
+    folder, masked = tmp_path_factory.mktemp("extras"), request.param == "SD1.5"
+    unet = {**tiny.SMALLEST, "in_channels": 9} if masked else SMALLEST_XL
+    base = tiny.checkpoint(folder / "base", unet=unet)
     parts = {
-        "loras": (Lora(str(tiny.lora(tmp_path / "lora", base)), name="lcm"),),
-        "controlnet": str(tiny.controlnet(tmp_path / "canny", unet={**unet, "in_channels": 4})),
-        "adapter": str(tiny.adapter(tmp_path / "adapter", sdxl=not masked)),
+        "loras": (Lora(str(tiny.lora(folder / "lora", base)), name="lcm"),),
+        "controlnet": str(tiny.controlnet(folder / "canny", unet={**unet, "in_channels": 4})),
+        "adapter": str(tiny.adapter(folder / "adapter", sdxl=not masked)),
     }
     stylizer = load(ModelSpec(str(base), **parts, width=96, height=64, dtype="float32"), "cpu", compile=False)
-    frames, mask = pictures(96, 64), masks(96, 64)
-    counter = CompileCounter()
+    return stylizer, {"mask": masks(96, 64)} if masked else {}
+
+
+def test_no_control_compiles_anything_anew(with_all_extras, monkeypatch):
+    stylizer, of_a_mask = with_all_extras
+    frames, counter = pictures(96, 64), CompileCounter()
     torch._dynamo.reset()
     painter = stylizer.painter
     monkeypatch.setattr(painter, "denoise", torch.compile(painter.denoise, backend=counter, dynamic=False))
-    of_a_mask = {"mask": mask} if masked else {}
     compiled = []
     for guidance in (1.0, 1.5):  # CFG doubles the batch: the one difference in shape
         base = Controls(prompt=PROMPT, guidance=guidance, steps=2)
@@ -357,18 +361,17 @@ def test_no_control_compiles_anything_anew(unet, masked, tmp_path, monkeypatch):
     assert compiled == [compiled[0]] * 9 + [2 * compiled[0]] * 9
 
 
-@pytest.mark.parametrize("name", ["inpainting UNet", "T2I-Adapter, SDXL"])
-def test_a_recorded_frame_replays(name, monkeypatch):
+def test_a_recorded_frame_replays(with_all_extras, monkeypatch):
     """As tests/pipeline/test_graphs.py, for other systems than SD1.5 with a ControlNet."""
-    stylizer, recorder = ours(name, SIZES[0]), Recorder()
+    (stylizer, of_a_mask), recorder = with_all_extras, Recorder()
     plain, recorded = stylizer.painter, Graphs(stylizer.painter, recorder)
-    frames = pictures(*SIZES[0])
+    frames = pictures(96, 64)
     changes = [Controls(prompt=PROMPT), Controls(prompt=PROMPT), Controls(prompt="another", seed=3, strength=0.8)]
     for controls in [*changes, Controls(seed=4, guidance=1.0)]:
         monkeypatch.setattr(stylizer, "_paint", plain)
-        expected = stylizer(frames, controls)
+        expected = stylizer(frames, controls, **of_a_mask)
         monkeypatch.setattr(stylizer, "_paint", recorded)
-        assert np.array_equal(stylizer(frames, controls), expected)
+        assert np.array_equal(stylizer(frames, controls, **of_a_mask), expected)
     assert recorder.count == 1
 
 

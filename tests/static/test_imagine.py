@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.chromium import until_promised
 
 from .test_studio import GRAB, PATIENCE_MS, ask, grab, until, until_live, until_moving
+
+pytestmark = pytest.mark.calm
 
 DIFFERS = f"""before => {{
     const now = ({GRAB})('output').filter((_, i) => i % 4 < 3);

@@ -17,6 +17,8 @@ from tests.stream.films import watch
 
 from .test_studio import PATIENCE_MS, ask, start, until
 
+pytestmark = pytest.mark.calm
+
 PROMPT = "Ölgemälde, 油絵, 🎨"
 
 

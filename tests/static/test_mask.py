@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import expect
 
 from .test_studio import PATIENCE_MS, start, until
+
+pytestmark = pytest.mark.calm
 
 # Mean difference of the shown picture and the camera's, in the left and the right third.
 HALVES = """() => {

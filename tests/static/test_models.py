@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 
+import pytest
 from playwright.sync_api import expect
 
 from .test_studio import PATIENCE_MS, ask
+
+pytestmark = pytest.mark.calm
 
 
 def test_each_model_comes_with_the_command_that_starts_it(server, page):

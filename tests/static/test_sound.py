@@ -14,6 +14,8 @@ from tests.chromium import until_promised
 
 from .test_studio import PATIENCE_MS, start, until, until_live, until_moving
 
+pytestmark = pytest.mark.calm
+
 # Mean loudness of what a video element plays: 0 while it is muted or has no sound.
 LOUDNESS = """async () => {
     const video = document.getElementById('output');

@@ -22,6 +22,8 @@ from tests.ffmpeg import needs_whip
 from .test_sound import LOUD, SILENT
 from .test_studio import until, until_moving
 
+pytestmark = pytest.mark.calm
+
 WIDTH, HEIGHT = 600, 400  # of the source in OBS; the stream is square
 BRIGHT, DARK = 200, 90
 

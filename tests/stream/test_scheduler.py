@@ -72,7 +72,7 @@ def test_a_plan_holds_what_it_promises(line, now_s, max_batch):
     st.floats(0, 0.03),
     st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_nobody_starves_and_every_frame_is_accounted_for(rates_hz, engine_s, max_batch, jitter_s, seed):
     played = simulate(
         engine_s, fps_in=rates_hz, duration_s=8, budget_s=60, max_batch=max_batch, jitter_s=jitter_s, seed=seed
@@ -185,7 +185,7 @@ def test_quality_comes_back_one_rung_at_a_time_after_lasting_headroom():
 
 
 @given(st.floats(0.01, 2.0), st.floats(0.0, 2.0), st.integers(1, 8), st.sampled_from([(1.0,), SCALES]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_steady_engine_makes_the_quality_settle(step_s, fixed_s, steps, scales):
     rungs = ladder(steps, scales)
     times_s = {rung: fixed_s + step_s * rung.work for rung in rungs}

@@ -163,6 +163,7 @@ def test_a_gap_is_sent_as_one():
 # ---- the whole way
 
 
+@pytest.mark.calm
 async def test_each_viewer_hears_the_publisher_it_watches(server):
     async with (
         Publisher(server.http, f"{server.url}/whip/low", RED, audio=ToneTrack(450)),
@@ -199,6 +200,7 @@ class BeepTrack(ToneTrack):
         return await super().recv()
 
 
+@pytest.mark.calm
 async def test_a_beep_is_placed_at_the_flash_it_belongs_to(server):
     """By captured_s alone, which is what every sink goes by: viewers, recordings."""
     flashes, beeps = [], []
@@ -222,6 +224,7 @@ def begins(times_s: list[float]) -> list[float]:
     return [time_s for before, time_s in pairwise([0.0, *times_s]) if time_s - before > 0.4]
 
 
+@pytest.mark.calm
 async def test_a_slow_engine_holds_sound_back_and_does_not_break_it(start_server):
     server = await start_server(FakeStylizer(engine_s=0.5))
     async with (
@@ -235,6 +238,7 @@ async def test_a_slow_engine_holds_sound_back_and_does_not_break_it(start_server
         assert abs(pitch(viewer.heard(50)) - 1000) < 5
 
 
+@pytest.mark.calm
 async def test_viewers_go_on_through_a_takeover_a_pause_and_a_publisher_without_sound(server):
     async with Viewer(server.http, f"{server.url}/whep/one", sound=True) as viewer:
         async with Publisher(server.http, f"{server.url}/whip/one", RED, audio=ToneTrack(450)):
@@ -249,6 +253,7 @@ async def test_viewers_go_on_through_a_takeover_a_pause_and_a_publisher_without_
     assert all(later.pts > earlier.pts for earlier, later in pairwise(viewer.sounds))
 
 
+@pytest.mark.calm
 async def test_sound_flows_before_the_first_picture(start_server):
     stylizer = FakeStylizer()
     stylizer.gate.clear()  # no picture is ever finished
