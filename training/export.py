@@ -14,21 +14,11 @@ import torch
 from autoencoder import load_autoencoder
 from common import averaged, command, need, need_space, refuse
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from pairs import SCHEDULE
 from prompts import make_text
 from unet import CONFIG
 
 LIMIT_BYTES = 25_000_000
-SCHEDULE = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    original_inference_steps=50,
-    set_alpha_to_one=False,
-    steps_offset=1,
-    prediction_type="v_prediction",
-    clip_sample=False,
-)
 
 
 def assemble(autoencoder: Path, unet_checkpoint: Path) -> StableDiffusionPipeline:
