@@ -23,7 +23,8 @@ from benchmarks.breakdown import add_model_options, chosen_model
 from benchmarks.frame_age import Publisher, SleepingStylizer
 from pipeline import Controls, compiling, load
 from pipeline.devices import compiling_pays, pick_device
-from stream.engine_room import EngineRoom, Stylizer
+from stream.batches import Stylizer
+from stream.engine_room import EngineRoom
 from stream.streams import Streams
 
 FPS_IN = 30.0

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from .camera import Source
-from .engine_room import sentence
 from .publication import Publication
+from .status import sentence
 
 log = logging.getLogger(__name__)
 

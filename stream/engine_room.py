@@ -7,20 +7,17 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
-from pipeline.settings import Controls, ModelSpec
+from pipeline.settings import Controls
 
 from . import scheduler, similarity
-from .flight import Flight, StreamBatch
-from .frames import Frame, Picture
-from .mailbox import Mailbox
-from .masks import Mask, pasted
-from .status import Status
+from .batches import Feed, Job, Served, Stylizer, check_imagines, is_live, painted, paints, pasted_in
+from .flight import Flight
+from .frames import Frame
+from .status import Status, sentence
 
 log = logging.getLogger(__name__)
 
@@ -29,194 +26,8 @@ DEFAULT_BUDGET_S = 1.0
 Report = Callable[[str, float | None], None]
 
 
-class Stylizer(Protocol):
-    """What the engine room asks of pipeline.Stylizer; only the engine thread calls it."""
-
-    spec: ModelSpec
-    device: Any
-    features: frozenset[str]
-    loras: tuple[str, ...]
-    max_batch: int
-    takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
-    scales: tuple[float, ...]
-
-    def check(self, controls: Controls) -> None: ...
-
-    def remarks(self, controls: Controls) -> dict[str, str]: ...
-
-    def shape_key(self, controls: Controls) -> Hashable: ...
-
-    def __call__(
-        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None, scale: float = 1.0
-    ) -> np.ndarray: ...
-
-    def live(
-        self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0
-    ) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def remembering(
-        self,
-        frames: np.ndarray,
-        controls: Sequence[Controls],
-        memories: Sequence[Any],
-        mask: np.ndarray | None = None,
-        live: bool = False,
-        scale: float = 1.0,
-    ) -> tuple[Any, Sequence[Any]]: ...
-
-    def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
-
-    def stream_batch(self) -> StreamBatch: ...
-
-
-class Feed(Protocol):
-    """What the engine room asks of a stream (streams.Stream)."""
-
-    name: str
-    mailbox: Mailbox[Frame]
-    waiting_since_s: float
-    controls: Controls
-    quality: int
-    scale: float
-    fault: str | None
-    mask: Mask | None
-    last_picture: Picture | None
-
-    def show(
-        self,
-        frame: Frame,
-        rgb: np.ndarray,
-        engine_s: float | None,
-        controls: Controls | None = None,
-        planes: np.ndarray | None = None,
-    ) -> None: ...
-
-    def drop(self, frame: Frame) -> None: ...
-
-
-@dataclass
-class _Served:
-    """What the engine thread remembers of one stream."""
-
-    quality: scheduler.Quality = field(default_factory=scheduler.Quality)
-    times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by rung
-    painted: similarity.Painted | None = None
-    seen: tuple[Frame, np.ndarray] | None = None
-    memory: Any = None  # of its last frames, where features are reused (Stylizer.remembering)
-
-    def reduced(self, frame: Frame) -> np.ndarray:
-        """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
-        if self.seen is None or self.seen[0] is not frame:
-            self.seen = frame, similarity.reduced(frame.pixels)
-        return self.seen[1]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One frame of a batch. reduced: as stream.similarity has it, where its picture may stand for others. standing: the
-    picture that may be shown for it once more."""
-
-    feed: Feed
-    frame: Frame
-    controls: Controls
-    mask: Mask | None
-    rung: scheduler.Rung
-    shape_key: Hashable
-    served: _Served
-    reduced: np.ndarray | None = None
-    standing: Picture | None = None
-
-    @property
-    def circumstances(self) -> Hashable:
-        """Frames that differ in this are painted differently, however alike they look."""
-        return self.controls, self.rung, self.mask, self.frame.size, self.frame.statistics
-
-    @property
-    def smaller(self) -> dict[str, float]:
-        """What an engine without smaller sizes need not know of."""
-        return {} if self.rung.scale == 1 else {"scale": self.rung.scale}
-
-    def of(self, frame: Frame) -> _Job:
-        """The same with another frame, of which nothing is known yet."""
-        return self if frame is self.frame else replace(self, frame=frame, reduced=None, standing=None)
-
-
 def with_steps(controls: Controls, steps: int) -> Controls:
     return controls if steps == controls.steps else controls.model_copy(update={"steps": steps})
-
-
-def _paints(controls: Controls) -> bool:
-    return not controls.bypass and controls.strength > 0
-
-
-def sentence(error: BaseException) -> str:
-    """An error as one line fit for a status display."""
-    text = " ".join(str(error).split())
-    return text[:300] if text else f"{type(error).__name__} without a message."
-
-
-class CannotImagine(ValueError):
-    """The loaded model paints from pictures only."""
-
-
-def _check_imagines(stylizer: Stylizer) -> None:
-    if "control" in stylizer.features:
-        raise CannotImagine(
-            "This model follows a picture's lines, so it needs one: to imagine, start with a model that has no "
-            "ControlNet or adapter."
-        )
-
-
-def _is_live(stylizer: Stylizer, job: _Job) -> bool:
-    return job.mask is None and stylizer.takes_i420
-
-
-def _painted(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
-    """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
-    if _is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
-        frames = np.stack([job.frame.as_it_came() for job in batch])
-        return list(zip(*_stylized(stylizer, batch, frames, live=True), strict=True))
-    return [(rgb, None) for rgb in _painted_in_rgb(stylizer, batch)]
-
-
-def _painted_in_rgb(stylizer: Stylizer, batch: Sequence[_Job]) -> Sequence[np.ndarray]:
-    controls, mask = [job.controls for job in batch], batch[0].mask
-    if all(job.frame.is_imagined for job in batch):
-        _check_imagines(stylizer)
-        return [stylizer.imagine(each)[0] for each in controls]
-    frames = np.stack([job.frame.rgb() for job in batch])
-    if mask is None:
-        return _stylized(stylizer, batch, frames)
-    fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
-    painted = _stylized(stylizer, batch, frames, mask=np.repeat(fitted[None], len(frames), 0))
-    return _pasted(stylizer, frames, controls, painted, fitted)
-
-
-def _pasted(
-    stylizer: Stylizer,
-    frames: np.ndarray,
-    controls: Sequence[Controls],
-    painted: Sequence[np.ndarray],
-    fitted: np.ndarray,
-) -> list[np.ndarray]:
-    """The paintings inside the mask, their sources outside."""
-    sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
-    return [pasted(source, picture, fitted) for source, picture in zip(sources, painted, strict=True)]
-
-
-def _stylized(
-    stylizer: Stylizer, batch: Sequence[_Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
-) -> Any:
-    controls, smaller = [job.controls for job in batch], batch[0].smaller
-    if not controls[0].reuse:
-        if live:
-            return stylizer.live(frames, controls, **smaller)
-        return stylizer(frames, controls, **({} if mask is None else {"mask": mask}), **smaller)
-    memories = [job.served.memory for job in batch]
-    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live, **smaller)
-    for job, memory in zip(batch, memories, strict=True):
-        job.served.memory = memory
-    return pictures
 
 
 class EngineRoom:
@@ -246,7 +57,7 @@ class EngineRoom:
         self._flight: Flight  # made when the stylizer is loaded, and for the engine thread alone
         self._lock = threading.Lock()
         self._status = Status(model, device)
-        self._served: dict[Feed, _Served] = {}
+        self._served: dict[Feed, Served] = {}
         self._batch_times: defaultdict[scheduler.Rung, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)
         self._shared_times = scheduler.EngineTimes()  # of calls with as many frames in flight as there are steps
         self._work = threading.Event()
@@ -291,7 +102,7 @@ class EngineRoom:
     def check_imagines(self) -> None:
         """Raises CannotImagine when the loaded model does not paint without a picture."""
         if self._stylizer is not None:
-            _check_imagines(self._stylizer)
+            check_imagines(self._stylizer)
 
     def remarks(self, controls: Controls) -> dict[str, str]:
         """control -> a sentence, for each that has no effect with the loaded model; {} until it is loaded."""
@@ -306,7 +117,7 @@ class EngineRoom:
 
     def attach(self, feed: Feed) -> None:
         with self._lock:
-            self._served = {**self._served, feed: _Served()}
+            self._served = {**self._served, feed: Served()}
 
     def detach(self, feed: Feed) -> None:
         with self._lock:
@@ -386,10 +197,10 @@ class EngineRoom:
             self._stylize(stylizer, batch)
         return bool(waiting)
 
-    def _shares_steps(self, now_s: float, chosen: Sequence[_Job], largest: int) -> bool:
+    def _shares_steps(self, now_s: float, chosen: Sequence[Job], largest: int) -> bool:
         """Streams that wait for each other share batches of whole frames instead: that costs them no latency. Where
         features are reused, a frame needs those of the one before."""
-        if len(chosen) != 1 or chosen[0].frame.is_imagined or not _paints(chosen[0].controls):
+        if len(chosen) != 1 or chosen[0].frame.is_imagined or not paints(chosen[0].controls):
             return False
         if chosen[0].controls.reuse:
             return False
@@ -398,17 +209,17 @@ class EngineRoom:
         shared_s = self._shared_times.recent(now_s).get(steps, ())
         return steps <= largest and scheduler.shares_steps(bool(self._flight), steps, alone_s, shared_s, self.budget_s)
 
-    def _joins(self, job: _Job) -> bool:
+    def _joins(self, job: Job) -> bool:
         first = self._flight.jobs[0]
         return job.feed is first.feed and job.shape_key == first.shape_key
 
-    def _batch_size(self, now_s: float, jobs: Sequence[_Job], largest: int) -> int:
+    def _batch_size(self, now_s: float, jobs: Sequence[Job], largest: int) -> int:
         if not jobs:
             return 0
         times = self._batch_times[jobs[0].rung].recent(now_s)
         return scheduler.batch_size(len(jobs), largest, times, self.budget_s)
 
-    def _next_job(self, stylizer: Stylizer, feed: Feed, state: _Served, now_s: float) -> _Job | None:
+    def _next_job(self, stylizer: Stylizer, feed: Feed, state: Served, now_s: float) -> Job | None:
         """What the stream asks for now; None when its frame is gone or its controls are at fault."""
         frame = feed.mailbox.peek()
         if frame is None:
@@ -430,7 +241,7 @@ class EngineRoom:
             mask = feed.mask  # streams with a mask are painted alone
             look = (frame.size, frame.is_i420)
             key = (stylizer.shape_key(controls), rung.scale, look, id(mask) if mask else 0)
-            job = _Job(feed, frame, controls, mask, rung, key, state)
+            job = Job(feed, frame, controls, mask, rung, key, state)
             return self._compared(job, state, now_s) if controls.skip_similar > 0 else job
         except Exception as error:
             if (faulty := feed.mailbox.take()) is not None:
@@ -439,18 +250,18 @@ class EngineRoom:
                 log.debug("A frame of stream %s failed, and is gone.", feed.name, exc_info=True)
             return None
 
-    def _compared(self, job: _Job, state: _Served, now_s: float) -> _Job:
+    def _compared(self, job: Job, state: Served, now_s: float) -> Job:
         """Told whether the stream's last picture may be shown for it. A source that passes through is always shown."""
-        if job.frame.is_imagined or not _paints(job.controls):
+        if job.frame.is_imagined or not paints(job.controls):
             return job
         job = replace(job, reduced=state.reduced(job.frame))
         stands = similarity.stands(now_s, state.painted, job.circumstances, job.reduced, job.controls.skip_similar)
         return replace(job, standing=job.feed.last_picture) if stands else job
 
-    def _stylize(self, stylizer: Stylizer, batch: Sequence[_Job]) -> None:
+    def _stylize(self, stylizer: Stylizer, batch: Sequence[Job]) -> None:
         started_s = time.monotonic()
         try:
-            pictures = list(zip(batch, _painted(stylizer, batch), strict=True))
+            pictures = list(zip(batch, painted(stylizer, batch), strict=True))
         except Exception as error:
             if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
                 for job in batch:
@@ -459,14 +270,14 @@ class EngineRoom:
                 self._blame(batch[0].feed, batch[0].frame, error)
             return
         engine_s = time.monotonic() - started_s
-        if _paints(batch[0].controls):
+        if paints(batch[0].controls):
             self._batch_times[batch[0].rung].add(time.monotonic(), len(batch), engine_s)
         for job, (rgb, planes) in pictures:
             job.feed.fault = None
             self._remember(job, engine_s)
             job.feed.show(job.frame, rgb, engine_s, job.controls, planes)
 
-    def _advance(self, stylizer: Stylizer, job: _Job | None = None) -> None:
+    def _advance(self, stylizer: Stylizer, job: Job | None = None) -> None:
         """Take what is in flight one step on, together with a new job if there is one."""
         flight, width, height = self._flight, stylizer.spec.width, stylizer.spec.height
         jobs = [*flight.jobs, *([job] if job else [])]
@@ -474,17 +285,17 @@ class EngineRoom:
         try:
             begins = {}
             if job is not None:
-                live = _is_live(stylizer, job)
+                live = is_live(stylizer, job)
                 frames = (job.frame.as_it_came() if live else job.frame.rgb())[None]
                 mask = job.mask.fitted(width, height)[None] if job.mask else None
                 begins = {"job": job, "frames": frames, "controls": job.controls, "mask": mask, "live": live}
             landed = flight.advance(steps, **begins)
             if landed is not None:
                 done, pictures, engine_s = landed
-                (rgb,), (planes,) = pictures if _is_live(stylizer, done) else (pictures, [None])
+                (rgb,), (planes,) = pictures if is_live(stylizer, done) else (pictures, [None])
                 if done.mask is not None:
                     frames, fitted = done.frame.rgb()[None], done.mask.fitted(width, height)
-                    (rgb,) = _pasted(stylizer, frames, [done.controls], [rgb], fitted)
+                    (rgb,) = pasted_in(stylizer, frames, [done.controls], [rgb], fitted)
         except Exception as error:
             log.warning("Frames in flight together failed, they are painted one by one: %s", sentence(error))
             self._shared_times.add(time.monotonic(), steps, math.inf)
@@ -499,13 +310,13 @@ class EngineRoom:
             self._keep_for_similar(done)
             done.feed.show(done.frame, rgb, engine_s, done.controls, planes)
 
-    def _remember(self, job: _Job, engine_s: float) -> None:
+    def _remember(self, job: Job, engine_s: float) -> None:
         state = self._served.get(job.feed)
-        if state is not None and _paints(job.controls):
+        if state is not None and paints(job.controls):
             state.times.add(time.monotonic(), job.rung, engine_s)
         self._keep_for_similar(job)
 
-    def _keep_for_similar(self, job: _Job) -> None:
+    def _keep_for_similar(self, job: Job) -> None:
         """The stream's last picture is this one's from now on; frames of a publisher who was replaced meanwhile are not
         shown, and no frame of the next has their circumstances."""
         if (state := self._served.get(job.feed)) is not None:
@@ -515,7 +326,7 @@ class EngineRoom:
     def _start_over(self) -> None:
         """The engine is another: what its forerunner painted may not stand, nor count for what it took to."""
         with self._lock:
-            self._served = {feed: _Served() for feed in self._served}
+            self._served = {feed: Served() for feed in self._served}
         self._batch_times, self._shared_times = defaultdict(scheduler.EngineTimes), scheduler.EngineTimes()
 
     def _blame(self, feed: Feed, frame: Frame, error: Exception) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from pipeline.settings import Controls
 
+from .batches import Stylizer
 from .camera import CameraError, open_camera
 from .capture import Capture
-from .engine_room import EngineRoom, Report, Stylizer
+from .engine_room import EngineRoom, Report
 from .exits import EXIT_BAD_INPUT
 from .serving import end_of_signals, finish, until_told
 from .status_line import StatusLine, status_text, undisturbed

@@ -14,7 +14,8 @@ from pipeline.settings import Controls
 
 from . import api, keepsakes, signalling
 from .access import Access, security_headers
-from .engine_room import CannotImagine, EngineRoom
+from .batches import CannotImagine
+from .engine_room import EngineRoom
 from .recordings import (
     FOLDER,
     AlreadyRecording,

@@ -14,7 +14,8 @@ from aiohttp import web
 
 from pipeline.settings import Controls
 
-from .engine_room import EngineRoom, Report, Stylizer
+from .batches import Stylizer
+from .engine_room import EngineRoom, Report
 from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 from .recordings import FOLDER
 from .server import make_app

@@ -56,3 +56,9 @@ class Status:
     def _unsubscribe(self, listener: Callable[[], None]) -> None:
         with self._lock:
             self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line fit for a status display."""
+    text = " ".join(str(error).split())
+    return text[:300] if text else f"{type(error).__name__} without a message."

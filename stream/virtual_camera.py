@@ -16,9 +16,9 @@ from types import ModuleType
 
 import numpy as np
 
-from .engine_room import sentence
 from .frames import Picture
 from .mailbox import Mailbox
+from .status import sentence
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,199 @@
+"""One batch: what is known of its frames, and how the engine is asked for their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.settings import Controls, ModelSpec
+
+from . import scheduler, similarity
+from .flight import StreamBatch
+from .frames import Frame, Picture
+from .mailbox import Mailbox
+from .masks import Mask, pasted
+
+
+class Stylizer(Protocol):
+    """What the engine room asks of pipeline.Stylizer; only the engine thread calls it."""
+
+    spec: ModelSpec
+    device: Any
+    features: frozenset[str]
+    loras: tuple[str, ...]
+    max_batch: int
+    takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
+    scales: tuple[float, ...]
+
+    def check(self, controls: Controls) -> None: ...
+
+    def remarks(self, controls: Controls) -> dict[str, str]: ...
+
+    def shape_key(self, controls: Controls) -> Hashable: ...
+
+    def __call__(
+        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None, scale: float = 1.0
+    ) -> np.ndarray: ...
+
+    def live(
+        self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def remembering(
+        self,
+        frames: np.ndarray,
+        controls: Sequence[Controls],
+        memories: Sequence[Any],
+        mask: np.ndarray | None = None,
+        live: bool = False,
+        scale: float = 1.0,
+    ) -> tuple[Any, Sequence[Any]]: ...
+
+    def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
+
+    def stream_batch(self) -> StreamBatch: ...
+
+
+class Feed(Protocol):
+    """What the engine room asks of a stream (streams.Stream)."""
+
+    name: str
+    mailbox: Mailbox[Frame]
+    waiting_since_s: float
+    controls: Controls
+    quality: int
+    scale: float
+    fault: str | None
+    mask: Mask | None
+    last_picture: Picture | None
+
+    def show(
+        self,
+        frame: Frame,
+        rgb: np.ndarray,
+        engine_s: float | None,
+        controls: Controls | None = None,
+        planes: np.ndarray | None = None,
+    ) -> None: ...
+
+    def drop(self, frame: Frame) -> None: ...
+
+
+@dataclass
+class Served:
+    """What the engine thread remembers of one stream."""
+
+    quality: scheduler.Quality = field(default_factory=scheduler.Quality)
+    times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by rung
+    painted: similarity.Painted | None = None
+    seen: tuple[Frame, np.ndarray] | None = None
+    memory: Any = None  # of its last frames, where features are reused (Stylizer.remembering)
+
+    def reduced(self, frame: Frame) -> np.ndarray:
+        """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
+        if self.seen is None or self.seen[0] is not frame:
+            self.seen = frame, similarity.reduced(frame.pixels)
+        return self.seen[1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One frame of a batch. reduced: as stream.similarity has it, where its picture may stand for others. standing: the
+    picture that may be shown for it once more."""
+
+    feed: Feed
+    frame: Frame
+    controls: Controls
+    mask: Mask | None
+    rung: scheduler.Rung
+    shape_key: Hashable
+    served: Served
+    reduced: np.ndarray | None = None
+    standing: Picture | None = None
+
+    @property
+    def circumstances(self) -> Hashable:
+        """Frames that differ in this are painted differently, however alike they look."""
+        return self.controls, self.rung, self.mask, self.frame.size, self.frame.statistics
+
+    @property
+    def smaller(self) -> dict[str, float]:
+        """What an engine without smaller sizes need not know of."""
+        return {} if self.rung.scale == 1 else {"scale": self.rung.scale}
+
+    def of(self, frame: Frame) -> Job:
+        """The same with another frame, of which nothing is known yet."""
+        return self if frame is self.frame else replace(self, frame=frame, reduced=None, standing=None)
+
+
+def paints(controls: Controls) -> bool:
+    """Else the source passes through."""
+    return not controls.bypass and controls.strength > 0
+
+
+class CannotImagine(ValueError):
+    """The loaded model paints from pictures only."""
+
+
+def check_imagines(stylizer: Stylizer) -> None:
+    if "control" in stylizer.features:
+        raise CannotImagine(
+            "This model follows a picture's lines, so it needs one: to imagine, start with a model that has no "
+            "ControlNet or adapter."
+        )
+
+
+def is_live(stylizer: Stylizer, job: Job) -> bool:
+    """Does its frame go to the engine as it came?"""
+    return job.mask is None and stylizer.takes_i420
+
+
+def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
+    """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
+    if is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
+        frames = np.stack([job.frame.as_it_came() for job in batch])
+        return list(zip(*_stylized(stylizer, batch, frames, live=True), strict=True))
+    return [(rgb, None) for rgb in _in_rgb(stylizer, batch)]
+
+
+def _in_rgb(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[np.ndarray]:
+    controls, mask = [job.controls for job in batch], batch[0].mask
+    if all(job.frame.is_imagined for job in batch):
+        check_imagines(stylizer)
+        return [stylizer.imagine(each)[0] for each in controls]
+    frames = np.stack([job.frame.rgb() for job in batch])
+    if mask is None:
+        return _stylized(stylizer, batch, frames)
+    fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
+    paintings = _stylized(stylizer, batch, frames, mask=np.repeat(fitted[None], len(frames), 0))
+    return pasted_in(stylizer, frames, controls, paintings, fitted)
+
+
+def pasted_in(
+    stylizer: Stylizer,
+    frames: np.ndarray,
+    controls: Sequence[Controls],
+    paintings: Sequence[np.ndarray],
+    fitted: np.ndarray,
+) -> list[np.ndarray]:
+    """The paintings inside the mask, their sources outside."""
+    sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
+    return [pasted(source, picture, fitted) for source, picture in zip(sources, paintings, strict=True)]
+
+
+def _stylized(
+    stylizer: Stylizer, batch: Sequence[Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
+) -> Any:
+    controls, smaller = [job.controls for job in batch], batch[0].smaller
+    if not controls[0].reuse:
+        if live:
+            return stylizer.live(frames, controls, **smaller)
+        return stylizer(frames, controls, **({} if mask is None else {"mask": mask}), **smaller)
+    memories = [job.served.memory for job in batch]
+    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live, **smaller)
+    for job, memory in zip(batch, memories, strict=True):
+        job.served.memory = memory
+    return pictures
