@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from . import native
 from .errors import LoadError, first_line
 from .fetching import Report
 from .settings import Controls, ModelSpec
@@ -38,7 +39,7 @@ MANIFEST = "manifest.json"
 MOST = 16  # frames in a batch that there is code for
 EXAMPLE = 4  # frames in the batch that is traced, and that kernels are chosen for
 # What the generated code is made from, besides diffusers' own modules.
-EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py")
+EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py", "native.py")
 LOADING_FAILS = (RuntimeError, OSError, ValueError, KeyError)
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def cache_key(stylizer: Stylizer) -> str:
     parts = stylizer.components
     nets = [module for extra in parts.extras for module in extra.children()]
     device = stylizer.device
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    # A CPU's name alone would not do: virtual machines name several generations alike.
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()
     identity = [
         torch.__version__,
         diffusers.__version__,
@@ -210,6 +212,8 @@ def build(stylizer: Stylizer, batch: int, folder: Path) -> None:
             file = f"{name}-{len(manifest)}"
             args = tuple(_plain(arg) for arg in args)
             constants = _export(recorder.part, args, scratch / f"{file}.pt2")
+            if stylizer.device.type == "cpu":
+                native.extract(scratch / f"{file}.pt2", scratch / f"{file}.so")
             save_file(constants, scratch / f"{file}.safetensors")
             inputs = [None if a is None else [list(a.shape), list(a.stride()), str(a.dtype)[6:]] for a in args]
             manifest.append({"part": name, "file": file, "inputs": inputs})
@@ -263,24 +267,41 @@ def _runners(modules: dict[str, torch.nn.Module], device: torch.device, folder: 
     """The packages of a folder, loaded, bound to the weights of these modules, and warm."""
     runners: Runners = {name: {} for name in PARTS}
     for entry in json.loads((folder / MANIFEST).read_text()):
-        module = modules[entry["part"]]
-        package = torch._inductor.aoti_load_package(
-            str(folder / f"{entry['file']}.pt2"),
-            run_single_threaded=True,  # one thread runs frames, and waiting for the run before would be a host sync
-            device_index=-1 if device.index is None else device.index,
-        )
-        lifted = load_file(folder / f"{entry['file']}.safetensors", device=str(device))
-        known = {**module.state_dict(), **dict(module.named_buffers()), **lifted}
-        constants = {fqn: known[fqn] for fqn in package.get_constant_fqns()}
-        package.load_constants(constants, check_full_update=True, user_managed=True)
+        module, file = modules[entry["part"]], folder / entry["file"]
+        lifted = load_file(file.with_suffix(".safetensors"), device=str(device))
+        run = _loaded(file, {**module.state_dict(), **dict(module.named_buffers()), **lifted}, device)
         example = tuple(_zeros(layout, device) for layout in entry["inputs"])
         present = [arg for arg in example if arg is not None]
-        runner = _Runner(package.loader, constants, [arg.stride() for arg in present])
+        runner = _Runner(run, [arg.stride() for arg in present])
         runner(present)
         runners[entry["part"]][signature(example)] = runner
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return runners
+
+
+def _loaded(file: Path, weights: dict[str, Tensor], device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A package bound to these weights."""
+    if (library := file.with_suffix(".so")).is_file():
+        return native.Library(library, weights)
+    package = torch._inductor.aoti_load_package(
+        str(file.with_suffix(".pt2")),
+        run_single_threaded=True,  # one thread runs frames, and waiting for the run before would be a host sync
+        device_index=-1 if device.index is None else device.index,
+    )
+    constants = {name: weights[name] for name in package.get_constant_fqns()}
+    package.load_constants(constants, check_full_update=True, user_managed=True)
+    return _Package(package.loader, constants)
+
+
+class _Package:
+    """Calls a package by PyTorch's loader without reading its call specification each time, and keeps its weights."""
+
+    def __init__(self, loader, weights: dict[str, Tensor]):
+        self._run, self._weights = loader.boxed_run, weights
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        return self._run(inputs)
 
 
 def _swap_in(stylizer: Stylizer, modules: dict[str, torch.nn.Module], runners: Runners) -> None:
@@ -296,18 +317,14 @@ def _zeros(layout: tuple | None, device: torch.device) -> Tensor | None:
 
 
 class _Runner:
-    """Calls a package without re-reading its call specification each time, and keeps its weights alive.
+    """Calls a package. strides: of the inputs it was compiled for. It reads others as if they had these, so those are
+    laid out anew."""
 
-    strides: of the inputs it was compiled for. It reads others as if they had these, so those are laid out anew.
-    """
-
-    def __init__(self, loader, constants: dict[str, Tensor], strides: list[tuple[int, ...]]):
-        self._run = loader.boxed_run
-        self._constants = constants
-        self._strides = strides
+    def __init__(self, run: Callable[[list[Tensor]], list[Tensor]], strides: list[tuple[int, ...]]):
+        self.run, self._strides = run, strides
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        return self._run([_laid_out(arg, stride) for arg, stride in zip(inputs, self._strides, strict=True)])
+        return self.run([_laid_out(arg, stride) for arg, stride in zip(inputs, self._strides, strict=True)])
 
 
 def _laid_out(arg: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -39,8 +39,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def compiling_pays(device: torch.device) -> bool:
     """Whether compiling is on by default: on CUDA only.
 
-    On two CPU cores the compiled miniature is a fifth faster (benchmarks/results/engine-mini-cpu.json), but a compiled
-    call holds the interpreter lock until the CPU has computed it, so the network's thread waits and a live frame comes
-    out later, not sooner (live-mini-cpu-compiled.json). On CUDA a call returns as soon as its kernels are queued.
+    On two CPU cores the compiled miniature is a quarter faster, alone and live (engine-mini-cpu.json and
+    live-mini-cpu-compiled.json in benchmarks/results). But compiling takes minutes of a core there, and `load` would
+    wait for that.
     """
     return device.type == "cuda"

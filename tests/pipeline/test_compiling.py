@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import Controls, LoadError, Lora, ModelSpec, compiling, load
+from pipeline import Controls, LoadError, Lora, ModelSpec, compiling, load, native
 from pipeline.stylizer import Stylizer
 from tests import tiny
 
@@ -71,6 +72,9 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
     told = []
     compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail))
     assert {"Compiling", "Compiling for batches"} <= set(told)
+    found = [runner for part in compiling.PARTS for runner in getattr(stylizer.painter, part).runners.values()]
+    # Else a call would hold the interpreter lock, and the server would stand still for as long as a frame takes.
+    assert {type(runner.run) for runner in found} == {native.Library}
     assert "uncompiled" in stylizer.remarks(Controls(reuse=1))["reuse"]
     with monkeypatch.context() as uncompiled_forbidden:
         uncompiled_forbidden.setattr(
@@ -109,3 +113,22 @@ def test_the_cache_key_depends_on_shape_and_not_on_weights(weights, tmp_path):
     assert compiling.cache_key(load(spec((other, *weights[1:])), "cpu", compile=False)) == first
     larger = replace(spec(weights), width=128)
     assert compiling.cache_key(load(larger, "cpu", compile=False)) != first
+
+
+@pytest.mark.parametrize(
+    ("beside", "runs_alone"),
+    [([], True), (["m/x.wrapper_metadata.json"], True), (["m/x.wrapper.json"], False), (["m/y.so"], False)],
+    ids=["library", "and its metadata", "and operators for the loader", "two libraries"],
+)
+def test_only_a_library_that_needs_no_loader_is_taken_out_of_its_package(tmp_path, beside, runs_alone):
+    with zipfile.ZipFile(tmp_path / "x.pt2", "w") as package:
+        for name in ("m/x.wrapper.so", *beside):
+            package.writestr(name, name)
+    assert native.extract(tmp_path / "x.pt2", tmp_path / "x.so") == runs_alone
+    assert (tmp_path / "x.so").exists() == runs_alone
+
+
+def test_a_library_that_is_none_is_an_error_that_compiling_again_mends(tmp_path):
+    (tmp_path / "x.so").write_bytes(b"no library")
+    with pytest.raises(compiling.LOADING_FAILS):
+        native.Library(tmp_path / "x.so", {})
