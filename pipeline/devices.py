@@ -39,7 +39,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def compiling_pays(device: torch.device) -> bool:
     """Whether compiling is on by default: on CUDA only.
 
-    On two CPU cores the compiled miniature is a quarter faster, alone and live (engine-mini-cpu.json and
+    On two CPU cores the compiled miniature is a fifth faster, live a third (engine-mini-cpu.json and
     live-mini-cpu-compiled.json in benchmarks/results). But compiling takes minutes of a core there, and `load` would
     wait for that.
     """
