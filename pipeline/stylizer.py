@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -24,7 +25,7 @@ from .reuse import Keeping, Memory, Shallow, Sight, part, reduced, serves
 from .settings import Controls, ModelSpec
 from .sizes import Sizes
 from .stream_batch import StreamBatch
-from .transfers import to_device, to_host
+from .transfers import Transfers
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
@@ -56,6 +57,7 @@ class Stylizer:
         self.spec = spec
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
+        self._transfers = Transfers(parts.device)
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         outer = min(parts.family.outer, len(parts.unet.up_blocks))
         self._keeping, self._shallow = (kind(parts.unet, parts.extras, outer) for kind in (Keeping, Shallow))
@@ -87,6 +89,11 @@ class Stylizer:
     def max_batch(self) -> int:
         """How many frames the live engine may paint at once: on a CPU one by one is as fast, and each comes sooner."""
         return 8 if self.device.type == "cuda" else 1
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Does a call without `wait` return before its pictures are there?"""
+        return self.device.type == "cuda"
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -152,7 +159,13 @@ class Stylizer:
         return (controls.steps, self.recipes.uses_cfg(controls), weights, controls.reuse > 0)
 
     def __call__(
-        self, frames, controls: Controls | Sequence[Controls], mask=None, control_frames=None, scale: float = 1.0
+        self,
+        frames,
+        controls: Controls | Sequence[Controls],
+        mask=None,
+        control_frames=None,
+        scale: float = 1.0,
+        wait: bool = True,
     ):
         """Stylize a batch.
 
@@ -160,11 +173,12 @@ class Stylizer:
         `shape_key`). mask: uint8 [N, H, W], or [N, spec.height, spec.width], 255 where to repaint; what lies outside
         is decoded like the rest, so to paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that
         the control images are made of, in place of `frames`. scale: one of `scales`; smaller ones take less time, and
-        what was painted is scaled up. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`. Raises
-        ValueError on frames of another shape or type, a scale that is none of `scales`, and where `check` does.
+        what was painted is scaled up. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`; without
+        `wait` a function that waits for them and returns them. Raises ValueError on frames of another shape or type, a
+        scale that is none of `scales`, and where `check` does.
         """
         asked = self._asked(frames, controls, mask, control_frames, scale=scale)
-        return _like(frames)(self._stylize(*asked, scale))
+        return self._hand_over(frames, wait=wait)(self._stylize(*asked, scale))
 
     @torch.inference_mode()
     def remembering(
@@ -175,6 +189,7 @@ class Stylizer:
         mask: np.ndarray | None = None,
         live: bool = False,
         scale: float = 1.0,
+        wait: bool = True,
     ) -> tuple[Any, list[Memory | None]]:
         """A call, or `live`, that obeys `controls.reuse`: what that returns, and what to hand in with the next frame of
         each stream.
@@ -183,7 +198,7 @@ class Stylizer:
         kept, or none: streams that share batches soon agree on when. The other arguments, and errors, are as there.
         """
         pixels, each, fitted, control = self._asked(frames, controls, mask, live=live, scale=scale)
-        hand_over = _in_both_ways if live else _like(frames)
+        hand_over = self._hand_over(frames, live, wait)
         if not each[0].reuse or self.shape_key(each[0]) == "source":
             return hand_over(self._stylize(pixels, each, fitted, control, scale)), [None] * len(each)
         from_noise = self._from_noise(each, fitted)
@@ -218,7 +233,7 @@ class Stylizer:
             raise ValueError("With bypass, or a strength of 0, there are no steps to take.")
         order = self._order(pixels, each, mask, control, self._from_noise(each, mask))
         canvas = self._begin(replace(order, recipe=order.recipe.at(0)))
-        hand_over = _in_both_ways if live else _like(frames)
+        hand_over = self._hand_over(frames, live)
         return InFlight((shape_key, mask is None), each[0], order.recipe, canvas, hand_over)
 
     @torch.inference_mode()
@@ -251,14 +266,15 @@ class Stylizer:
 
     @torch.inference_mode()
     def live(
-        self, frames: np.ndarray, controls: Controls | Sequence[Controls], scale: float = 1.0
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, frames: np.ndarray, controls: Controls | Sequence[Controls], scale: float = 1.0, wait: bool = True
+    ) -> Any:
         """The same for video as it comes and goes, with one upload and one download.
 
         frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pipeline.color. Returns the pictures in both
-        ways. Raises ValueError as calls do.
+        ways, (RGB, I420); without `wait` as calls do. Raises ValueError as they do.
         """
-        return _in_both_ways(self._stylize(*self._asked(frames, controls, live=True, scale=scale), scale))
+        asked = self._asked(frames, controls, live=True, scale=scale)
+        return self._hand_over(frames, live=True, wait=wait)(self._stylize(*asked, scale))
 
     def _checked(self, controls: Controls | Sequence[Controls], count: int, scale: float) -> list[Controls]:
         """The controls of each of `count` frames. Raises ValueError where they cannot be of one batch at that scale."""
@@ -284,7 +300,7 @@ class Stylizer:
         self.check(controls)
         each = [controls.model_copy(update={"seed": (controls.seed + i) % 2**32}) for i in range(count)]
         control = None if control_frames is None else self._fitted("control_frames", control_frames, count)
-        return to_host(self._paint(self._order(None, each, None, control, [True] * count)))
+        return self._transfers.to_host(self._paint(self._order(None, each, None, control, [True] * count)))()
 
     def _refuse_motion(self) -> None:
         if self.spec.motion is not None:
@@ -318,7 +334,7 @@ class Stylizer:
             clips = (self._fitted("frames", clip) for clip in _clips(frames))
             if self.shape_key(controls) == "source":
                 for clip in clips:
-                    yield from to_host(clip.permute(0, 2, 3, 1))
+                    yield from self._transfers.to_host(clip.permute(0, 2, 3, 1))()
                 return
             source = (
                 latents for clip in clips for latents in self.painter.encode(color.to_model(clip, self.dtype)).split(1)
@@ -340,7 +356,7 @@ class Stylizer:
 
         x0 = animation.denoise(chain(begun, source), noise, recipe.rows, call, window)
         while part := list(islice(x0, CLIP_CHUNK)):
-            yield from to_host(color.to_frames(self.painter.decode(torch.cat(part))))
+            yield from self._transfers.to_host(color.to_frames(self.painter.decode(torch.cat(part))))()
 
     @property
     def clip_length(self) -> int:
@@ -359,14 +375,14 @@ class Stylizer:
             raise ValueError(f"{name} must be uint8 [N, H, W, 3], not {tensor.dtype} {list(tensor.shape)}.")
         if count is not None and len(tensor) != count:
             raise ValueError(f"{name} are {len(tensor)}, and there are {count} pictures to make.")
-        return color.fit(to_device(tensor, self.device), self.spec.width, self.spec.height)
+        return color.fit(self._transfers.to_device(tensor), self.spec.width, self.spec.height)
 
     def _fitted_i420(self, frames: np.ndarray) -> Tensor:
         """I420 -> what _fitted makes of it in RGB. Raises ValueError."""
         rows, width = frames.shape[1:]
         if frames.dtype != np.uint8 or rows % 3 or width % 2 or 0 in frames.shape:
             raise ValueError(f"I420 must be uint8 [N, H * 3 / 2, W], not {frames.dtype} {list(frames.shape)}.")
-        return color.fit(color.to_rgb(to_device(frames, self.device)), self.spec.width, self.spec.height)
+        return color.fit(color.to_rgb(self._transfers.to_device(frames)), self.spec.width, self.spec.height)
 
     def _fitted_mask(self, mask, expected: tuple[int, ...]) -> Tensor:
         """uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as the frames are. Raises ValueError."""
@@ -376,7 +392,7 @@ class Stylizer:
             raise ValueError(
                 f"mask must be uint8 {list(expected)}, like the frames, not {tensor.dtype} {list(tensor.shape)}."
             )
-        rgb = to_device(tensor, self.device)[..., None].expand(-1, -1, -1, 3)
+        rgb = self._transfers.to_device(tensor)[..., None].expand(-1, -1, -1, 3)
         return (color.fit(rgb, self.spec.width, self.spec.height)[:, :1] > 127).to(self.dtype)
 
     @torch.inference_mode()
@@ -420,19 +436,28 @@ class Stylizer:
         images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
         return Order(self.recipes(controls, from_noise, scale), pixels, mask, images)
 
+    def _hand_over(self, frames, live: bool = False, wait: bool = True) -> Callable[[Tensor], Any]:
+        """Makes of pictures, uint8 [N, H, W, 3] on the device, the same kind as `frames`, or with `live` both ways;
+        without `wait` what waits for that."""
+        home = None if isinstance(frames, np.ndarray) else frames.device
 
-def _like(frames) -> Callable[[Tensor], Any]:
-    """Makes of pictures on the device the same kind as `frames`."""
-    home = None if isinstance(frames, np.ndarray) else frames.device
-    return lambda rgb: to_host(rgb) if home is None else rgb.to(home)
+        def pending(rgb: Tensor) -> Callable[[], Any]:
+            if live:
+                return self._in_both_ways(rgb)
+            return self._transfers.to_host(rgb) if home is None else partial(rgb.to, home)
 
+        return (lambda rgb: pending(rgb)()) if wait else pending
 
-def _in_both_ways(rgb: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [N, H, W, 3] -> the same in RGB and in I420, with one download."""
-    both = to_host(torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1))
-    height, width = rgb.shape[1:3]
-    pictures, planes = np.split(both, [rgb[0].numel()], 1)
-    return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
+    def _in_both_ways(self, rgb: Tensor) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Pictures -> what waits for them in RGB and in I420, with one download."""
+        both = self._transfers.to_host(torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1))
+        (_, height, width, _), pixels = rgb.shape, rgb[0].numel()
+
+        def split() -> tuple[np.ndarray, np.ndarray]:
+            pictures, planes = np.split(both(), [pixels], 1)
+            return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
+
+        return split
 
 
 def _clips(frames: Iterable) -> Iterator[Tensor]:

@@ -1,30 +1,55 @@
-"""Pixels from host memory to the device and back: page-locked on the host side where the device is CUDA.
+"""Pixels from host memory to the device and back; on CUDA beside its work, on streams of their own.
 
-A card reads and writes page-locked memory by itself. From other memory the driver copies through a buffer of its own,
-and the caller waits for it. PyTorch keeps page-locked memory that is given back, so nothing is allocated after the
-first frames, and does not hand it out again before the card has read it.
+A card's copy engines move page-locked memory while its processors work: what comes next is uploaded and what was
+before is downloaded meanwhile. From other memory the driver would copy through a buffer of its own, and the caller
+wait for it. PyTorch keeps page-locked memory that is given back, so nothing is allocated after the first frames, and
+does not hand it out again before the card has read it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def to_device(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """An array, or a tensor of whatever device, as a tensor on `device`; the caller does not wait for it."""
-    tensor = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+class Transfers:
+    """Those of one device. Work is launched on its current stream, by one thread."""
 
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
-def to_host(tensor: Tensor) -> np.ndarray:
-    """A device's tensor as an array of its own, once all that was launched for it is done."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu().numpy()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return host.numpy()
+    def to_device(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """An array, or a tensor of whatever device, for the work that is launched from now on; nobody waits for it."""
+        tensor = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        if self.device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(self.device)
+        with torch.cuda.stream(self._up):
+            there = tensor.pin_memory().to(self.device, non_blocking=True)
+        work = torch.cuda.current_stream(self.device)
+        work.wait_stream(self._up)
+        there.record_stream(work)  # its memory stays its own until the work is done with it
+        return there
+
+    def to_host(self, tensor: Tensor) -> Callable[[], np.ndarray]:
+        """A tensor of the device: what waits until all that was launched for it is done, and gives an array."""
+        if self.device.type != "cuda":
+            array = tensor.cpu().numpy()
+            return lambda: array
+        self._down.wait_stream(torch.cuda.current_stream(self.device))
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        with torch.cuda.stream(self._down):
+            host.copy_(tensor, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)  # who waits for it leaves its core to the codecs
+            done.record()
+        tensor.record_stream(self._down)
+
+        def array_when_done() -> np.ndarray:
+            done.synchronize()
+            return host.numpy()
+
+        return array_when_done

@@ -242,13 +242,13 @@ def _paint(stylizer: Any, job: Job, wishes: Wishes, take: Take) -> Paint | Anima
     if not wishes.text_to_image:
         return stylizer
 
-    def imagine(frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray:
+    def imagine(frames: np.ndarray, controls: Sequence[Controls], wait: bool) -> Callable[[], np.ndarray]:
         seen = [None] * len(frames) if job.source is None else [frame[None] for frame in frames]
         try:
             each = [stylizer.imagine(own, control_frames=frame) for own, frame in zip(controls, seen, strict=True)]
         except ValueError as error:
             raise FilmError(str(error)) from error
-        return np.concatenate(each)
+        return lambda: np.concatenate(each)
 
     return imagine
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, repeat
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from .film.films import Film
 from .film.pictures import Still
 from .masks import pasted
 
+Item = TypeVar("Item")
+
 AHEAD = 2  # batches that wait in front of the engine and behind it: enough to never idle, little to hold
 
 
@@ -29,9 +31,11 @@ class _Stopped(Exception):
 
 
 class Paint(Protocol):
-    """What rendering asks of pipeline.Stylizer; `mask` only where the take has one."""
+    """What rendering asks of pipeline.Stylizer: what waits for the pictures. `mask` only where the take has one."""
 
-    def __call__(self, frames: np.ndarray, controls: Sequence[Controls], *, mask: np.ndarray = ...) -> np.ndarray: ...
+    def __call__(
+        self, frames: np.ndarray, controls: Sequence[Controls], *, wait: Literal[False], mask: np.ndarray = ...
+    ) -> Callable[[], np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -174,17 +178,40 @@ def _painted(
     take: Take, paint: Paint, film: Film, dues: Iterator[_Due], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each, painted in batches."""
+    for batch, pictures in _one_behind(_given(take, paint, dues, should_stop)):
+        if pictures is None:
+            yield from ((due.picture, due.still) for due in batch)
+        else:
+            yield from [_kept(take, film, due, picture) for due, picture in zip(batch, pictures(), strict=False)]
+
+
+def _given(
+    take: Take, paint: Paint, dues: Iterator[_Due], should_stop: Callable[[], bool]
+) -> Iterator[tuple[list[_Due], Callable[[], np.ndarray] | None]]:
+    """Batches that the engine has been given, each with what waits for its pictures; None: an earlier run's."""
     for batch in _batches(dues, take.batch):
         if should_stop():
             raise _Stopped
         if batch[0].picture is not None:
-            yield from ((due.picture, due.still) for due in batch)
+            yield batch, None
             continue
         filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
         frames = np.stack([due.still.rgb for due in filled])
         masks = {} if take.mask is None else {"mask": np.stack([due.mask for due in filled])}
-        painted = paint(frames, [_of_shot(take.controls, due.shot) for due in filled], **masks)
-        yield from [_kept(take, film, due, picture) for due, picture in zip(batch, painted, strict=False)]
+        yield batch, paint(frames, [_of_shot(take.controls, due.shot) for due in filled], wait=False, **masks)
+
+
+def _one_behind(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each when the next is there: a GPU is at work on that while this one is taken from it."""
+    waiting: list[Item] = []
+    try:
+        for item in items:
+            yield from waiting
+            waiting = [item]
+    except Exception:
+        yield from waiting  # it is not to be painted a second time
+        raise
+    yield from waiting
 
 
 def _animated(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,12 +30,16 @@ class Painter:
         self.seeds: list[int] = []
         self._fail_at = fail_at
 
-    def __call__(self, frames: np.ndarray, controls) -> np.ndarray:
+    def __call__(self, frames: np.ndarray, controls, wait: bool):
         if self._fail_at is not None and len(self.batches) == self._fail_at:
             raise RuntimeError("The power went out.")
         self.batches.append(len(frames))
         self.seeds += [one.seed for one in controls]
-        return 255 - frames
+        return lambda: 255 - frames
+
+
+def unchanged(frames: np.ndarray, controls, wait: bool):
+    return lambda: frames
 
 
 class Animator:
@@ -150,7 +155,7 @@ def test_rotation_is_painted_upright(tmp_path, rotation):
     upright = np.rot90(quarters, rotation // 90)  # the display matrix turns counterclockwise
     opened = open_clip(clip)
     assert (opened.height, opened.width) == upright.shape[:2]
-    paint(clip, tmp_path / "out.mp4", lambda frames, controls: frames, size=(opened.width, opened.height))
+    paint(clip, tmp_path / "out.mp4", unchanged, size=(opened.width, opened.height))
     picture = pictures_of(tmp_path / "out.mp4")[2]
     height, width = picture.shape[:2]
     for y in (height // 4, 3 * height // 4):
@@ -174,7 +179,7 @@ def test_colour_range_is_honoured(tmp_path, full_range):
     frames = [np.full((64, 64, 3), colour, np.uint8) for colour in colours]
     options = {"crf": "1"}
     clip = make_clip(tmp_path / "in.mp4", frames, constant(4, Fraction(25)), full_range=full_range, options=options)
-    paint(clip, tmp_path / "out.mp4", lambda frames, controls: frames)
+    paint(clip, tmp_path / "out.mp4", unchanged)
     painted = [picture[32, 32] for picture in pictures_of(tmp_path / "out.mp4")]
     np.testing.assert_allclose(painted, colours, atol=5)
 
@@ -192,7 +197,7 @@ def test_a_part_keeps_sound_and_picture_together(tmp_path):
     frames = [white if number in (50, 75) else black for number in range(100)]
     clip = make_clip(tmp_path / "in.mp4", frames, constant(100, Fraction(25)), audio="aac", beeps_s=(2, 3))
     part = {"start_s": Fraction("1.5"), "end_s": Fraction("3.4")}
-    paint(clip, tmp_path / "out.mp4", lambda frames, controls: frames, **part)
+    paint(clip, tmp_path / "out.mp4", unchanged, **part)
     after = look(tmp_path / "out.mp4")
     assert len(after.times_s) == 47  # frames 38 to 84
     flashes, beeps = flash_and_beep_s(tmp_path / "out.mp4")
@@ -331,12 +336,25 @@ def test_pictures_in_and_out(tmp_path):
     paint(tmp_path / "%d.png", tmp_path / "out.mp4", fps=Fraction(10))
     assert look(tmp_path / "out.mp4").times_s == constant(12, Fraction(10))
     (tmp_path / "out").mkdir()
-    paint(tmp_path / "out.mp4", tmp_path / "out" / "%03d.png", lambda frames, controls: frames)
+    paint(tmp_path / "out.mp4", tmp_path / "out" / "%03d.png", unchanged)
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == [f"{number:03d}.png" for number in range(1, 13)]
     shown = [255 - still.rgb.astype(int) for still in open_clip(tmp_path / "%d.png").stills(SIZE)]
     written = [np.asarray(Image.open(tmp_path / "out" / name)).astype(int) for name in names]
     assert np.abs(np.stack(written) - np.stack(shown)).mean() < 4
+
+
+def test_the_engine_has_the_next_batch_before_the_last_is_taken_from_it(tmp_path):
+    told, numbers = [], itertools.count()
+
+    def painter(frames, controls, wait):
+        number = next(numbers)
+        told.append(f"given {number}")
+        return lambda: told.append(f"taken {number}") or frames
+
+    clip = make_clip(tmp_path / "in.mp4", carphone(12), constant(12, Fraction(25)))
+    paint(clip, tmp_path / "out.mp4", painter)
+    assert told == ["given 0", "given 1", "taken 0", "given 2", "taken 1", "taken 2"]
 
 
 def test_pictures_resume(tmp_path):

@@ -12,7 +12,7 @@ from stream.film.clip import open_clip
 from stream.film.sound import ways
 
 from .clips import carphone, constant, flash_and_beep_s, look, make_clip
-from .test_render import paint
+from .test_render import paint, unchanged
 
 COPIED = {  # source: (encoder, where it can be copied to)
     "a.mp4": ("aac", {".mp4", ".mov", ".m4v", ".mkv"}),
@@ -48,7 +48,7 @@ def test_every_sound_in_every_container(tmp_path, name, suffix):
     (way,) = ways(open_clip(clip), suffix).values()
     assert (way.encoder is None) == (suffix in COPIED[name][1])
     out = tmp_path / f"out{suffix}"
-    paint(clip, out, painter=lambda frames, controls: frames)
+    paint(clip, out, painter=unchanged)
     encoded = "opus" if suffix in (".mkv", ".webm") else "aac"
     kept = {"mp2": {"mp2", "mp3"}}.get(look(clip).sound_codec, {look(clip).sound_codec})  # mp4 has one name for both
     assert look(out).sound_codec in ({encoded} if way.encoder else kept)
@@ -82,7 +82,7 @@ def test_surround_sound_stays_surround(tmp_path):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_part_has_its_sound_at_its_time(tmp_path, name, suffix):
     clip = clip_with(name, tmp_path)
-    paint(clip, tmp_path / f"out{suffix}", painter=lambda frames, controls: frames, start_s=Fraction(1, 2))
+    paint(clip, tmp_path / f"out{suffix}", painter=unchanged, start_s=Fraction(1, 2))
     (flashes, beeps), (flashes_before, beeps_before) = (
         flash_and_beep_s(tmp_path / f"out{suffix}"),
         flash_and_beep_s(clip),
