@@ -30,7 +30,8 @@ class SleepingStylizer:
     """Takes `engine_s` a batch and returns what it got."""
 
     spec = ModelSpec("nothing", width=256, height=256)
-    device, features, loras, max_batch, scales, takes_i420 = "cpu", frozenset(), (), 1, (1.0,), False
+    device, features, loras, max_batch, scales = "cpu", frozenset(), (), 1, (1.0,)
+    takes_i420 = runs_ahead = False
 
     def __init__(self, engine_s: float):
         self.engine_s = engine_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Stylizer(Protocol):
     loras: tuple[str, ...]
     max_batch: int
     takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
+    runs_ahead: bool  # calls without `wait` return what waits for their pictures; where it is False, nobody makes any
     scales: tuple[float, ...]
 
     def check(self, controls: Controls) -> None: ...
@@ -38,9 +39,7 @@ class Stylizer(Protocol):
         self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None, scale: float = 1.0
     ) -> np.ndarray: ...
 
-    def live(
-        self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def live(self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0, wait: bool = True) -> Any: ...
 
     def remembering(
         self,
@@ -50,6 +49,7 @@ class Stylizer(Protocol):
         mask: np.ndarray | None = None,
         live: bool = False,
         scale: float = 1.0,
+        wait: bool = True,
     ) -> tuple[Any, Sequence[Any]]: ...
 
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
@@ -151,12 +151,26 @@ def is_live(stylizer: Stylizer, job: Job) -> bool:
     return job.mask is None and stylizer.takes_i420
 
 
-def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
-    """The pictures, uint8 [height, width, 3], of jobs with equal shape keys; each with its I420 where that was made."""
+def may_follow(feed: Feed) -> bool:
+    """May its frame be given to the engine while that is still at the one before?
+
+    What is compared with the last picture, or pasted into it on this side, is done one after the other.
+    """
+    frame = feed.mailbox.peek()
+    return feed.mask is None and feed.controls.skip_similar == 0 and frame is not None and not frame.is_imagined
+
+
+Pictures = Sequence[tuple[np.ndarray, np.ndarray | None]]  # uint8 [height, width, 3], each with its I420 where there is
+
+
+def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Callable[[], Pictures]:
+    """Gives the engine jobs with equal shape keys; returns what waits for their pictures."""
     if is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
         frames = np.stack([job.frame.as_it_came() for job in batch])
-        return list(zip(*_stylized(stylizer, batch, frames, live=True), strict=True))
-    return [(rgb, None) for rgb in _in_rgb(stylizer, batch)]
+        pictures = _stylized(stylizer, batch, frames, live=True)
+        return lambda: list(zip(*(pictures() if stylizer.runs_ahead else pictures), strict=True))
+    in_rgb = [(rgb, None) for rgb in _in_rgb(stylizer, batch)]
+    return lambda: in_rgb
 
 
 def _in_rgb(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[np.ndarray]:
@@ -187,13 +201,15 @@ def pasted_in(
 def _stylized(
     stylizer: Stylizer, batch: Sequence[Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
 ) -> Any:
-    controls, smaller = [job.controls for job in batch], batch[0].smaller
+    """The pictures, or of a `live` call to an engine that runs ahead what waits for them."""
+    controls = [job.controls for job in batch]
+    options = {**batch[0].smaller, **({"wait": False} if live and stylizer.runs_ahead else {})}
     if not controls[0].reuse:
         if live:
-            return stylizer.live(frames, controls, **smaller)
-        return stylizer(frames, controls, **({} if mask is None else {"mask": mask}), **smaller)
+            return stylizer.live(frames, controls, **options)
+        return stylizer(frames, controls, **({} if mask is None else {"mask": mask}), **options)
     memories = [job.served.memory for job in batch]
-    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live, **smaller)
+    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live, **options)
     for job, memory in zip(batch, memories, strict=True):
         job.served.memory = memory
     return pictures

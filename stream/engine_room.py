@@ -8,13 +8,25 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.settings import Controls
 
 from . import scheduler, similarity
-from .batches import Feed, Job, Served, Stylizer, check_imagines, is_live, painted, paints, pasted_in
+from .batches import (
+    Feed,
+    Job,
+    Pictures,
+    Served,
+    Stylizer,
+    check_imagines,
+    is_live,
+    may_follow,
+    painted,
+    paints,
+    pasted_in,
+)
 from .flight import Flight
 from .frames import Frame
 from .status import Status, sentence
@@ -24,6 +36,15 @@ log = logging.getLogger(__name__)
 DEFAULT_BUDGET_S = 1.0
 
 Report = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A batch that the engine is at. pictures: waits for them. since_s: from when on it had nothing else to do."""
+
+    batch: Sequence[Job]
+    pictures: Callable[[], Pictures]
+    since_s: float
 
 
 def with_steps(controls: Controls, steps: int) -> Controls:
@@ -55,6 +76,8 @@ class EngineRoom:
         self._load, self._compile = load, compile
         self._stylizer: Stylizer | None = None
         self._flight: Flight  # made when the stylizer is loaded, and for the engine thread alone
+        self._launched: Launched | None = None  # and this, too
+        self._launch_s = 0.0
         self._lock = threading.Lock()
         self._status = Status(model, device)
         self._served: dict[Feed, Served] = {}
@@ -156,12 +179,16 @@ class EngineRoom:
             self._work.clear()
             while not self._closing.is_set() and self._serve_one_batch(stylizer):
                 pass
+        self._collect()
 
     def _serve_one_batch(self, stylizer: Stylizer) -> bool:
-        """Carry out one plan; False when nobody waits."""
+        """Carry out one plan; False when nobody waits, and there is nothing to wait for."""
+        self._wait_to_follow()
         served = self._served
         now_s = time.monotonic()
         waiting = [feed for feed in served if feed.mailbox.peek() is not None]
+        if not all(may_follow(feed) for feed in waiting):
+            self._collect()
         jobs = {feed: job for feed in waiting if (job := self._next_job(stylizer, feed, served[feed], now_s))}
         line = [
             # What is to be imagined does not age: no newer frame follows by itself.
@@ -195,7 +222,9 @@ class EngineRoom:
             self._advance(stylizer, batch[0])
         elif batch:
             self._stylize(stylizer, batch)
-        return bool(waiting)
+        else:
+            self._collect()
+        return bool(waiting) or self._launched is not None
 
     def _shares_steps(self, now_s: float, chosen: Sequence[Job], largest: int) -> bool:
         """Streams that wait for each other share batches of whole frames instead: that costs them no latency. Where
@@ -258,10 +287,23 @@ class EngineRoom:
         stands = similarity.stands(now_s, state.painted, job.circumstances, job.reduced, job.controls.skip_similar)
         return replace(job, standing=job.feed.last_picture) if stands else job
 
+    def _wait_to_follow(self) -> None:
+        """Until the engine, if it is at something, is to be given more."""
+        if (launched := self._launched) is None:
+            return
+        now_s, rung = time.monotonic(), launched.batch[0].rung
+        times = self._batch_times[rung].recent(now_s).get(len(launched.batch), ())
+        at_s = scheduler.follow_at_s(launched.since_s, times, self._launch_s)
+        if at_s is None:
+            self._collect()
+        elif at_s > now_s:
+            self._closing.wait(at_s - now_s)
+
     def _stylize(self, stylizer: Stylizer, batch: Sequence[Job]) -> None:
+        """Launch a batch, and hand on the one before it, which the engine may be at until now."""
         started_s = time.monotonic()
         try:
-            pictures = list(zip(batch, painted(stylizer, batch), strict=True))
+            pictures = painted(stylizer, batch)
         except Exception as error:
             if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
                 for job in batch:
@@ -269,16 +311,37 @@ class EngineRoom:
             else:
                 self._blame(batch[0].feed, batch[0].frame, error)
             return
-        engine_s = time.monotonic() - started_s
+        self._launch_s = time.monotonic() - started_s
+        last_ended_s = self._collect()
+        self._launched = Launched(batch, pictures, started_s if last_ended_s is None else last_ended_s)
+        if not stylizer.runs_ahead:
+            self._collect()
+
+    def _collect(self) -> float | None:
+        """Wait for what the engine is at and hand it on; when it was there, None where there was nothing."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return None
+        batch = launched.batch
+        try:
+            pictures = list(zip(batch, launched.pictures(), strict=True))
+        except Exception as error:
+            for job in batch:
+                self._blame(job.feed, job.frame, error)
+            return time.monotonic()
+        ended_s = time.monotonic()
+        engine_s = ended_s - launched.since_s
         if paints(batch[0].controls):
-            self._batch_times[batch[0].rung].add(time.monotonic(), len(batch), engine_s)
+            self._batch_times[batch[0].rung].add(ended_s, len(batch), engine_s)
         for job, (rgb, planes) in pictures:
             job.feed.fault = None
             self._remember(job, engine_s)
             job.feed.show(job.frame, rgb, engine_s, job.controls, planes)
+        return ended_s
 
     def _advance(self, stylizer: Stylizer, job: Job | None = None) -> None:
         """Take what is in flight one step on, together with a new job if there is one."""
+        self._collect()
         flight, width, height = self._flight, stylizer.spec.width, stylizer.spec.height
         jobs = [*flight.jobs, *([job] if job else [])]
         steps = jobs[0].controls.steps

@@ -86,6 +86,19 @@ def batch_size(count: int, largest: int, measured_s: Mapping[int, Sequence[float
     return min(fitting, key=lambda size: (best_s[size] / size, -size))
 
 
+MARGIN_S = 0.001  # for a launch that takes longer than the last did
+
+
+def follow_at_s(since_s: float, engine_s: Sequence[float], launch_s: float) -> float | None:
+    """When to give the engine the next batch, if it has been at one since `since_s`: just before that ends. Then it
+    never waits for work, and no frame was taken up longer before its turn than it must. None, when that has ended, as
+    long as nobody knows how long it takes.
+
+    engine_s: recent engine times of batches like the one it is at; launch_s: how long the last took to be launched.
+    """
+    return since_s + min(engine_s) - launch_s - MARGIN_S if engine_s else None
+
+
 SHARE_BELOW = 0.9  # of the time of a frame alone: so much less must a call take for frames to begin to share it,
 SHARE_UNTIL = 0.97  # and so much for them to go on
 

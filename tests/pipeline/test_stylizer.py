@@ -101,6 +101,21 @@ def test_live_takes_video_as_it_came(stylizer):
         assert np.array_equal(stylizer.live(came, controls)[0], stylizer(rgb, controls))
 
 
+def test_without_wait_a_call_gives_what_waits_for_its_pictures(stylizer, frames):
+    controls = Controls(prompt="a cat")
+    assert np.array_equal(stylizer(frames, controls, wait=False)(), stylizer(frames, controls))
+    tensor = torch.from_numpy(frames)
+    assert torch.equal(stylizer(tensor, controls, wait=False)(), stylizer(tensor, controls))
+    for ours, expected in zip(
+        stylizer.live(frames, controls, wait=False)(), stylizer.live(frames, controls), strict=True
+    ):
+        assert np.array_equal(ours, expected)
+    each = [controls.merged({"reuse": 2})] * len(frames)
+    pending, memories = stylizer.remembering(frames, each, [None] * len(frames), wait=False)
+    assert np.array_equal(pending(), stylizer.remembering(frames, each, [None] * len(frames))[0])
+    assert all(memory is not None for memory in memories)
+
+
 def test_a_live_stream_batch_gives_what_live_gives(stylizer):
     came, controls = rng.integers(16, 236, (1, 180, 160), np.uint8), Controls(prompt="a cat", steps=2)
     batch = stylizer.stream_batch()

@@ -26,7 +26,7 @@ class FakeStylizer:
     device = "fake"
     features = frozenset({"cfg", "guidance", "lora"})
     loras = ("ink",)
-    takes_i420 = False
+    takes_i420 = runs_ahead = False
 
     def __init__(self, engine_s: float = 0.0, max_batch: int = 1):
         self.spec = SimpleNamespace(width=SIZE, height=SIZE)

@@ -714,3 +714,132 @@ def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
     for name, reuse in (("a", 2), ("a", 2), ("b", 2), ("a", 2), ("b", 2), ("a", 0), ("a", 2)):
         frame(name, reuse)
     assert one.stylizer.given == [("a", None), ("a", 1), ("b", None), ("a", 2), ("b", 1), ("a", None)]
+
+
+class AheadStylizer(TakesI420):
+    """Like the real one on CUDA, too: live calls return at once, and their pictures are there when `ready` is set.
+
+    `told` keeps what was launched and what was waited for, by prompt.
+    """
+
+    runs_ahead = True
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.told: list[str] = []
+        self.ready = threading.Event()
+        self.ready.set()
+        self.fails = ""
+
+    def live(self, frames, controls, wait=True):
+        assert not wait
+        name = " and ".join(one.prompt for one in controls)
+        self.told.append(f"launched {name}")
+        pictures = super().live(frames, controls)
+
+        def when_ready():
+            self.told.append(f"waiting for {name}")
+            self.ready.wait(PATIENCE_S)
+            if name == self.fails:
+                raise RuntimeError("The card was lost.")
+            return pictures
+
+        return when_ready
+
+
+@pytest.fixture
+def ahead(house):
+    """A house whose engine runs ahead, and how long it takes is known: a, b and c are its streams."""
+    one = house(AheadStylizer())
+    one.feeds = {name: one.open(name) for name in "abc"}
+    for name, (stream, publication, shown) in one.feeds.items():
+        stream.controls = Controls(prompt=name)
+        publication.put(solid(1, 2, 3))
+        assert shown.take(PATIENCE_S) is not None
+    wait_for(lambda: one.room._launched is None)
+    one.stylizer.told.clear()
+    return one
+
+
+def send(one, *names):
+    for name in names:
+        one.feeds[name][1].put(solid(4, 5, 6))
+
+
+def told(one, *expected):
+    wait_for(lambda: len(one.stylizer.told) >= len(expected))
+    assert one.stylizer.told == list(expected)
+
+
+def test_the_engine_is_given_the_next_batch_before_the_last_is_there(ahead):
+    ahead.stylizer.ready.clear()
+    ahead.stylizer.gate.clear()
+    send(ahead, "a")
+    told(ahead, "launched a")
+    send(ahead, "b")
+    ahead.stylizer.gate.set()
+    told(ahead, "launched a", "launched b", "waiting for a")
+    assert ahead.feeds["a"][2].take() is None
+    ahead.stylizer.ready.set()
+    told(ahead, "launched a", "launched b", "waiting for a", "waiting for b")
+    assert all(ahead.feeds[name][2].take(PATIENCE_S) for name in "ab")
+
+
+def test_a_frame_that_nobody_follows_is_shown_without_waiting_for_more(ahead):
+    send(ahead, "a")
+    assert ahead.feeds["a"][2].take(PATIENCE_S) is not None
+    told(ahead, "launched a", "waiting for a")
+
+
+@pytest.mark.parametrize("need", ["skip_similar", "mask", "no camera"])
+def test_what_needs_the_last_picture_does_not_run_ahead(ahead, need):
+    stream, publication, _ = ahead.feeds["b"]
+    if need == "skip_similar":
+        stream.controls = Controls(prompt="b", skip_similar=0.5)
+    elif need == "mask":
+        stream.set_mask(Mask(np.full((8, 8), 255, np.uint8)))
+    ahead.stylizer.gate.clear()
+    send(ahead, "a")
+    told(ahead, "launched a")
+    publication.put(None if need == "no camera" else solid(4, 5, 6))
+    ahead.stylizer.gate.set()
+    ahead.settle(stream)
+    assert ahead.stylizer.told[:2] == ["launched a", "waiting for a"]
+    assert "launched b" not in ahead.stylizer.told or need == "skip_similar"
+
+
+def test_a_batch_that_fails_on_the_device_is_told_of_and_the_next_goes_on(ahead):
+    ahead.stylizer.fails = "a"
+    send(ahead, "a")
+    wait_for(lambda: ahead.feeds["a"][0].fault == "The card was lost.")
+    assert ahead.settle(ahead.feeds["a"][0])["frames_dropped"] == 1
+    send(ahead, "b")
+    assert ahead.feeds["b"][2].take(PATIENCE_S) is not None
+    ahead.stylizer.fails = ""
+    send(ahead, "a")
+    assert ahead.feeds["a"][2].take(PATIENCE_S) is not None
+    assert ahead.feeds["a"][0].fault is None
+
+
+def test_frames_of_one_stream_are_shown_in_their_order_when_the_next_is_launched_ahead(ahead):
+    stream, publication, _ = ahead.feeds["a"]
+    seen = []
+    stream.watch(lambda picture: seen.append(int(picture.rgb[0, 0, 2])))
+    for level in range(10, 250, 10):
+        publication.put(solid(level, 0, 0))
+        time.sleep(0.001)
+    ahead.settle(stream)
+    assert len(seen) > 1
+    assert seen == sorted(seen)
+    assert seen[-1] == 240
+
+
+def test_a_room_that_closes_hands_over_what_the_engine_is_at(ahead):
+    ahead.stylizer.ready.clear()
+    send(ahead, "a")
+    told(ahead, "launched a", "waiting for a")
+    closing = threading.Thread(target=ahead.room.close)
+    closing.start()
+    ahead.stylizer.ready.set()
+    closing.join()
+    assert ahead.feeds["a"][2].take() is not None

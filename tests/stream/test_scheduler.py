@@ -21,6 +21,7 @@ from stream.scheduler import (
     Rung,
     Waiting,
     batch_size,
+    follow_at_s,
     ladder,
     next_quality,
     plan,
@@ -327,3 +328,9 @@ def test_sharing_settles_on_what_gives_more_pictures(call_s, settled):
         times.add(now_s, 4, took_s)
     assert chosen[: 2 * TRIALS] == [False] * TRIALS + [True] * TRIALS
     assert set(chosen[2 * TRIALS :]) == {settled}
+
+
+def test_the_next_batch_is_launched_just_before_the_engine_would_have_nothing_to_do():
+    assert follow_at_s(since_s=100.0, engine_s=[0.030, 0.020, 0.025], launch_s=0.002) == pytest.approx(100.017)
+    assert follow_at_s(since_s=100.0, engine_s=[0.003], launch_s=0.2) < 100  # at once
+    assert follow_at_s(since_s=100.0, engine_s=[], launch_s=0.002) is None
