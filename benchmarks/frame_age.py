@@ -53,6 +53,26 @@ class SleepingStylizer:
         return StreamBatch(self)  # stays empty: it takes frames of two steps or more
 
 
+class SleepingCard(SleepingStylizer):
+    """The same beside its caller, as a GPU works: batches wait for each other, and calls for nothing."""
+
+    takes_i420 = runs_ahead = True
+
+    def __init__(self, engine_s: float):
+        super().__init__(engine_s)
+        self._free_s = 0.0
+
+    def live(self, frames: np.ndarray, controls, wait: bool = True):
+        ends_s = self._free_s = max(self._free_s, time.monotonic()) + self.engine_s
+        planes = np.zeros((len(frames), frames.shape[1] * 3 // 2, frames.shape[2]), np.uint8)
+
+        def pictures() -> tuple[np.ndarray, np.ndarray]:
+            time.sleep(max(0.0, ends_s - time.monotonic()))
+            return frames, planes
+
+        return pictures() if wait else pictures
+
+
 class Publisher:
     kind = "benchmark"
 

@@ -18,7 +18,7 @@ from stream.similarity import HEIGHT, WIDTH
 def test_a_row_of_streams_sums_and_compares_them():
     row = streams.row([[0.01] * 20, [0.02] * 10], seconds=2.0)
     assert row == {
-        "streams": 2, "sum of fps out": 15.0, "fps, least": 5.0, "fps, most": 10.0, "fairness": 0.5,
+        "streams": 2, "ahead": "no", "sum of fps out": 15.0, "fps, least": 5.0, "fps, most": 10.0, "fairness": 0.5,
         "age p95 ms, best stream": 10.0, "age p95 ms, worst stream": 20.0,
     }  # fmt: skip
     assert streams.row([[], []], seconds=1.0)["fairness"] is None
