@@ -200,10 +200,10 @@ def _live(options: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
     environment.leave_a_core_free()
     name, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
-    from pipeline.devices import compiling_pays, pick_device
+    from pipeline.devices import compiling_pays_beside, pick_device
 
     device = pick_device(options.device)
-    compile_wanted = compiling_pays(device) if options.compile is None else options.compile
+    compile_wanted = compiling_pays_beside(spec, device) if options.compile is None else options.compile
     return spec, {
         "load": lambda report: load(spec, str(device), compile=False, report=report),
         "compile": _compile_beside if compile_wanted else None,

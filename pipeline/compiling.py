@@ -18,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -117,7 +119,13 @@ def cache_key(stylizer: Stylizer) -> str:
 
 def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
     spec = replace(stylizer.spec, loras=())  # fused LoRAs change no shape
-    order = {"spec": asdict(spec), "device": str(stylizer.device), "batch": batch, "folder": str(folder)}
+    order = {
+        "spec": asdict(spec),
+        "device": str(stylizer.device),
+        "batch": batch,
+        "folder": str(folder),
+        "parent": os.getpid(),
+    }
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
@@ -333,12 +341,20 @@ def _laid_out(arg: Tensor, stride: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(arg.shape, stride, dtype=arg.dtype, device=arg.device).copy_(arg)
 
 
+def _end_with(parent: int) -> None:
+    """A server that was killed cannot take its child along."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _main() -> None:
     from . import loading
 
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)  # the running engine comes first
     order = json.load(sys.stdin)
+    threading.Thread(target=_end_with, args=(order["parent"],), daemon=True).start()
     device = torch.device(order["device"])
     spec = ModelSpec(**order["spec"])
     components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)

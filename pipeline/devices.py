@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import torch
 
 from .errors import LoadError
+from .presets import MINI
+from .settings import ModelSpec
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -37,10 +42,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def compiling_pays(device: torch.device) -> bool:
-    """Whether compiling is on by default: on CUDA only.
-
-    On two CPU cores the compiled miniature is a fifth faster, live a third (engine-mini-cpu.json and
-    live-mini-cpu-compiled.json in benchmarks/results). But compiling takes minutes of a core there, and `load` would
-    wait for that.
-    """
+    """Whether `load` compiles unasked: on CUDA only. On a CPU it takes minutes of a core, and `load` waits for it."""
     return device.type == "cuda"
+
+
+def compiling_pays_beside(spec: ModelSpec, device: torch.device) -> bool:
+    """Whether a server compiles unasked, while frames flow already: on CUDA, and the bundled model on a CPU.
+
+    There it is a fifth faster, live a third (engine-mini-cpu.json and live-mini-cpu-compiled.json in
+    benchmarks/results), after two minutes of a core at low priority. It wants g++, and was tried on Linux only; other
+    models would take far longer.
+    """
+    can = sys.platform == "linux" and shutil.which("g++") is not None
+    return compiling_pays(device) or (device.type == "cpu" and spec.base == str(MINI) and can)

@@ -34,9 +34,9 @@ class Server:
 
 @contextmanager
 def running_server(*arguments: str, port: int = 0):
-    """Yield the server once frames can flow; it is interrupted, as by Ctrl-C, at the end."""
+    """Yield the server once frames can flow; it is interrupted, as by Ctrl-C, at the end. Uncompiled, unless asked."""
     process = subprocess.Popen(
-        [sys.executable, "main.py", "serve", "--model", "mini", "--port", str(port), *arguments],
+        [sys.executable, "main.py", "serve", "--model", "mini", "--no-compile", "--port", str(port), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

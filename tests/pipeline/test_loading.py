@@ -15,7 +15,7 @@ from diffusers import ControlNetModel, MotionAdapter, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, load
-from pipeline.devices import pick_device, pick_dtype
+from pipeline.devices import compiling_pays_beside, pick_device, pick_dtype
 from pipeline.families import SD, Traits, traits
 from pipeline.fetching import check
 from pipeline.kinds import called
@@ -303,3 +303,21 @@ def test_the_dtype_follows_the_hardware(monkeypatch):
     for capable, expected in (({"avx512_bf16": True}, torch.bfloat16), ({}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: capable)
         assert pick_dtype("auto", cpu) is expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "device", "system", "compiler", "pays"),
+    [
+        ("mini", "cpu", "linux", "/usr/bin/g++", True),
+        ("mini-canny", "cpu", "linux", "/usr/bin/g++", True),
+        ("mini", "cpu", "linux", None, False),
+        ("mini", "cpu", "darwin", "/usr/bin/g++", False),
+        ("sd15", "cpu", "linux", "/usr/bin/g++", False),
+        ("sd15", "cuda", "linux", None, True),
+        ("mini", "mps", "darwin", "/usr/bin/g++", False),
+    ],
+)
+def test_a_server_compiles_unasked_where_that_pays(monkeypatch, preset, device, system, compiler, pays):
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    assert compiling_pays_beside(PRESETS[preset], torch.device(device)) is pays

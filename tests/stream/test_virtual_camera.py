@@ -204,7 +204,7 @@ def test_the_command_with_the_bundled_model(tmp_path):
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tests.stream.virtual_cameras", str(tmp_path), "camera", "--camera", str(CLIP)),
-            *("--model", "mini", "--prompt", "", "--strength", "0.2", "--seed", "7"),
+            *("--model", "mini", "--no-compile", "--prompt", "", "--strength", "0.2", "--seed", "7"),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
