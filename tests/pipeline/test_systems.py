@@ -20,7 +20,7 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.annotators import ANNOTATORS
+from pipeline.annotators import ANNOTATORS, as_tensors
 from pipeline.graphs import Graphs
 from pipeline.presets import TABLE
 from tests import tiny
@@ -469,8 +469,11 @@ def test_a_preset_gives_no_cause_for_remarks(preset):
 @pytest.mark.parametrize("name", sorted(ANNOTATORS))
 @pytest.mark.parametrize("size", [(96, 64), (63, 65)])
 def test_annotators_keep_size_and_range(name, size):
-    frame = torch.from_numpy(pictures(*size)[0]).permute(2, 0, 1)
-    image = ANNOTATORS[name](frame, Controls())
-    assert image.shape == frame.shape
-    assert image.dtype == torch.float32
-    assert 0 <= image.min() < image.max() <= 1
+    frames = torch.from_numpy(pictures(*size)[:2]).permute(0, 3, 1, 2)
+    images = ANNOTATORS[name](frames, as_tensors([Controls()] * 2, frames.device))
+    assert images.shape == frames.shape
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 1
+    alone = ANNOTATORS[name](frames[1:], as_tensors([Controls()], frames.device))
+    assert torch.allclose(images[1:], alone, atol=1e-6)
+    assert not torch.equal(images[:1], alone)
