@@ -44,16 +44,24 @@ class NeverWaiting(TorchDispatchMode):
     tensor between host and device."""
 
     LOOKS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-    COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+    INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+    COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if not self.LOOKS.isdisjoint(func.tags):
+        kwargs, kind = kwargs or {}, func.overloadpacket
+        if kind in self.INDEXING:
+            looks = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+        else:
+            looks = not self.LOOKS.isdisjoint(func.tags)
+        if looks:
             raise RuntimeError(f"{func} looks at a value")
-        places = {one.device.type for one in args if isinstance(one, Tensor)}
-        if func in self.COPIES and len(places | {(kwargs.get("device") or args[0].device).type}) > 1:
-            raise RuntimeError(f"{func} moves a tensor between host and device")
-        return func(*args, **kwargs)
+        if kind in self.COPIES:
+            places = {one.device.type for one in args if isinstance(one, Tensor)}
+            if len(places | {(kwargs.get("device") or args[0].device).type}) > 1:
+                raise RuntimeError(f"{func} moves a tensor between host and device")
+        with self:  # in inference mode an operation comes here before the ones it is made of
+            out = func.decompose(*args, **kwargs)
+        return func(*args, **kwargs) if out is NotImplemented else out
 
 
 def unless_it_waits(record: Record) -> Record:

@@ -7,6 +7,8 @@ The recording here is torch.fx's: like a CUDA graph it keeps the operations of o
 from __future__ import annotations
 
 import itertools
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline import ControlNet, Controls, Lora, ModelSpec, annotators, canny, load
 from pipeline import stylizer as stylizers
 from pipeline.conversions import Conversions
-from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs, leaves, rebuilt, unless_it_waits
+from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs, NeverWaiting, leaves, rebuilt, unless_it_waits
 from pipeline.stylizer import Stylizer
 from tests import tiny
 
@@ -256,11 +258,28 @@ def test_turned_thresholds_record_nothing_anew(monkeypatch):
     assert len(seen) == len(FRAMES)
 
 
+@pytest.mark.parametrize("name", sorted(annotators.ANNOTATORS))
+def test_our_own_annotators_never_wait(name, monkeypatch):
+    """Canny as on CUDA, but for the regions: here each pixel is one."""
+    regions = types.SimpleNamespace(roots=lambda marked: torch.arange(marked.numel()).view_as(marked))
+    monkeypatch.setitem(sys.modules, "pipeline.regions", regions)
+    monkeypatch.setattr(canny, "_hysteresis_on", lambda device: canny.by_regions)
+    monkeypatch.setattr(annotators, "find_edges", canny.canny_on_device)
+    given = (
+        torch.from_numpy(FRAMES[0]).permute(0, 3, 1, 2),
+        annotators.as_tensors([Controls()] * 2, torch.device("cpu")),
+    )
+    with torch.inference_mode(), NeverWaiting():
+        images = annotators.annotate(name, *given, torch.float16)
+    assert images.any()
+
+
 WAITING = {
     "a number is read": lambda given: given[0] * given[0].max().item(),
     "two pictures are compared": lambda given: given[0] + torch.equal(given[0], given[0]),
     "pixels are counted": lambda given: given[0] + len(given[0].nonzero()),
     "a mask selects": lambda given: given[0] + given[0][given[0] > 0].sum(),
+    "a mask is filled": lambda given: given[0].clone().index_put_((given[0] > 2,), given[0][:2]),
 }
 
 
