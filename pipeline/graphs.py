@@ -116,7 +116,8 @@ class Recording:
         self._given = list(leaves(order))
         self._buffers = [tensor.clone() for tensor in self._given]
         fixed = rebuilt(order, iter(self._buffers))
-        self._replay, self._out = record(lambda: paint(fixed))
+        with torch.cuda.device_of(self._buffers[0]):  # which need not be the first card
+            self._replay, self._out = record(lambda: paint(fixed))
 
     def __call__(self, order: Any) -> Any:
         given = list(leaves(order))

@@ -79,6 +79,21 @@ def test_the_edges_of_a_batch_are_found_without_a_look_at_a_value_or_at_the_host
         canny.by_growing(strong, candidates)
 
 
+def test_where_triton_does_not_work_canny_grows_its_edges_and_says_so_once(monkeypatch, caplog):
+    def broken(strong, candidates):
+        raise RuntimeError("Failed to find C compiler. And more")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **kind: zeros(*shape, **kind))
+    monkeypatch.setattr(canny, "by_regions", broken)
+    canny._hysteresis_on.cache_clear()
+    assert [canny._hysteresis_on(torch.device("cuda")) for _ in range(2)] == [canny.by_growing] * 2
+    canny._hysteresis_on.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "Canny waits for the device in every frame, since Triton does not work: Failed to find C compiler."
+    ]
+
+
 @given(w=st.integers(1, 2000), h=st.integers(1, 2000), to_w=st.integers(8, 1024), to_h=st.integers(8, 1024))
 def test_the_crop_is_inside_centred_and_of_the_targets_aspect(w, h, to_w, to_h):
     left, top, width, height = color.cover_box(w, h, to_w, to_h)
