@@ -5,7 +5,7 @@
 It is the live engine's call: I420 in, pictures and their I420 out on CUDA; RGB in and out on a CPU. The stylizer's
 parts are wrapped from outside in named ranges, then torch.profiler watches some frames. On CUDA a stage's time is that
 of the kernels and copies that were launched in its range; `gaps` is when the device was idle between the first and the
-last of a frame, and `host` what is left of the frame before and after. What is replayed as one CUDA graph shows as
+last of a frame, and `host` what is left of the frame before and after. What is replayed as CUDA graphs shows as
 `graph`; the row `ours` is without graphs, and its gaps are what graphs save. On a CPU a stage's time is that of its
 range, and `gaps` is the rest.
 """
@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import report, shapes
 from benchmarks.engine import shaped
-from pipeline import Controls, ModelSpec, color, compiling, lcm, load
+from pipeline import Controls, ModelSpec, annotators, color, compiling, lcm, load
 from pipeline.devices import compiling_pays, pick_device
 from pipeline.presets import TABLE
 from pipeline.stylizer import Stylizer
@@ -51,6 +51,7 @@ def ranges(stylizer: Stylizer) -> list[tuple[Any, str, str]]:
         (color, "to_model", "colour"),
         (color, "to_frames", "colour"),
         (color, "to_i420", "colour"),
+        (annotators, "annotate", "control"),
         (lcm, "noised", "noise"),
         (lcm, "denoised", "noise"),
         (stylizer.painter, "encode", "encode"),

@@ -18,13 +18,14 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks import report, shapes
+from benchmarks import recorded, report, shapes
 from benchmarks.contenders import Diffusers, Ours
 from benchmarks.plan import Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
-from pipeline import Controls, ModelSpec, compiling, load
+from pipeline import Controls, ModelSpec, canny, compiling, load
 from pipeline.devices import pick_device
 from pipeline.errors import first_line
+from pipeline.graphs import FIRST_RUNS, Graphs, Record, record_in_one_pool, unless_it_waits
 from stream.i420 import to_i420
 
 CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
@@ -38,6 +39,46 @@ class LeftOut(Exception):
 def difference(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference of two uint8 pictures, of 255."""
     return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def edges_as_opencvs(device: torch.device) -> tuple[float, float]:
+    """Of soft blobs and noise, each at thresholds of its own; few strong edges hold long weak ones."""
+    dice = np.random.default_rng(3)
+    blobs = cv2.resize(dice.integers(0, 256, (24, 32, 3), np.uint8), (512, 384), interpolation=cv2.INTER_CUBIC)
+    noise = cv2.GaussianBlur(dice.integers(0, 256, blobs.shape, np.uint8), (5, 5), 0)
+    frames, low, high = np.stack([blobs, noise, blobs, noise]), [60, 20, 0, 250], [120, 60, 130, 40]
+    greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    expected = np.stack([cv2.Canny(*one) for one in zip(greys, low, high, strict=True)])
+    thresholds = (torch.tensor(each, device=device)[:, None, None, None] for each in (low, high))
+    found = canny.canny_on_device(torch.from_numpy(frames).permute(0, 3, 1, 2).to(device), *thresholds)
+    return difference(255 * found[:, 0].cpu().numpy().astype(np.uint8), expected), 0.0
+
+
+def no_wait_for_edges(device: torch.device) -> tuple[float, float]:
+    if device.type != "cuda":
+        raise LeftOut("only on CUDA nobody waits")
+    return float(canny._hysteresis_on(device) is not canny.by_regions), 0.0
+
+
+def replayed_as_launched(device: torch.device, record: Record | None) -> tuple[float, float]:
+    """The largest difference, on frames that change. Fails where something was not recorded."""
+    if record is None:
+        raise LeftOut("only CUDA has graphs to record")
+    taken, apart = [], [0.0]
+
+    def counted(work):
+        replay = record(work)
+        taken.append(replay)
+        return replay
+
+    made = recorded.cases(device)
+    for of, make in made.values():
+        plain, replayed = of(lambda way: way), of(lambda way: Graphs(way, unless_it_waits(counted)))
+        for given in [make() for _ in range(FIRST_RUNS + 3)]:
+            apart.append(float((replayed(given).float() - plain(given).float()).abs().max()))
+    if len(taken) != len(made):
+        raise RuntimeError(f"{len(taken)} of {len(made)} were recorded")
+    return max(apart), 0.0
 
 
 def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, Callable[[], tuple[float, float]]]]:
@@ -91,6 +132,11 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     ]
     found.append(("a batch of three, as its frames one by one", as_one_by_one))
     found.append(("I420 in and out, as RGB", as_rgb))
+    found.append(("Canny's edges, as OpenCV's on every pixel", partial(edges_as_opencvs, device)))
+    found.append(("Canny's edges, without a wait", partial(no_wait_for_edges, device)))
+    record = record_in_one_pool() if device.type == "cuda" else None
+    around = partial(replayed_as_launched, device, record)
+    found.append(("conversions and control images, replayed as launched", around))
     found.append(("diffusers' pipeline, as ours", partial(as_ours, Diffusers)))
     found.append(("StreamDiffusion, as ours", partial(as_ours, StreamDiffusionPeer)))
     if compile:

@@ -15,9 +15,9 @@ Each step is a process of its own: one that fails or runs out of time is told, a
 JSON a step, `everything.log` with all they said, and `summary.json`: the figures aimed at, beside those measured.
 Checkpoints of random weights are kept in the work folder and compiled code in its usual cache, so that a second command
 on the same machine, with --only for the steps that the first had no time for, does not make them again. Compiling takes
-minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown candidates streams
-stream-batch reuse systems`, a third `--only reuse-sdxl engine-sdxl`; a fourth, `--only candidates-compiled`, compiles
-anew for each candidate.
+minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only recorded breakdown candidates
+streams stream-batch reuse systems`, a third `--only reuse-sdxl engine-sdxl`; a fourth, `--only candidates-compiled`,
+compiles anew for each candidate.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Step:
 STEPS = (
     Step("checks", "checks", 60, ("--no-compile",)),
     Step("engine", "engine", 420, shape="sd15", budgeted=True, trial=("--row-s", "1")),
+    Step("recorded", "recorded", 20),
     Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
     Step("candidates", "candidates", 60, ("--no-compile",), shape="sd15", budgeted=True, trial=("--frames", "5")),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),

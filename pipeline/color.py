@@ -24,19 +24,20 @@ def cover_box(width: int, height: int, to_width: int, to_height: int) -> tuple[i
     return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
+def cropped(frames: Tensor, width: int, height: int) -> Tensor:
+    """The centre that has the target's aspect: uint8 [B, H, W, 3] RGB -> a view of it, uint8 [B, 3, h, w]."""
+    pixels = frames.permute(0, 3, 1, 2)
+    left, top, box_width, box_height = cover_box(pixels.shape[3], pixels.shape[2], width, height)
+    return pixels[:, :, top : top + box_height, left : left + box_width]
+
+
 def fit(frames: Tensor, width: int, height: int) -> Tensor:
     """Scale to cover the target and crop the centre; nothing is stretched.
 
     frames: uint8 [B, H, W, 3] RGB. Returns uint8 [B, 3, height, width] (channels-last in memory).
     """
-    pixels = frames.permute(0, 3, 1, 2)
-    if pixels.shape[2:] == (height, width):
-        return pixels
-    left, top, box_width, box_height = cover_box(pixels.shape[3], pixels.shape[2], width, height)
-    pixels = pixels[:, :, top : top + box_height, left : left + box_width]
-    if pixels.shape[2:] == (height, width):
-        return pixels
-    return scaled(pixels, width, height)
+    pixels = cropped(frames, width, height)
+    return pixels if pixels.shape[2:] == (height, width) else scaled(pixels, width, height)
 
 
 def scaled(pixels: Tensor, width: int, height: int, mode: str = "bilinear") -> Tensor:

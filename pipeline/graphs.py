@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 log = logging.getLogger(__name__)
 
+Way = Callable[[Any], Any]  # of a tree of tensors
 Replay = tuple[Callable[[], object], Any]  # what runs it again, and where the result, tensors, then lies
 Record = Callable[[Callable[[], Any]], Replay]
 FIRST_RUNS = 2  # run as they are: kernels are chosen and libraries warm up, and a passing shape is not worth a graph
@@ -27,11 +29,51 @@ MOST_GRAPHS = 16  # the one that was not used for longest makes room
 
 def record_on_cuda(work: Callable[[], Any], pool: Any = None) -> Replay:
     """Record `work` on the current device. Nothing is computed until the first replay."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        out = work()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            out = work()
+    finally:
+        torch.cuda.set_stream(stream)  # PyTorch does not, where the driver broke the capture off
     return graph.replay, out
+
+
+class NeverWaiting(TorchDispatchMode):
+    """Within, an operation that would wait for the device raises RuntimeError: one that looks at a value, or moves a
+    tensor between host and device."""
+
+    LOOKS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+    INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+    COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, kind = kwargs or {}, func.overloadpacket
+        if kind in self.INDEXING:
+            looks = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+        else:
+            looks = not self.LOOKS.isdisjoint(func.tags)
+        if looks:
+            raise RuntimeError(f"{func} looks at a value")
+        if kind in self.COPIES:
+            places = {one.device.type for one in args if isinstance(one, Tensor)}
+            if len(places | {(kwargs.get("device") or args[0].device).type}) > 1:
+                raise RuntimeError(f"{func} moves a tensor between host and device")
+        with self:  # in inference mode an operation comes here before the ones it is made of
+            out = func.decompose(*args, **kwargs)
+        return func(*args, **kwargs) if out is NotImplemented else out
+
+
+def unless_it_waits(record: Record) -> Record:
+    """For work that is not ours: run it once, and record only what never waits. A capture that the driver breaks off at
+    a wait leaves PyTorch's allocator as if it still went on, so it must not come to that."""
+
+    def watched(work: Callable[[], Any]) -> Replay:
+        with NeverWaiting():
+            work()
+        return record(work)
+
+    return watched
 
 
 class Graphs:
@@ -41,7 +83,7 @@ class Graphs:
     record(work) -> Replay. Results are the caller's own. One thread calls it.
     """
 
-    def __init__(self, paint: Callable[[Any], Any], record: Record | None = None):
+    def __init__(self, paint: Way, record: Record | None = None):
         self._paint = paint
         self._record = record or record_in_one_pool()
         self._known: OrderedDict[Hashable, int | Recording] = OrderedDict()
@@ -70,11 +112,12 @@ class Graphs:
 class Recording:
     """Work on buffers of its own."""
 
-    def __init__(self, paint: Callable[[Any], Any], order: Any, record: Record):
+    def __init__(self, paint: Way, order: Any, record: Record):
         self._given = list(leaves(order))
         self._buffers = [tensor.clone() for tensor in self._given]
         fixed = rebuilt(order, iter(self._buffers))
-        self._replay, self._out = record(lambda: paint(fixed))
+        with torch.cuda.device_of(self._buffers[0]):  # which need not be the first card
+            self._replay, self._out = record(lambda: paint(fixed))
 
     def __call__(self, order: Any) -> Any:
         given = list(leaves(order))

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import animation, color
-from .annotators import annotate
+from . import animation, annotators, color
+from .conversions import Conversions
 from .denoiser import Denoiser
 from .folding import folded
-from .graphs import Graphs, record_in_one_pool
+from .graphs import Graphs, Record, Way, record_in_one_pool, unless_it_waits
 from .loading import Components
 from .painter import Canvas, Decoder, Encoder, Order, Painter, Recipe, joined
 from .recipes import Recipes
@@ -65,6 +64,10 @@ class Stylizer:
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
         self.sizes = Sizes(spec, parts)
         self.recipes = Recipes(spec, parts, self.sizes)
+        record = record_in_one_pool() if self.graphs else None
+        self._conversions = Conversions(self.sizes, self.dtype, recorded_by(record))
+        recorded = recorded_by(record and unless_it_waits(record))  # annotators may be anybody's
+        self._annotate = {name: recorded(self._annotation(name)) for name in spec.annotators}
 
     def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
         """Paint with these parts from the next batch on: modules, or compiled code. Any thread may call it."""
@@ -80,10 +83,9 @@ class Stylizer:
             keeping=self._keeping,
             shallow=self._shallow,
         )
-        painter, record = self.painter, record_in_one_pool() if self.graphs else None
+        painter, recorded = self.painter, recorded_by(record_in_one_pool() if self.graphs else None)
         ways = (painter, painter.begin, painter.step_together, painter.finish, painter.keep, painter.reuse)
-        ways = (Graphs(way, record) if record else way for way in ways)
-        self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = ways
+        self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = map(recorded, ways)
 
     @property
     def max_batch(self) -> int:
@@ -210,10 +212,11 @@ class Stylizer:
         ]
         if all(serves(*seen, one.reuse) for *seen, one in zip(memories, sights, each, strict=True)):
             deep = memories[0].deep if len(memories) == 1 else joined([memory.deep for memory in memories])
-            pictures = self._enlarged(self._reuse((order, deep)))
+            pictures = self._conversions.enlarged(self._reuse((order, deep)))
             return hand_over(pictures), [replace(memory, used=memory.used + 1) for memory in memories]
         pictures, deep = self._keep(order)
-        return hand_over(self._enlarged(pictures)), [Memory(sight, part(deep, i)) for i, sight in enumerate(sights)]
+        pictures = self._conversions.enlarged(pictures)
+        return hand_over(pictures), [Memory(sight, part(deep, i)) for i, sight in enumerate(sights)]
 
     def _circumstances(self, controls: Controls, from_noise: bool, scale: float) -> Hashable:
         """What deep features depend on, besides frame and mask."""
@@ -375,14 +378,14 @@ class Stylizer:
             raise ValueError(f"{name} must be uint8 [N, H, W, 3], not {tensor.dtype} {list(tensor.shape)}.")
         if count is not None and len(tensor) != count:
             raise ValueError(f"{name} are {len(tensor)}, and there are {count} pictures to make.")
-        return color.fit(self._transfers.to_device(tensor), self.spec.width, self.spec.height)
+        return self._conversions.fitted(self._transfers.to_device(tensor))
 
     def _fitted_i420(self, frames: np.ndarray) -> Tensor:
         """I420 -> what _fitted makes of it in RGB. Raises ValueError."""
         rows, width = frames.shape[1:]
         if frames.dtype != np.uint8 or rows % 3 or width % 2 or 0 in frames.shape:
             raise ValueError(f"I420 must be uint8 [N, H * 3 / 2, W], not {frames.dtype} {list(frames.shape)}.")
-        return color.fit(color.to_rgb(self._transfers.to_device(frames)), self.spec.width, self.spec.height)
+        return self._conversions.fitted_i420(self._transfers.to_device(frames))
 
     def _fitted_mask(self, mask, expected: tuple[int, ...]) -> Tensor:
         """uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as the frames are. Raises ValueError."""
@@ -392,8 +395,7 @@ class Stylizer:
             raise ValueError(
                 f"mask must be uint8 {list(expected)}, like the frames, not {tensor.dtype} {list(tensor.shape)}."
             )
-        rgb = self._transfers.to_device(tensor)[..., None].expand(-1, -1, -1, 3)
-        return (color.fit(rgb, self.spec.width, self.spec.height)[:, :1] > 127).to(self.dtype)
+        return self._conversions.fitted_mask(self._transfers.to_device(tensor))
 
     @torch.inference_mode()
     def _stylize(
@@ -402,14 +404,7 @@ class Stylizer:
         if self.shape_key(controls[0]) == "source":
             return pixels.permute(0, 2, 3, 1).contiguous()
         order = self._order(pixels, controls, mask, control, self._from_noise(controls, mask), scale)
-        return self._enlarged(self._paint(order))
-
-    def _enlarged(self, rgb: Tensor) -> Tensor:
-        """Pictures of any scale, uint8 [B, H, W, 3], at the full size."""
-        if rgb.shape[1:3] == self.sizes.picture():
-            return rgb
-        large = color.scaled(rgb.permute(0, 3, 1, 2), self.spec.width, self.spec.height, mode="bicubic")
-        return large.permute(0, 2, 3, 1).contiguous()
+        return self._conversions.enlarged(self._paint(order))
 
     def _from_noise(self, controls: list[Controls], mask: Tensor | None) -> list[bool]:
         """An inpainting pipeline at full strength starts from noise alone; image to image never does."""
@@ -426,15 +421,16 @@ class Stylizer:
     ) -> Order:
         """pixels, control: uint8 [B, 3, H, W]; mask: [B, 1, H, W]. LoRAs have the weights asked for afterwards."""
         if scale != 1:
-            height, width = self.sizes.picture(scale)
-            pixels, control = color.scaled(pixels, width, height), color.scaled(control, width, height)
-            mask = None if mask is None else F.interpolate(mask, (height, width), mode="nearest-exact")
+            pixels, control, mask = self._conversions.reduced[scale]((pixels, control, mask))
         self.recipes.apply_loras(controls[0])
         if control is None and self.spec.annotators:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
-        wanted = dict.fromkeys(self.spec.annotators)  # each once, however many extras look at it
-        images = {name: annotate(name, control, controls, self.dtype) for name in wanted}
+        turned = annotators.as_tensors(controls, self.device)
+        images = {name: annotated((control, turned)) for name, annotated in self._annotate.items()}
         return Order(self.recipes(controls, from_noise, scale), pixels, mask, images)
+
+    def _annotation(self, name: str) -> Way:
+        return lambda given: annotators.annotate(name, *given, self.dtype)
 
     def _hand_over(self, frames, live: bool = False, wait: bool = True) -> Callable[[Tensor], Any]:
         """Makes of pictures, uint8 [N, H, W, 3] on the device, the same kind as `frames`, or with `live` both ways;
@@ -450,7 +446,7 @@ class Stylizer:
 
     def _in_both_ways(self, rgb: Tensor) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         """Pictures -> what waits for them in RGB and in I420, with one download."""
-        both = self._transfers.to_host(torch.cat([rgb.flatten(1), color.to_i420(rgb).flatten(1)], 1))
+        both = self._transfers.to_host(self._conversions.in_both_ways(rgb))
         (_, height, width, _), pixels = rgb.shape, rgb[0].numel()
 
         def split() -> tuple[np.ndarray, np.ndarray]:
@@ -458,6 +454,11 @@ class Stylizer:
             return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
 
         return split
+
+
+def recorded_by(record: Record | None) -> Callable[[Way], Way]:
+    """Makes of a way one that is recorded and replayed; None leaves it as it is."""
+    return lambda way: way if record is None else Graphs(way, record)
 
 
 def _clips(frames: Iterable) -> Iterator[Tensor]:

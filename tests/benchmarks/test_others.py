@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import checks, conversions, everything, report, similar, stream_batch, streams, systems
+from benchmarks import checks, conversions, everything, recorded, report, similar, stream_batch, streams, systems
 from benchmarks.frame_age import SleepingStylizer
 from pipeline import Controls, ModelSpec
+from pipeline.graphs import Graphs
 from stream.similarity import HEIGHT, WIDTH
 
 
@@ -46,6 +48,30 @@ def test_each_way_of_the_colours_takes_its_turn():
     assert conversions.row("a", [(0.002, 0.01), (0.001, 0.03), (0.003, 0.02)]) == {
         "way": "a", "least ms": 1.0, "p50 ms": 2.0, "processor p50 ms": 20.0,
     }  # fmt: skip
+
+
+def run_again(work):
+    """In place of a CUDA graph."""
+    out = work()
+    return (lambda: out.copy_(work())), out
+
+
+def test_what_surrounds_the_painting_is_measured_and_checked(monkeypatch):
+    monkeypatch.setattr(recorded, "SIDE", 64)
+    device = torch.device("cpu")
+    rows = recorded.measure(device, lambda way: Graphs(way, run_again), 1, lambda: None)
+    assert [row["of two frames"] for row in rows] == [*recorded.cases(device), "canny, grown"]
+    assert all(0 < row["recorded, launched ms"] <= row["recorded, done ms"] for row in rows[:-1])
+    assert checks.replayed_as_launched(device, run_again) == (0.0, 0.0)
+    assert checks.edges_as_opencvs(device) == (0.0, 0.0)
+    with pytest.raises(checks.LeftOut):
+        checks.replayed_as_launched(device, None)
+
+    def refuse(work):
+        raise RuntimeError("operation not permitted")
+
+    with pytest.raises(RuntimeError, match="0 of 10 were recorded"):
+        checks.replayed_as_launched(device, refuse)
 
 
 def test_a_system_is_within_two_of_255_or_not():

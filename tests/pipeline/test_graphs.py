@@ -7,6 +7,8 @@ The recording here is torch.fx's: like a CUDA graph it keeps the operations of o
 from __future__ import annotations
 
 import itertools
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs, leaves, rebuilt
+from pipeline import ControlNet, Controls, Lora, ModelSpec, annotators, canny, load
+from pipeline import stylizer as stylizers
+from pipeline.conversions import Conversions
+from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs, NeverWaiting, leaves, rebuilt, unless_it_waits
+from pipeline.stylizer import Stylizer
 from tests import tiny
 
 SIZE = (96, 64)
@@ -170,6 +175,144 @@ def test_what_cannot_be_recorded_goes_on_without_and_says_so_once(caplog):
         "This work cannot be recorded as a CUDA graph, it goes on without: "
         "operation not permitted when stream is capturing"
     ]
+
+
+def replayed(work):
+    """Like a recording, but run again: for tests of what is recorded, not of how."""
+    out = work()
+    return (lambda: [kept.copy_(new) for kept, new in zip(leaves(out), leaves(work()), strict=True)]), out
+
+
+def test_recorded_conversions_equal_plain_ones(stylizer):
+    recorder = Recorder()
+    plain = Conversions(stylizer.sizes, torch.float32, lambda way: way)
+    recorded = Conversions(stylizer.sizes, torch.float32, lambda way: Graphs(way, recorder))
+    dice = np.random.default_rng(1)
+
+    def noise(*shape):
+        return torch.from_numpy(dice.integers(0, 256, shape, np.uint8))
+
+    cases = {
+        "fitted_i420": lambda: noise(2, 180, 160),
+        "fitted": lambda: noise(2, 120, 200, 3),
+        "fitted_mask": lambda: noise(1, 120, 200),
+        "enlarged": lambda: noise(2, 32, 48, 3),
+        "in_both_ways": lambda: noise(2, 64, 96, 3),
+    }
+    for name, make in cases.items():
+        for given in [make() for _ in range(FIRST_RUNS + 2)]:
+            assert torch.equal(getattr(recorded, name)(given), getattr(plain, name)(given)), name
+    assert recorder.count == len(cases)
+    assert plain.reduced.keys() == {0.75, 0.5}
+    for scale, mask in ((0.75, None), (0.5, torch.ones(2, 1, 64, 96))):
+        for _ in range(FIRST_RUNS + 2):
+            given = (noise(2, 3, 64, 96), noise(2, 3, 64, 96), mask)
+            ours, expected = (list(leaves(each.reduced[scale](given))) for each in (recorded, plain))
+            assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert recorder.count == len(cases) + 2
+
+
+def test_frames_of_the_right_size_need_no_recording(stylizer):
+    conversions = Conversions(stylizer.sizes, torch.float32, lambda way: pytest.fail)
+    frames = torch.from_numpy(FRAMES[0])
+    assert conversions.fitted(frames).data_ptr() == frames.data_ptr()
+    assert conversions.enlarged(frames) is frames
+
+
+def test_all_of_a_frames_way_is_recorded(stylizer, monkeypatch):
+    """In and out of the engine, of video as it came, and what is between."""
+    recorded = []
+
+    def record(work):
+        recorded.append(work)
+        return replayed(work)
+
+    monkeypatch.setattr(stylizers, "record_in_one_pool", lambda: record)
+    monkeypatch.setattr(annotators, "find_edges", lambda pixels, low, high: canny.ridges(pixels, low, high)[0])
+    graphed = Stylizer(stylizer.spec, stylizer.components, graphs=True)
+    plain = Stylizer(stylizer.spec, stylizer.components, graphs=False)
+    came = np.random.default_rng(1).integers(16, 236, (FIRST_RUNS + 3, 1, 180, 160), np.uint8)
+    for i, frame in enumerate(came):
+        controls = Controls(prompt="a cat", steps=1, canny_low=60 * i, canny_high=100, seed=i)
+        for ours, expected in zip(graphed.live(frame, controls), plain.live(frame, controls), strict=True):
+            assert np.array_equal(ours, expected)
+    assert len(recorded) == 4  # to RGB and fitted, the control image, painted, in both ways
+
+
+def test_turned_thresholds_record_nothing_anew(monkeypatch):
+    """Every stream's own, as contents of tensors. The hysteresis is left out: what a CPU has of it looks at values."""
+    monkeypatch.setattr(annotators, "find_edges", lambda pixels, low, high: canny.ridges(pixels, low, high)[1])
+    recorder = Recorder()
+
+    def annotated(given):
+        return annotators.annotate("canny", *given, torch.float32)
+
+    graphs, seen = Graphs(annotated, recorder), set()
+    for i, frames in enumerate(FRAMES):
+        each = [Controls(canny_low=30 * i, canny_high=90), Controls(canny_low=200, canny_high=30 * i)]
+        given = torch.from_numpy(frames).permute(0, 3, 1, 2), annotators.as_tensors(each, torch.device("cpu"))
+        edges = graphs(given)
+        assert torch.equal(edges, annotated(given))
+        seen.add(int(edges.sum()))
+    assert recorder.count == 1
+    assert len(seen) == len(FRAMES)
+
+
+@pytest.mark.parametrize("name", sorted(annotators.ANNOTATORS))
+def test_our_own_annotators_never_wait(name, monkeypatch):
+    """Canny as on CUDA, but for the regions: here each pixel is one."""
+    regions = types.SimpleNamespace(roots=lambda marked: torch.arange(marked.numel()).view_as(marked))
+    monkeypatch.setitem(sys.modules, "pipeline.regions", regions)
+    monkeypatch.setattr(canny, "_hysteresis_on", lambda device: canny.by_regions)
+    monkeypatch.setattr(annotators, "find_edges", canny.canny_on_device)
+    given = (
+        torch.from_numpy(FRAMES[0]).permute(0, 3, 1, 2),
+        annotators.as_tensors([Controls()] * 2, torch.device("cpu")),
+    )
+    with torch.inference_mode(), NeverWaiting():
+        images = annotators.annotate(name, *given, torch.float16)
+    assert images.any()
+
+
+WAITING = {
+    "a number is read": lambda given: given[0] * given[0].max().item(),
+    "two pictures are compared": lambda given: given[0] + torch.equal(given[0], given[0]),
+    "pixels are counted": lambda given: given[0] + len(given[0].nonzero()),
+    "a mask selects": lambda given: given[0] + given[0][given[0] > 0].sum(),
+    "a mask is filled": lambda given: given[0].clone().index_put_((given[0] > 2,), given[0][:2]),
+}
+
+
+@pytest.mark.parametrize("work", WAITING.values(), ids=WAITING)
+def test_an_annotator_that_waits_goes_on_unrecorded_and_no_recording_is_begun(work, caplog):
+    """A capture that the driver had to break off would leave PyTorch's allocator in it."""
+    graphs = Graphs(work, unless_it_waits(lambda work: pytest.fail("was begun")))
+    given = (torch.arange(1.0, 5.0),)
+    for _ in range(FIRST_RUNS + 3):
+        assert torch.equal(graphs(given), work(given))
+    assert len(caplog.records) == 1
+    assert "looks at a value" in caplog.text
+
+
+def test_what_moves_between_host_and_device_counts_as_waiting(caplog):
+    """The device here is the one without contents."""
+    recorded = []
+
+    def record(work):
+        recorded.append(work)
+        return replayed(work)
+
+    given = (torch.zeros(2),)
+    for work in (
+        lambda given: given[0].to("meta"),
+        lambda given: torch.empty(2, device="meta").copy_(given[0]),
+        lambda given: given[0].to(torch.float64),
+    ):
+        graphs = Graphs(work, unless_it_waits(record))
+        for _ in range(FIRST_RUNS + 1):
+            graphs(given)
+    assert len(recorded) == 1
+    assert [("between host and device" in record.message) for record in caplog.records] == [True, True]
 
 
 @pytest.mark.parametrize("controls", [Controls(steps=2), Controls(steps=1, guidance=2.0)])

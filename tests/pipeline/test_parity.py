@@ -18,7 +18,7 @@ from diffusers import (
 from PIL import Image
 
 from pipeline import Controls, Lora, ModelSpec, load
-from pipeline.annotators import canny
+from pipeline.annotators import as_tensors, canny
 from tests import tiny
 
 WIDTH, HEIGHT = 96, 64  # not square: a swapped side would show
@@ -142,8 +142,9 @@ def test_controlnet_canny(weights, once, frames, steps, guidance, negative):
     ours = stylizer(frames, controls)
     pipe = once(controlnet_twin, weights["base"], weights["lora"], weights["controlnet"])
 
-    edges = [canny(torch.from_numpy(frame).permute(2, 0, 1), Controls()) for frame in frames]
-    edges = np.stack([(255 * edge).byte().permute(1, 2, 0).numpy() for edge in edges])
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    edges = canny(pixels, as_tensors([Controls()] * len(frames), pixels.device))
+    edges = (255 * edges).byte().permute(0, 2, 3, 1).numpy()
 
     def theirs_with(control):
         return diffusers_pictures(

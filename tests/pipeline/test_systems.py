@@ -20,7 +20,7 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.annotators import ANNOTATORS
+from pipeline.annotators import ANNOTATORS, as_tensors
 from pipeline.graphs import Graphs
 from pipeline.presets import TABLE
 from tests import tiny
@@ -196,7 +196,8 @@ def twin(system_name: str):
 
 
 def control_image(name: str, frame: np.ndarray) -> Image.Image:
-    image = ANNOTATORS[name](torch.from_numpy(frame).permute(2, 0, 1), Controls())
+    pixels = torch.from_numpy(frame[None]).permute(0, 3, 1, 2)
+    (image,) = ANNOTATORS[name](pixels, as_tensors([Controls()], pixels.device))
     return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
@@ -284,13 +285,13 @@ def test_a_control_image_shows(name):
 
 def test_two_extras_share_a_control_image(monkeypatch):
     seen = []
-    monkeypatch.setitem(ANNOTATORS, "grey", lambda pixels, controls: seen.append(1) or pixels.float() / 255)
+    monkeypatch.setitem(ANNOTATORS, "grey", lambda pixels, controls: seen.append(len(pixels)) or pixels.float() / 255)
     net = ControlNet(str(weights("sd grey")), "grey")
     stylizer = load(
         ModelSpec(str(weights("sd")), controlnet=(net, net), width=64, height=64, dtype="float32"), "cpu", compile=False
     )
     stylizer(pictures(64, 64), Controls(steps=2, guidance=1.5))
-    assert len(seen) == 3  # once for each frame
+    assert seen == [3]  # once, for all frames
 
 
 @pytest.mark.parametrize("name", [name for name, row in SYSTEMS.items() if row.task == "mask"])
@@ -469,8 +470,11 @@ def test_a_preset_gives_no_cause_for_remarks(preset):
 @pytest.mark.parametrize("name", sorted(ANNOTATORS))
 @pytest.mark.parametrize("size", [(96, 64), (63, 65)])
 def test_annotators_keep_size_and_range(name, size):
-    frame = torch.from_numpy(pictures(*size)[0]).permute(2, 0, 1)
-    image = ANNOTATORS[name](frame, Controls())
-    assert image.shape == frame.shape
-    assert image.dtype == torch.float32
-    assert 0 <= image.min() < image.max() <= 1
+    frames = torch.from_numpy(pictures(*size)[:2]).permute(0, 3, 1, 2)
+    images = ANNOTATORS[name](frames, as_tensors([Controls()] * 2, frames.device))
+    assert images.shape == frames.shape
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 1
+    alone = ANNOTATORS[name](frames[1:], as_tensors([Controls()], frames.device))
+    assert torch.allclose(images[1:], alone, atol=1e-6)
+    assert not torch.equal(images[:1], alone)
