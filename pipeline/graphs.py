@@ -25,11 +25,12 @@ FIRST_RUNS = 2  # run as they are: kernels are chosen and libraries warm up, and
 MOST_GRAPHS = 16  # the one that was not used for longest makes room
 
 
-def record_on_cuda(work: Callable[[], Any], pool: Any = None) -> Replay:
-    """Record `work` on the current device. Nothing is computed until the first replay."""
+def record_on_cuda(work: Callable[[], Any], stream: torch.cuda.Stream, pool: Any = None) -> Replay:
+    """Record `work` on the stream's device. Nothing is computed until the first replay."""
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    recording = torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local")
+    with torch.cuda.stream(stream), recording:  # which, where it fails, stays on its stream
         out = work()
     return graph.replay, out
 
@@ -41,9 +42,8 @@ class Graphs:
     record(work) -> Replay. Results are the caller's own. One thread calls it.
     """
 
-    def __init__(self, paint: Callable[[Any], Any], record: Record | None = None):
-        self._paint = paint
-        self._record = record or record_in_one_pool()
+    def __init__(self, paint: Callable[[Any], Any], record: Record):
+        self._paint, self._record = paint, record
         self._known: OrderedDict[Hashable, int | Recording] = OrderedDict()
 
     @torch.inference_mode()
@@ -125,7 +125,7 @@ def _children(tree: Any) -> list[Any]:
     return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
 
 
-def record_in_one_pool() -> Record:
+def record_in_one_pool(device: torch.device) -> Record:
     """Graphs that never run at the same time share their memory."""
-    pool = torch.cuda.graph_pool_handle()
-    return lambda work: record_on_cuda(work, pool)
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    return lambda work: record_on_cuda(work, stream, pool)

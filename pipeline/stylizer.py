@@ -78,7 +78,7 @@ class Stylizer:
             keeping=self._keeping,
             shallow=self._shallow,
         )
-        painter, record = self.painter, record_in_one_pool() if self.graphs else None
+        painter, record = self.painter, record_in_one_pool(self.device) if self.graphs else None
         ways = (painter, painter.begin, painter.step_together, painter.finish, painter.keep, painter.reuse)
         ways = (Graphs(way, record) if record else way for way in ways)
         self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = ways

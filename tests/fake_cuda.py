@@ -106,7 +106,7 @@ class Machine:
         with monkeypatch.context() as here:
             for name in ("Stream", "Event", "stream", "current_stream"):
                 here.setattr(torch.cuda, name, MagicMock())
-            here.setattr(stylizer, "record_in_one_pool", lambda: traffic.record)
+            here.setattr(stylizer, "record_in_one_pool", lambda device: traffic.record)
             here.setattr(FakeTensor, "pin_memory", lambda self: self, raising=False)
             here.setattr(FakeTensor, "record_stream", lambda self, stream: None, raising=False)
             here.setattr(FakeTensor, "numpy", _black, raising=False)
