@@ -37,6 +37,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from torch._inductor.compile_fx import compile_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import report
@@ -149,6 +150,10 @@ CANDIDATES = (  # what takes long to prepare comes last: a budget may cut it
 )
 
 
+def inductor(options: Mapping[str, Any]) -> Callable[..., Any]:
+    return partial(compile_fx, config_patches=dict(options))
+
+
 def prepared(candidate: Candidate, stylizer: Stylizer, compiled: bool) -> Stylizer:
     """A stylizer on the same weights with the candidate applied; `stylizer` stays as it is. To be called, as all its
     calls are, within `candidate.around()`. What it compiles is made of the same source as the engine's packages."""
@@ -158,8 +163,8 @@ def prepared(candidate: Candidate, stylizer: Stylizer, compiled: bool) -> Styliz
     candidate.change(unet)
     own = Stylizer(stylizer.spec, replace(parts, unet=unet), stylizer.graphs)
     if compiled:
-        # isolated: else one candidate could run what was compiled for another, as nobody watches for SDPA's backend.
-        way = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True, "options": dict(candidate.inductor)}
+        # A backend of its own, as an object: else one could run another's code, as nobody watches for SDPA's.
+        way = {"fullgraph": True, "dynamic": False, "backend": inductor(candidate.inductor)}
         own.use(*(torch.compile(getattr(own.painter, part), **way) for part in PARTS))
     return own
 
@@ -347,7 +352,11 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     compiled = compiling_pays(device) if options.compile is None else options.compile
-    with tempfile.TemporaryDirectory() as scratch, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=f"{scratch}/code"):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=f"{scratch}/code"),
+        torch._dynamo.config.patch(recompile_limit=4 * len(CANDIDATES)),  # all of them run the same source
+    ):
         name, spec, controls = chosen_model(options, Path(scratch))
         stylizer, made = load(spec, str(device), compile=False), []
         size = f"{spec.width}x{spec.height}"

@@ -134,7 +134,7 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     found.append(("I420 in and out, as RGB", as_rgb))
     found.append(("Canny's edges, as OpenCV's on every pixel", partial(edges_as_opencvs, device)))
     found.append(("Canny's edges, without a wait", partial(no_wait_for_edges, device)))
-    record = record_in_one_pool() if device.type == "cuda" else None
+    record = record_in_one_pool(device) if device.type == "cuda" else None
     around = partial(replayed_as_launched, device, record)
     found.append(("conversions and control images, replayed as launched", around))
     found.append(("diffusers' pipeline, as ours", partial(as_ours, Diffusers)))

@@ -100,7 +100,7 @@ def main() -> int:
     device = pick_device(options.device)
     if device.type != "cuda":
         parser.error("only CUDA has graphs to record: run this where there is a CUDA GPU.")
-    record = record_in_one_pool()
+    record = record_in_one_pool(device)
     rows = measure(device, lambda way: Graphs(way, record), options.rounds, torch.cuda.synchronize)
     about = {**report.machine(str(device)), "rounds": options.rounds}
     report.publish("Around the painting, launched and replayed", about, rows, options.json)

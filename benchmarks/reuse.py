@@ -34,8 +34,8 @@ from pipeline.families import SD, SDXL
 from pipeline.presets import MINI, TABLE
 from pipeline.reuse import input_of, shallow
 from pipeline.stylizer import Stylizer
-from tests.chromium import CLIP
 
+CLIP = Path(__file__).resolve().parents[1] / "tests" / "data" / "carphone.mp4"
 REUSES, STEPS = (1, 2, 3), (1, 2)
 CALLS = 40
 

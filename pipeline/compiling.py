@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,8 @@ MOST = 16  # frames in a batch that there is code for
 EXAMPLE = 4  # frames in the batch that is traced, and that kernels are chosen for
 # What the generated code is made from, besides diffusers' own modules.
 EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py", "native.py")
+CUDA_TOOLKIT = Path("/usr/local/cuda")  # its usual place
+CUDA_HEADERS = ("cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")  # of those that the code includes
 LOADING_FAILS = (RuntimeError, OSError, ValueError, KeyError)
 
 log = logging.getLogger(__name__)
@@ -147,19 +150,35 @@ def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
 
 
 def _cuda_toolkit(device: torch.device) -> dict[str, str]:
-    """Where the compiler finds CUDA's headers: an installed toolkit, else those of the wheels that torch came with."""
+    """What the compiler's environment has to say of CUDA: where the headers are, an installed toolkit's or those of the
+    wheels that torch came with, if none is missing; and where the driver is."""
     if device.type != "cuda":
         return {}
     if shutil.which("g++") is None:
         raise LoadError("Compiling needs a C++ compiler (g++), frames go on uncompiled.")
     from torch.utils.cpp_extension import CUDA_HOME
 
-    if CUDA_HOME is not None:
+    wheels = sorted((Path(torch.__file__).resolve().parent.parent / "nvidia").glob("*/include"), reverse=True)
+    for home in (*([Path(CUDA_HOME)] if CUDA_HOME else []), CUDA_TOOLKIT, *(wheel.parent for wheel in wheels)):
+        if all((home / "include" / header).is_file() for header in CUDA_HEADERS):
+            return {"CUDA_HOME": str(home), **_cuda_driver(cache_folder() / "driver")}
+    raise LoadError(
+        "Compiling on CUDA needs the CUDA toolkit (set CUDA_HOME) or its headers from the wheels nvidia-cuda-crt and "
+        "nvidia-cuda-cccl, frames go on uncompiled."
+    )
+
+
+def _cuda_driver(folder: Path, maps: Path = Path("/proc/self/maps")) -> dict[str, str]:
+    """Where the linker finds the driver that this process runs on, of whose files `maps` tells: in `folder`, under the
+    name that it looks for, which drivers are often installed without."""
+    loaded = re.search(r"/\S*/libcuda\.so\S*", maps.read_text()) if maps.is_file() else None
+    if loaded is None:
         return {}
-    wheels = Path(torch.__file__).resolve().parent.parent / "nvidia"
-    for header in sorted(wheels.glob("*/include/cuda.h"), reverse=True):
-        return {"CUDA_HOME": str(header.parent.parent)}
-    raise LoadError("Compiling on CUDA needs the CUDA toolkit (set CUDA_HOME), frames go on uncompiled.")
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "libcuda.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(loaded.group())
+    return {"LIBRARY_PATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("LIBRARY_PATH")])])}
 
 
 class _Recorder:
@@ -284,7 +303,8 @@ def _runners(modules: dict[str, torch.nn.Module], device: torch.device, folder: 
         runner(present)
         runners[entry["part"]][signature(example)] = runner
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        # Not the device: it cannot be waited for while another thread records a graph.
+        torch.cuda.current_stream(device).synchronize()
     return runners
 
 

@@ -27,15 +27,13 @@ FIRST_RUNS = 2  # run as they are: kernels are chosen and libraries warm up, and
 MOST_GRAPHS = 16  # the one that was not used for longest makes room
 
 
-def record_on_cuda(work: Callable[[], Any], pool: Any = None) -> Replay:
-    """Record `work` on the current device. Nothing is computed until the first replay."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            out = work()
-    finally:
-        torch.cuda.set_stream(stream)  # PyTorch does not, where the driver broke the capture off
+def record_on_cuda(work: Callable[[], Any], stream: torch.cuda.Stream, pool: Any = None) -> Replay:
+    """Record `work` on the stream's device. Nothing is computed until the first replay."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile: compiled code is being loaded, another stream's prompt encoded.
+    recording = torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local")
+    with torch.cuda.stream(stream), recording:  # which, where it fails, stays on its stream
+        out = work()
     return graph.replay, out
 
 
@@ -59,9 +57,10 @@ class NeverWaiting(TorchDispatchMode):
             places = {one.device.type for one in args if isinstance(one, Tensor)}
             if len(places | {(kwargs.get("device") or args[0].device).type}) > 1:
                 raise RuntimeError(f"{func} moves a tensor between host and device")
-        with self:  # in inference mode an operation comes here before the ones it is made of
-            out = func.decompose(*args, **kwargs)
-        return func(*args, **kwargs) if out is NotImplemented else out
+        if func.namespace == "aten" and func._can_decompose():
+            with self:  # in inference mode an operation comes here before the ones it is made of
+                return func.decompose(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def unless_it_waits(record: Record) -> Record:
@@ -83,9 +82,8 @@ class Graphs:
     record(work) -> Replay. Results are the caller's own. One thread calls it.
     """
 
-    def __init__(self, paint: Way, record: Record | None = None):
-        self._paint = paint
-        self._record = record or record_in_one_pool()
+    def __init__(self, paint: Way, record: Record):
+        self._paint, self._record = paint, record
         self._known: OrderedDict[Hashable, int | Recording] = OrderedDict()
 
     @torch.inference_mode()
@@ -116,8 +114,7 @@ class Recording:
         self._given = list(leaves(order))
         self._buffers = [tensor.clone() for tensor in self._given]
         fixed = rebuilt(order, iter(self._buffers))
-        with torch.cuda.device_of(self._buffers[0]):  # which need not be the first card
-            self._replay, self._out = record(lambda: paint(fixed))
+        self._replay, self._out = record(lambda: paint(fixed))
 
     def __call__(self, order: Any) -> Any:
         given = list(leaves(order))
@@ -168,7 +165,7 @@ def _children(tree: Any) -> list[Any]:
     return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
 
 
-def record_in_one_pool() -> Record:
+def record_in_one_pool(device: torch.device) -> Record:
     """Graphs that never run at the same time share their memory."""
-    pool = torch.cuda.graph_pool_handle()
-    return lambda work: record_on_cuda(work, pool)
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    return lambda work: record_on_cuda(work, stream, pool)

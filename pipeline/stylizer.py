@@ -64,7 +64,7 @@ class Stylizer:
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
         self.sizes = Sizes(spec, parts)
         self.recipes = Recipes(spec, parts, self.sizes)
-        record = record_in_one_pool() if self.graphs else None
+        record = record_in_one_pool(self.device) if self.graphs else None
         self._conversions = Conversions(self.sizes, self.dtype, recorded_by(record))
         recorded = recorded_by(record and unless_it_waits(record))  # annotators may be anybody's
         self._annotate = {name: recorded(self._annotation(name)) for name in spec.annotators}
@@ -83,7 +83,7 @@ class Stylizer:
             keeping=self._keeping,
             shallow=self._shallow,
         )
-        painter, recorded = self.painter, recorded_by(record_in_one_pool() if self.graphs else None)
+        painter, recorded = self.painter, recorded_by(record_in_one_pool(self.device) if self.graphs else None)
         ways = (painter, painter.begin, painter.step_together, painter.finish, painter.keep, painter.reuse)
         self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = map(recorded, ways)
 

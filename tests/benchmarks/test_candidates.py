@@ -191,7 +191,7 @@ def test_what_is_timed_is_replayed_where_there_are_graphs(stylizer, monkeypatch)
         recorded.append(out)
         return lambda: out.copy_(work()), out
 
-    monkeypatch.setattr("pipeline.stylizer.record_in_one_pool", lambda: record)
+    monkeypatch.setattr("pipeline.stylizer.record_in_one_pool", lambda device: record)
     monkeypatch.setattr(candidates, "WARM_UP", 4)
     plain = Stylizer(stylizer.spec, stylizer.components, graphs=True)
     row = candidates.measure(BY_NAME["float8 linear layers"], plain, ONE_STEP, False, 1, 1.0)
@@ -201,7 +201,7 @@ def test_what_is_timed_is_replayed_where_there_are_graphs(stylizer, monkeypatch)
     def refuse(work):
         raise RuntimeError("an operation is not permitted when a stream is capturing")
 
-    monkeypatch.setattr("pipeline.stylizer.record_in_one_pool", lambda: refuse)
+    monkeypatch.setattr("pipeline.stylizer.record_in_one_pool", lambda device: refuse)
     with pytest.raises(RuntimeError, match="cannot be recorded"):
         candidates.measure(BY_NAME["fused QKV"], plain, ONE_STEP, False, 1, 1.0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +173,41 @@ def test_a_part_of_a_clips_picture_is_cut_out():
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
     assert np.array_equal(frames[1], whole[1][8:56, 16:80])
     assert rate == pytest.approx(29.97, abs=0.01)
+
+
+ROOT = Path(everything.__file__).resolve().parents[1]
+# What benchmarks.everything asks a lent machine to have, and what these packages bring along.
+PRESENT = {
+    *("torch", "transformers", "peft", "accelerate", "cv2", "prometheus_client", "PIL"),
+    *("diffusers", "pydantic", "av", "streamdiffusion"),
+    *("numpy", "safetensors", "tokenizers", "huggingface_hub", "tqdm"),
+}
+
+
+def imported(module: str, known: set[str]) -> Iterator[str]:
+    """The packages that a module of ours needs to be imported, those of our own modules among them."""
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    file = file if file.is_file() else ROOT / module.replace(".", "/") / "__init__.py"
+    if module in known or not file.is_file():
+        return
+    known.add(module)
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.parse(file.read_text()).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if (ROOT / name.split(".")[0]).exists() or (ROOT / f"{name}.py").exists():
+                yield from imported(name, known)
+            else:
+                yield name.split(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted({step.module for step in everything.STEPS}))
+def test_a_step_needs_no_package_that_a_lent_machine_lacks(module):
+    packages = set(imported(f"benchmarks.{module}", set())) - sys.stdlib_module_names
+    assert "numpy" in packages
+    assert packages <= PRESENT

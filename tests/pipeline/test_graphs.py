@@ -227,7 +227,7 @@ def test_all_of_a_frames_way_is_recorded(stylizer, monkeypatch):
         recorded.append(work)
         return replayed(work)
 
-    monkeypatch.setattr(stylizers, "record_in_one_pool", lambda: record)
+    monkeypatch.setattr(stylizers, "record_in_one_pool", lambda device: record)
     monkeypatch.setattr(annotators, "find_edges", lambda pixels, low, high: canny.ridges(pixels, low, high)[0])
     graphed = Stylizer(stylizer.spec, stylizer.components, graphs=True)
     plain = Stylizer(stylizer.spec, stylizer.components, graphs=False)
