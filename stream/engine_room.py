@@ -291,8 +291,9 @@ class EngineRoom:
         """Until the engine, if it is at something, is to be given more."""
         if (launched := self._launched) is None:
             return
-        now_s, rung = time.monotonic(), launched.batch[0].rung
-        times = self._batch_times[rung].recent(now_s).get(len(launched.batch), ())
+        now_s, first, count = time.monotonic(), launched.batch[0], len(launched.batch)
+        # What passes through takes next to nothing.
+        times = self._batch_times[first.rung].recent(now_s).get(count, ()) if paints(first.controls) else ()
         at_s = scheduler.follow_at_s(launched.since_s, times, self._launch_s)
         if at_s is None:
             self._collect()

@@ -791,6 +791,15 @@ def test_a_frame_that_nobody_follows_is_shown_without_waiting_for_more(ahead):
     told(ahead, "launched a", "waiting for a")
 
 
+def test_a_source_that_passes_through_is_not_held_for_as_long_as_a_painting_takes(ahead):
+    stream, _, shown = ahead.feeds["a"]
+    stream.controls = Controls(prompt="a", bypass=True)
+    times = ahead.room._batch_times[scheduler.Rung(stream.controls.steps)] = scheduler.EngineTimes()
+    times.add(time.monotonic(), 1, 10 * PATIENCE_S)
+    send(ahead, "a")
+    assert shown.take(PATIENCE_S) is not None
+
+
 @pytest.mark.parametrize("need", ["skip_similar", "mask", "no camera"])
 def test_what_needs_the_last_picture_does_not_run_ahead(ahead, need):
     stream, publication, _ = ahead.feeds["b"]
