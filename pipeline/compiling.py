@@ -122,13 +122,7 @@ def cache_key(stylizer: Stylizer) -> str:
 
 def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
     spec = replace(stylizer.spec, loras=())  # fused LoRAs change no shape
-    order = {
-        "spec": asdict(spec),
-        "device": str(stylizer.device),
-        "batch": batch,
-        "folder": str(folder),
-        "parent": os.getpid(),
-    }
+    order = {"spec": asdict(spec), "device": str(stylizer.device), "batch": batch, "folder": str(folder)}
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     child = subprocess.Popen(
@@ -374,7 +368,7 @@ def _main() -> None:
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)  # the running engine comes first
     order = json.load(sys.stdin)
-    threading.Thread(target=_end_with, args=(order["parent"],), daemon=True).start()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     device = torch.device(order["device"])
     spec = ModelSpec(**order["spec"])
     components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)

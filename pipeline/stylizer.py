@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -24,7 +23,7 @@ from .reuse import Keeping, Memory, Shallow, Sight, part, reduced, serves
 from .settings import Controls, ModelSpec
 from .sizes import Sizes
 from .stream_batch import StreamBatch
-from .transfers import Transfers
+from .transfers import Pending, Transfers, there
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 
@@ -176,8 +175,8 @@ class Stylizer:
         is decoded like the rest, so to paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that
         the control images are made of, in place of `frames`. scale: one of `scales`; smaller ones take less time, and
         what was painted is scaled up. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`; without
-        `wait` a function that waits for them and returns them. Raises ValueError on frames of another shape or type, a
-        scale that is none of `scales`, and where `check` does.
+        `wait` the same as Pending (pipeline.transfers). Raises ValueError on frames of another shape or type, a scale
+        that is none of `scales`, and where `check` does.
         """
         asked = self._asked(frames, controls, mask, control_frames, scale=scale)
         return self._hand_over(frames, wait=wait)(self._stylize(*asked, scale))
@@ -434,26 +433,25 @@ class Stylizer:
 
     def _hand_over(self, frames, live: bool = False, wait: bool = True) -> Callable[[Tensor], Any]:
         """Makes of pictures, uint8 [N, H, W, 3] on the device, the same kind as `frames`, or with `live` both ways;
-        without `wait` what waits for that."""
+        without `wait` the same as Pending."""
         home = None if isinstance(frames, np.ndarray) else frames.device
 
-        def pending(rgb: Tensor) -> Callable[[], Any]:
+        def pending(rgb: Tensor) -> Pending[Any]:
             if live:
                 return self._in_both_ways(rgb)
-            return self._transfers.to_host(rgb) if home is None else partial(rgb.to, home)
+            return self._transfers.to_host(rgb) if home is None else there(rgb.to(home))
 
         return (lambda rgb: pending(rgb)()) if wait else pending
 
-    def _in_both_ways(self, rgb: Tensor) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        """Pictures -> what waits for them in RGB and in I420, with one download."""
-        both = self._transfers.to_host(self._conversions.in_both_ways(rgb))
+    def _in_both_ways(self, rgb: Tensor) -> Pending[tuple[np.ndarray, np.ndarray]]:
+        """Pictures in RGB and in I420, with one download."""
         (_, height, width, _), pixels = rgb.shape, rgb[0].numel()
 
-        def split() -> tuple[np.ndarray, np.ndarray]:
-            pictures, planes = np.split(both(), [pixels], 1)
+        def split(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pictures, planes = np.split(both, [pixels], 1)
             return pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width)
 
-        return split
+        return self._transfers.to_host(self._conversions.in_both_ways(rgb)).then(split)
 
 
 def recorded_by(record: Record | None) -> Callable[[Way], Way]:

@@ -9,10 +9,33 @@ does not hand it out again before the card has read it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T, U = TypeVar("T"), TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Pending(Generic[T]):
+    """What a device may still be at: called, it waits for the result and returns it. is_there: does not wait."""
+
+    is_there: Callable[[], bool]
+    result: Callable[[], T]
+
+    def __call__(self) -> T:
+        return self.result()
+
+    def then(self, made: Callable[[T], U]) -> Pending[U]:
+        """What is made of the result when somebody waits for it."""
+        return Pending(self.is_there, lambda: made(self.result()))
+
+
+def there(result: T) -> Pending[T]:
+    return Pending(lambda: True, lambda: result)
 
 
 class Transfers:
@@ -35,11 +58,10 @@ class Transfers:
         there.record_stream(work)  # its memory stays its own until the work is done with it
         return there
 
-    def to_host(self, tensor: Tensor) -> Callable[[], np.ndarray]:
-        """A tensor of the device: what waits until all that was launched for it is done, and gives an array."""
+    def to_host(self, tensor: Tensor) -> Pending[np.ndarray]:
+        """A tensor of the device as an array, there once all that was launched for it is done."""
         if self.device.type != "cuda":
-            array = tensor.cpu().numpy()
-            return lambda: array
+            return there(tensor.cpu().numpy())
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         with torch.cuda.stream(self._down):
@@ -48,8 +70,8 @@ class Transfers:
             done.record()
         tensor.record_stream(self._down)
 
-        def array_when_done() -> np.ndarray:
+        def array() -> np.ndarray:
             done.synchronize()
             return host.numpy()
 
-        return array_when_done
+        return Pending(done.query, array)

@@ -26,7 +26,7 @@ class Stylizer(Protocol):
     loras: tuple[str, ...]
     max_batch: int
     takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
-    runs_ahead: bool  # calls without `wait` return what waits for their pictures; where it is False, nobody makes any
+    runs_ahead: bool  # calls without `wait` return before the pictures are there; where it is False, nobody makes any
     scales: tuple[float, ...]
 
     def check(self, controls: Controls) -> None: ...
@@ -160,17 +160,26 @@ def may_follow(feed: Feed) -> bool:
     return feed.mask is None and feed.controls.skip_similar == 0 and frame is not None and not frame.is_imagined
 
 
-Pictures = Sequence[tuple[np.ndarray, np.ndarray | None]]  # uint8 [height, width, 3], each with its I420 where there is
+@dataclass(frozen=True)
+class Painted:
+    """What the engine makes of a batch. is_there: does not wait. wait: for its pictures, uint8 [height, width, 3], each
+    with its I420 where there is one."""
+
+    is_there: Callable[[], bool]
+    wait: Callable[[], Sequence[tuple[np.ndarray, np.ndarray | None]]]
 
 
-def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Callable[[], Pictures]:
-    """Gives the engine jobs with equal shape keys; returns what waits for their pictures."""
+def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Painted:
+    """Gives the engine jobs with equal shape keys."""
     if is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
         frames = np.stack([job.frame.as_it_came() for job in batch])
-        pictures = _stylized(stylizer, batch, frames, live=True)
-        return lambda: list(zip(*(pictures() if stylizer.runs_ahead else pictures), strict=True))
-    in_rgb = [(rgb, None) for rgb in _in_rgb(stylizer, batch)]
-    return lambda: in_rgb
+        pending = _stylized(stylizer, batch, frames, live=True)
+        if stylizer.runs_ahead:
+            return Painted(pending.is_there, lambda: list(zip(*pending(), strict=True)))
+        pictures = list(zip(*pending, strict=True))
+    else:
+        pictures = [(rgb, None) for rgb in _in_rgb(stylizer, batch)]
+    return Painted(lambda: True, lambda: pictures)
 
 
 def _in_rgb(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[np.ndarray]:
@@ -201,7 +210,7 @@ def pasted_in(
 def _stylized(
     stylizer: Stylizer, batch: Sequence[Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
 ) -> Any:
-    """The pictures, or of a `live` call to an engine that runs ahead what waits for them."""
+    """The pictures; of a `live` call to an engine that runs ahead a Pending (pipeline.transfers)."""
     controls = [job.controls for job in batch]
     options = {**batch[0].smaller, **({"wait": False} if live and stylizer.runs_ahead else {})}
     if not controls[0].reuse:

@@ -17,7 +17,7 @@ from . import scheduler, similarity
 from .batches import (
     Feed,
     Job,
-    Pictures,
+    Painted,
     Served,
     Stylizer,
     check_imagines,
@@ -34,16 +34,17 @@ from .status import Status, sentence
 log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_S = 1.0
+LOOK_EVERY_S = 0.001  # whether the engine is done
 
 Report = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A batch that the engine is at. pictures: waits for them. since_s: from when on it had nothing else to do."""
+    """A batch that the engine is at. since_s: from when on it had nothing else to do."""
 
     batch: Sequence[Job]
-    pictures: Callable[[], Pictures]
+    painted: Painted
     since_s: float
 
 
@@ -273,6 +274,7 @@ class EngineRoom:
             job = Job(feed, frame, controls, mask, rung, key, state)
             return self._compared(job, state, now_s) if controls.skip_similar > 0 else job
         except Exception as error:
+            self._collect()  # what is older is told of first
             if (faulty := feed.mailbox.take()) is not None:
                 self._blame(feed, faulty, error)
             else:  # its publisher let go of it meanwhile; a fault that lasts is told with the next one
@@ -288,24 +290,24 @@ class EngineRoom:
         return replace(job, standing=job.feed.last_picture) if stands else job
 
     def _wait_to_follow(self) -> None:
-        """Until the engine, if it is at something, is to be given more."""
+        """Until the engine, if it is at something, is to be given more. What is there sooner than was expected is
+        handed on at once."""
         if (launched := self._launched) is None:
             return
-        now_s, first, count = time.monotonic(), launched.batch[0], len(launched.batch)
-        # What passes through takes next to nothing.
-        times = self._batch_times[first.rung].recent(now_s).get(count, ()) if paints(first.controls) else ()
+        times = self._batch_times[launched.batch[0].rung].recent(time.monotonic()).get(len(launched.batch), ())
         at_s = scheduler.follow_at_s(launched.since_s, times, self._launch_s)
-        if at_s is None:
-            self._collect()
-        elif at_s > now_s:
-            self._closing.wait(at_s - now_s)
+        while at_s is not None and not launched.painted.is_there():
+            if (left_s := at_s - time.monotonic()) <= 0 or self._closing.wait(min(left_s, LOOK_EVERY_S)):
+                return
+        self._collect()
 
     def _stylize(self, stylizer: Stylizer, batch: Sequence[Job]) -> None:
         """Launch a batch, and hand on the one before it, which the engine may be at until now."""
         started_s = time.monotonic()
         try:
-            pictures = painted(stylizer, batch)
+            coming = painted(stylizer, batch)
         except Exception as error:
+            self._collect()
             if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
                 for job in batch:
                     self._stylize(stylizer, [job])
@@ -314,7 +316,7 @@ class EngineRoom:
             return
         self._launch_s = time.monotonic() - started_s
         last_ended_s = self._collect()
-        self._launched = Launched(batch, pictures, started_s if last_ended_s is None else last_ended_s)
+        self._launched = Launched(batch, coming, started_s if last_ended_s is None else last_ended_s)
         if not stylizer.runs_ahead:
             self._collect()
 
@@ -325,7 +327,7 @@ class EngineRoom:
             return None
         batch = launched.batch
         try:
-            pictures = list(zip(batch, launched.pictures(), strict=True))
+            pictures = list(zip(batch, launched.painted.wait(), strict=True))
         except Exception as error:
             for job in batch:
                 self._blame(job.feed, job.frame, error)

@@ -211,6 +211,7 @@ def _make(job: Job, wishes: Wishes, controls: Controls, studio: Studio, interrup
             skips = {"skip_similar": "No effect: every frame of a film is painted."} if controls.skip_similar else {}
             for name, remark in {**stylizer.remarks(controls), **skips}.items():
                 print(f"--{name.replace('_', '-')}: {remark}", file=sys.stderr)
+            take = dataclasses.replace(take, ahead=stylizer.runs_ahead)
             return _render(job, take, _paint(stylizer, job, wishes, take), film, interrupted)
         finally:
             film.abandon()

@@ -54,8 +54,9 @@ class Animate:
 class Take:
     """What to render of a clip, and how. size: (width, height) of the painted picture.
 
-    cuts: new noise for each shot; fresh: for each picture. mask: a clip that is white where to repaint, frame by frame;
-    its last one holds on. feather: pixels over which the source and the painting blend at its border.
+    cuts: new noise for each shot; fresh: for each picture. ahead: paint returns before its pictures are there. mask: a
+    clip that is white where to repaint, frame by frame; its last one holds on. feather: pixels over which the source
+    and the painting blend at its border.
     """
 
     clip: Clip
@@ -66,6 +67,7 @@ class Take:
     cuts: bool = False
     side_by_side: bool = False
     batch: int = 1
+    ahead: bool = False
     fresh: bool = False
     mask: Clip | None = None
     feather: int = 8
@@ -178,7 +180,8 @@ def _painted(
     take: Take, paint: Paint, film: Film, dues: Iterator[_Due], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each, painted in batches."""
-    for batch, pictures in _one_behind(_given(take, paint, dues, should_stop)):
+    given = _given(take, paint, dues, should_stop)
+    for batch, pictures in _one_behind(given) if take.ahead else given:
         if pictures is None:
             yield from ((due.picture, due.still) for due in batch)
         else:

@@ -13,6 +13,7 @@ from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.settings import Controls
+from pipeline.transfers import Pending
 from stream import scheduler, similarity
 from stream.engine_room import EngineRoom
 from stream.i420 import to_i420
@@ -744,7 +745,7 @@ class AheadStylizer(TakesI420):
                 raise RuntimeError("The card was lost.")
             return pictures
 
-        return when_ready
+        return Pending(self.ready.is_set, when_ready)
 
 
 @pytest.fixture
@@ -791,13 +792,19 @@ def test_a_frame_that_nobody_follows_is_shown_without_waiting_for_more(ahead):
     told(ahead, "launched a", "waiting for a")
 
 
-def test_a_source_that_passes_through_is_not_held_for_as_long_as_a_painting_takes(ahead):
+@pytest.mark.parametrize("bypass", [False, True])
+def test_what_is_there_sooner_than_was_expected_is_shown_at_once(ahead, bypass):
+    """A first call that took long would else hold back all that follow, and seem to be right."""
     stream, _, shown = ahead.feeds["a"]
-    stream.controls = Controls(prompt="a", bypass=True)
-    times = ahead.room._batch_times[scheduler.Rung(stream.controls.steps)] = scheduler.EngineTimes()
+    stream.controls = Controls(prompt="a", bypass=bypass)
+    rung = scheduler.Rung(stream.controls.steps)
+    times = ahead.room._batch_times[rung] = scheduler.EngineTimes()
     times.add(time.monotonic(), 1, 10 * PATIENCE_S)
     send(ahead, "a")
     assert shown.take(PATIENCE_S) is not None
+    measured = times.recent(time.monotonic())[1]
+    assert len(measured) == (1 if bypass else 2)
+    assert bypass or min(measured) < PATIENCE_S
 
 
 @pytest.mark.parametrize("need", ["skip_similar", "mask", "no camera"])
@@ -828,6 +835,22 @@ def test_a_batch_that_fails_on_the_device_is_told_of_and_the_next_goes_on(ahead)
     send(ahead, "a")
     assert ahead.feeds["a"][2].take(PATIENCE_S) is not None
     assert ahead.feeds["a"][0].fault is None
+
+
+def test_a_launch_that_fails_is_told_of_after_what_was_under_way(ahead):
+    ahead.stylizer.ready.clear()
+    ahead.stylizer.gate.clear()
+    send(ahead, "a")
+    told(ahead, "launched a")
+    stream, publication, shown = ahead.feeds["a"]
+    stream.controls = Controls(prompt="fail")
+    publication.put(solid(4, 5, 6))
+    ahead.stylizer.gate.set()
+    told(ahead, "launched a", "launched fail", "waiting for a")
+    ahead.stylizer.ready.set()
+    assert shown.take(PATIENCE_S) is not None
+    ahead.settle(stream)
+    assert stream.fault == "The paint ran out."
 
 
 def test_frames_of_one_stream_are_shown_in_their_order_when_the_next_is_launched_ahead(ahead):

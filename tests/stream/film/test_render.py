@@ -353,7 +353,7 @@ def test_the_engine_has_the_next_batch_before_the_last_is_taken_from_it(tmp_path
         return lambda: told.append(f"taken {number}") or frames
 
     clip = make_clip(tmp_path / "in.mp4", carphone(12), constant(12, Fraction(25)))
-    paint(clip, tmp_path / "out.mp4", painter)
+    paint(clip, tmp_path / "out.mp4", painter, ahead=True)
     assert told == ["given 0", "given 1", "taken 0", "given 2", "taken 1", "taken 2"]
 
 
