@@ -52,11 +52,11 @@ class Transfers:
         if self.device.type != "cuda" or tensor.device.type != "cpu":
             return tensor.to(self.device)
         with torch.cuda.stream(self._up):
-            there = tensor.pin_memory().to(self.device, non_blocking=True)
+            uploaded = tensor.pin_memory().to(self.device, non_blocking=True)
         work = torch.cuda.current_stream(self.device)
         work.wait_stream(self._up)
-        there.record_stream(work)  # its memory stays its own until the work is done with it
-        return there
+        uploaded.record_stream(work)  # its memory stays its own until the work is done with it
+        return uploaded
 
     def to_host(self, tensor: Tensor) -> Pending[np.ndarray]:
         """A tensor of the device as an array, there once all that was launched for it is done."""
