@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as torch names them
 PACKAGES = ("torch", "diffusers", "transformers", "aiortc", "av", "opencv-python-headless")
 
 
@@ -23,6 +24,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "device": name + cores,
+        "cpu features": [name for name in FEATURES if torch.cpu.get_capabilities().get(name)],
         "python": platform.python_version(),
         **{package: found for package in PACKAGES if (found := installed(package))},
     }
