@@ -1,6 +1,8 @@
 # make run    sets up .venv and starts the server       make run ARGS="--model sd15 --port 9000"
 # make test   the same set-up, then the whole suite     make test ARGS="tests/pipeline -x"
 #             in two processes (make test WORKERS=4), and after that, one by one, the tests that are marked `calm`
+# make prove  what takes real parts, long runs or time bounds, the soak of 30 minutes among it (make prove MINUTES=5);
+#             its figures go to benchmarks/results
 # pip reads its own environment variables and configuration, so PIP_INDEX_URL, PIP_FIND_LINKS and the like apply.
 
 PYTHON ?= python3
@@ -8,8 +10,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
+MINUTES ?= 30
 
-.PHONY: run test lint setup
+.PHONY: run test prove lint setup
 
 run: setup
 	@$(BIN)/python main.py $(ARGS)
@@ -21,6 +24,10 @@ else
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not calm and not prove"
 	@$(BIN)/python -m pytest -m "calm and not prove"
 endif
+
+prove: setup
+	@$(BIN)/python -m pytest -m prove
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json benchmarks/results/soak-mini-cpu.json
 
 lint: setup
 	@$(BIN)/ruff check .
