@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import BinaryIO, TypeVar
 from PIL import Image
 
 T = TypeVar("T")
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a line for each, of what Limit refuses
 
 
 @dataclass(frozen=True)
