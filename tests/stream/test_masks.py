@@ -8,6 +8,7 @@ import io
 import struct
 import tracemalloc
 import weakref
+import zlib
 
 import cv2
 import numpy as np
@@ -38,9 +39,9 @@ def white(side: int) -> bytes:
     return coded(np.full((side, side), 255, np.uint8))
 
 
-def header_of(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, and holds nothing."""
-    return SIGNATURE + chunk(b"IHDR", struct.pack(">II5B", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
+def header_of(width: int, height: int, colours: int = 0) -> bytes:
+    """A PNG that says what it is, and holds nothing."""
+    return SIGNATURE + chunk(b"IHDR", struct.pack(">II5B", width, height, 8, colours, 0, 0, 0)) + chunk(b"IDAT", b"")
 
 
 @pytest.fixture
@@ -91,6 +92,13 @@ def test_what_is_too_large_is_refused_by_its_header(tmp_path):
         opened(tmp_path / "1.png")
     with pytest.raises(BadMask, match="is not a PNG"):
         read_mask(header_of(4096, 4096))
+
+
+def test_a_palette_picture_without_a_palette_is_no_mask():
+    pixel = chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+    with pytest.raises(BadMask, match="is not a PNG"):
+        read_mask(header_of(1, 1, colours=3) + pixel)
+    assert read_mask(header_of(1, 1) + pixel).fitted(1, 1) == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
