@@ -85,7 +85,8 @@ def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Contro
                     f"--lora-weights: no LoRA is named {name!r} (there is: {', '.join(loaded) or 'none'})."
                 )
     try:
-        return defaults.merged(given)
+        # Flags are text: here, and nowhere else, "3" is a number.
+        return Controls.model_validate({**defaults.model_dump(), **given}, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic_core import PydanticCustomError
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -94,22 +95,41 @@ def _ui(step: float | None = None, unit: str = "", needs: str | None = None, wid
     return {name: value for name, value in hints.items() if value is not None}
 
 
+def _whole(value: Any) -> Any:
+    """3.0 is an integer to JSON Schema, which asks for the value and not for how it is written."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _unicode(text: str) -> str:
+    """JSON can spell half a character ("\\ud800"), which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "Input should be whole Unicode characters") from error
+    return text
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Text = Annotated[str, AfterValidator(_unicode)]
 LoraWeight = Annotated[FiniteFloat, Field(ge=-4.0, le=4.0)]
 
 
 class Controls(BaseModel):
-    """What a viewer may change between two frames, without a reload and without a compilation."""
+    """What a viewer may change between two frames, without a reload and without a compilation.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Takes what its JSON schema takes: "3", true and "yes" are no numbers, and 1 is no boolean.
+    """
 
-    prompt: str = Field(
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    prompt: Text = Field(
         "",
         max_length=2000,
         title="Prompt",
         description="What the picture should look like.",
         json_schema_extra=_ui(widget="text"),
     )
-    negative_prompt: str = Field(
+    negative_prompt: Text = Field(
         "",
         max_length=2000,
         title="Negative prompt",
@@ -124,7 +144,7 @@ class Controls(BaseModel):
         description="How far a frame is taken into noise: 0 returns the camera's picture, 1 keeps little of it.",
         json_schema_extra=_ui(0.01),
     )
-    steps: int = Field(
+    steps: Whole = Field(
         2,
         ge=1,
         le=8,
@@ -140,7 +160,7 @@ class Controls(BaseModel):
         description="How strictly the prompt is followed: LCM-LoRA 1 to 2 (1 is off and fastest), full LCM 3 to 13.",
         json_schema_extra=_ui(0.1, needs="guidance"),
     )
-    seed: int = Field(
+    seed: Whole = Field(
         0,
         ge=0,
         le=2**32 - 1,
@@ -148,7 +168,7 @@ class Controls(BaseModel):
         description="Draws the stream's fixed noise: same seed, same texture.",
         json_schema_extra=_ui(1, widget="number"),
     )
-    lora_weights: dict[str, LoraWeight] = Field(
+    lora_weights: dict[Text, LoraWeight] = Field(
         default_factory=dict,
         title="LoRA weights",
         description="Weight of each loaded LoRA, by its name.",
@@ -162,7 +182,7 @@ class Controls(BaseModel):
         description="How strongly the edges hold the picture's shapes.",
         json_schema_extra=_ui(0.05, needs="control"),
     )
-    canny_low: int = Field(
+    canny_low: Whole = Field(
         100,
         ge=0,
         le=255,
@@ -170,7 +190,7 @@ class Controls(BaseModel):
         description="Weaker edges are kept where they join strong ones.",
         json_schema_extra=_ui(1, needs="canny"),
     )
-    canny_high: int = Field(
+    canny_high: Whole = Field(
         200,
         ge=0,
         le=255,
@@ -178,7 +198,7 @@ class Controls(BaseModel):
         description="Edges above this are always kept.",
         json_schema_extra=_ui(1, needs="canny"),
     )
-    reuse: int = Field(
+    reuse: Whole = Field(
         0,
         ge=0,
         le=8,

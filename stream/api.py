@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import WSCloseCode, web
@@ -25,6 +26,7 @@ SOCKETS = web.AppKey("sockets", set)
 
 STATS_EVERY_S = 0.25
 MAX_SOCKETS = 64
+MASK_READER = ThreadPoolExecutor(1, "masks")  # one at a time: a small PNG can be much while it is read
 GOODBYE_S = 1.0  # how long a listener may take to answer that its socket closes
 
 
@@ -121,11 +123,18 @@ async def set_mask(request: web.Request) -> web.Response:
     """A PNG, white or opaque where to repaint; the rest of the picture stays the source's."""
     body = await request.read()
     try:
-        mask = await asyncio.to_thread(read_mask, body)
+        size = _painted_size(request.app[ENGINE_ROOM])
+        mask = await asyncio.get_running_loop().run_in_executor(MASK_READER, read_mask, body, size)
     except BadMask as error:
         raise web.HTTPUnprocessableEntity(text=str(error)) from error
     request.app[STREAMS].get(request.match_info["stream"]).set_mask(mask)
     return web.Response(status=204)
+
+
+def _painted_size(room: EngineRoom) -> tuple[int, int] | None:
+    """(width, height) of what the model paints; None until it is loaded."""
+    width, x, height = room.status().get("size", "").partition("x")
+    return (int(width), int(height)) if x else None
 
 
 async def clear_mask(request: web.Request) -> web.Response:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+import math
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from .picture_files import MASKS, TooLarge, Unreadable, read_picture
+
 FEATHER = 8  # pixels over which painting and source blend
-MAX_SIDE = 4096
+# Kept of a mask that comes before the model's size is known: as much as most models paint, so that nothing of theirs is
+# lost, and a megabyte for each name, not the 16 that a PNG of a few kilobytes may hold.
+UNFITTED_PIXELS = 1024 * 1024
 
 
 class BadMask(ValueError):
@@ -18,30 +22,56 @@ class BadMask(ValueError):
 
 
 class Mask:
-    """A mask as it was sent: uint8 [h, w]; it is scaled to whatever size the picture has."""
+    """Where to repaint: uint8 [h, w] of any size, from the first use on kept in the size of that only."""
 
     def __init__(self, grey: np.ndarray):
-        self.grey = grey
-        self.fitted = lru_cache(2)(self._fitted)
+        self._kept: tuple[np.ndarray, tuple[int, int] | None] = grey, None  # and the size it was fitted to
 
-    def _fitted(self, width: int, height: int) -> np.ndarray:
+    def fitted(self, width: int, height: int) -> np.ndarray:
         """uint8 [height, width], 0 or 255."""
-        scaled = cv2.resize(self.grey, (width, height), interpolation=cv2.INTER_LINEAR)
-        return np.where(scaled > 127, 255, 0).astype(np.uint8)
+        grey, size = self._kept
+        if size == (width, height):
+            return grey
+        scaled = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
+        fitted = np.where(scaled > 127, 255, 0).astype(np.uint8)
+        self._kept = fitted, (width, height)
+        return fitted
+
+    @property
+    def nbytes(self) -> int:
+        return self._kept[0].nbytes
 
 
-def read_mask(png: bytes) -> Mask:
-    """A picture, white (or opaque, where it has transparency) where to repaint. Raises BadMask."""
+def read_mask(png: bytes, size: tuple[int, int] | None = None) -> Mask:
+    """A picture, white (or opaque, where it has transparency) where to repaint. Raises BadMask.
+
+    size: (width, height) of what the model paints, None while that is not known.
+    """
     try:
-        with Image.open(io.BytesIO(png)) as image:
-            if max(image.size) > MAX_SIDE:
-                raise BadMask(f"The mask is {image.width}x{image.height}: a side may have {MAX_SIDE} pixels.")
-            grey = image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")
-            return Mask(np.asarray(grey))
-    except BadMask:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        grey = read_picture(io.BytesIO(png), ("PNG",), MASKS, _grey)
+    except TooLarge as error:
+        raise BadMask(f"The mask {error}.") from error
+    except Unreadable as error:
         raise BadMask("The mask is not a PNG that can be read.") from error
+    if size is None:
+        return Mask(_shrunk(grey))
+    mask = Mask(grey)
+    mask.fitted(*size)
+    return mask
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """uint8 [height, width]"""
+    return np.asarray(image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L"))
+
+
+def _shrunk(grey: np.ndarray) -> np.ndarray:
+    """At most UNFITTED_PIXELS of it."""
+    height, width = grey.shape
+    scale = math.sqrt(UNFITTED_PIXELS / grey.size)
+    if scale >= 1:
+        return grey
+    return cv2.resize(grey, (max(1, int(width * scale)), max(1, int(height * scale))), interpolation=cv2.INTER_AREA)
 
 
 def pasted(source: np.ndarray, picture: np.ndarray, mask: np.ndarray, feather: int = FEATHER) -> np.ndarray:

@@ -339,7 +339,7 @@ class Streams:
     def _make_room(self) -> None:
         idle = sorted((s for s in self._streams.values() if s.evictable), key=lambda stream: stream.last_used_s)
         for stream in idle[: max(0, len(idle) - MAX_IDLE_PICTURES)]:
-            stream.last_picture = None
+            stream.last_picture = stream.mask = None
         if len(self._streams) < self._max_names:
             return
         if not idle:

@@ -10,9 +10,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from ..picture_files import FILES
 from .errors import FilmError
 
-MAX_SIDE, MAX_PIXELS = 16_384, 64_000_000  # beyond lies no camera's picture, and gigabytes of memory a frame
 HD_LINES = 720  # from here up video that does not say so is BT.709, below it BT.601
 UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 PAPER = 255  # what shows through transparent pixels
@@ -45,9 +45,8 @@ class Shape:
 
 def check_size(path: Path, width: int, height: int) -> None:
     """Raises FilmError where a picture is larger than anything that is filmed."""
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS // 10**6} megapixels or {MAX_SIDE} a side"
-        raise FilmError(f"{path} is {width}x{height}: pictures larger than {limit} are not read.")
+    if (refusal := FILES.refusal(width, height)) is not None:
+        raise FilmError(f"{path} {refusal}.")
 
 
 def fitted(frame: av.VideoFrame, shape: Shape, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:

@@ -13,10 +13,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
+from ..picture_files import FILES, Unreadable, read_picture
 from .errors import FilmError
-from .fitting import PAPER, Shape, check_size, fitted
+from .fitting import PAPER, Shape, fitted
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of these, whatever a file's name says
 _PLACE = re.compile(r"%(?:0(?P<digits>\d+))?d|\*")
 
 
@@ -126,14 +128,16 @@ class PictureClip:
 def opened(file: Path) -> Image.Image:
     """RGB, upright, on white paper where it is transparent. Raises FilmError."""
     try:
-        with Image.open(file) as image:
-            check_size(file, *image.size)
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at white
-                return Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8)).convert("RGB")
-            if not image.has_transparency_data:
-                return image.convert("RGB")
-            paper = Image.new("RGBA", image.size, (PAPER,) * 4)
-            return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FilmError(f"{file} is not a picture that can be read.") from error
+        return read_picture(file, FORMATS, FILES, _on_paper)
+    except Unreadable as error:
+        raise FilmError(f"{file} {error}.") from error
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at white
+        return Image.fromarray((np.asarray(image, np.uint32) // 257).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    paper = Image.new("RGBA", image.size, (PAPER,) * 4)
+    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")

@@ -69,6 +69,17 @@ async def test_controls_are_merged_and_read_back_before_anyone_publishes(server)
         ({"prompt": "x" * 2001}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"bypass": "perhaps"}, "bypass"),
+        ({"bypass": "yes"}, "bypass"),
+        ({"bypass": 1}, "bypass"),
+        ({"strength": True}, "strength"),
+        ({"strength": "0.5"}, "strength"),
+        ({"steps": "3"}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": "\ud83c"}, "prompt"),  # half of a character, which no tokenizer and no snapshot takes
+        ({"lora_weights": {"ink": True}}, "lora_weights.ink"),
+        ({"lora_weights": {"ink": "1"}}, "lora_weights.ink"),
+        ({"lora_weights": [["ink", 1]]}, "lora_weights"),
         ({"lora_weights": {"ink": 99}}, "lora_weights.ink"),
         ({"sharpness": 1}, "sharpness"),
         ({"strength": 0.1, "canny_low": 256}, "canny_low"),
@@ -79,6 +90,13 @@ async def test_a_control_that_cannot_be_is_named_and_nothing_changes(server, cha
     assert (status, body["field"]) == (422, field)
     assert body["error"].startswith(f"{field}: ")
     assert (await server.get(CONTROLS))[1] == Controls().model_dump()
+
+
+async def test_numbers_are_taken_however_json_spells_them(server):
+    async with server.http.patch(server.url + CONTROLS, data='{"strength": 1, "steps": 3.0, "seed": 4e2}') as response:
+        assert response.status == 200
+    values = (await server.get(CONTROLS))[1]
+    assert [repr(values[name]) for name in ("strength", "steps", "seed")] == ["1.0", "3", "400"]
 
 
 async def test_what_the_loaded_model_cannot_do_is_refused(server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.settings import Controls
 from stream.engine_room import EngineRoom
 from stream.mailbox import Mailbox
+from stream.masks import Mask
 from stream.statistics import WINDOW_S, Statistics, percentiles_ms, rate_hz
 from stream.streams import MAX_IDLE_PICTURES, BadStreamName, NoFreeStream, Streams
 
@@ -72,11 +74,12 @@ def test_names_in_use_are_kept_and_a_full_house_is_told(streams):
     assert streams.find("c") is None
 
 
-def test_only_so_many_idle_streams_keep_a_picture():
+def test_only_so_many_idle_streams_keep_a_picture_and_a_mask():
     streams = Streams(EngineRoom(lambda report: FakeStylizer()))
     kept = MAX_IDLE_PICTURES + 4
     for number in range(kept + 1):
         stream = streams.get(f"s{number}")
+        stream.set_mask(Mask(np.zeros((8, 8), np.uint8)))
         publication, _ = stream.publish(Source())
         publication.put(solid(1, 2, 3))
         serve(stream)
@@ -84,6 +87,7 @@ def test_only_so_many_idle_streams_keep_a_picture():
     pictures = [streams.get(f"s{number}").last_picture is not None for number in range(kept + 1)]
     assert pictures.count(True) <= MAX_IDLE_PICTURES + 1
     assert pictures[-1]
+    assert [streams.get(f"s{number}").mask is not None for number in range(kept + 1)] == pictures
 
 
 def test_the_newest_publisher_takes_over_with_clean_counters(streams):
