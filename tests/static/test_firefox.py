@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import urllib.request
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -24,17 +25,17 @@ pytestmark = pytest.mark.calm
 
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 DRIVER = ROOT / "tests" / "clients" / "node_modules" / "puppeteer-core"
-PATIENCE_S = 600  # a watchdog: the walk takes less than a minute
+PATIENCE_S = 600  # a watchdog: the walk takes half a minute
 MISSING = "no {} on this machine: install {} to run the tests in Firefox"
 
 
 def write_clip(path: Path) -> Path:
-    """The clip with a tone, in formats that every Firefox plays."""
+    """A second of the clip with a tone, in formats that every Firefox plays."""
     wave = (np.sin(2 * np.pi * 600 * np.arange(1600) / 48_000) * 12_000).astype(np.int16).repeat(2)[None]
     with av.open(str(CLIP)) as source, av.open(str(path), "w") as output:
         video = output.add_stream("libvpx", rate=30, width=320, height=240, pix_fmt="yuv420p")
         audio = output.add_stream("libopus", rate=48_000, layout="stereo")
-        for number, frame in enumerate(source.decode(video=0)):
+        for number, frame in enumerate(islice(source.decode(video=0), 30)):
             picture = frame.reformat(320, 240, "yuv420p")
             picture.pts, picture.time_base = number, Fraction(1, 30)
             output.mux(video.encode(picture))
@@ -104,7 +105,8 @@ def test_a_changed_prompt_is_seen(walk):
 
 
 def test_the_page_for_obs_plays_and_leaves_the_studio_behind_it_live(walk):
-    assert saw(walk, "view")["behind"] == "live"
+    seen = saw(walk, "view")
+    assert (seen["width"], seen["behind"]) == (256, "live")
     assert saw(walk, "prompt")["viewed"] < GREY
 
 
@@ -130,7 +132,7 @@ def test_a_file_plays_in_a_loop_with_its_own_sound(walk):
 
 def test_a_film_is_recorded_and_its_link_leads_to_it(walk, tmp_path):
     seen = saw(walk, "recording")
-    assert "Film saved: 0:0" in seen["words"]
+    assert "Film saved: " in seen["words"]
     urllib.request.urlretrieve(seen["film"], tmp_path / "film.mp4")
     film = watch(tmp_path / "film.mp4")
     assert film.sizes == {(256, 256)}
