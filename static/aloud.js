@@ -1,13 +1,12 @@
 // How does a picture begin to play, with sound where the browser lets it? Without a gesture many browsers play muted only.
 
-const GESTURES = ["pointerdown", "keydown"];
+const GESTURES = ["pointerup", "keydown"]; // a finger that goes down may still scroll: no browser takes that for one
 
 let hushed = null; // the video that plays muted until the first gesture anywhere on the page
 
 for (const gesture of GESTURES) {
   addEventListener(gesture, () => {
-    if (hushed) hushed.muted = false;
-    hushed = null;
+    if (hushed) playAloud(hushed); // again: a browser that does not take Escape for a gesture would pause it
   });
 }
 
@@ -19,6 +18,7 @@ export function playMuted(video) {
 
 /** With sound at once where that is allowed (OBS), otherwise after a gesture. */
 export async function playAloud(video) {
+  hushed = null;
   video.muted = false;
   try {
     await video.play();

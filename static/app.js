@@ -110,7 +110,7 @@ const loadModels = async () => update({ models: await getJson("/api/presets") })
 
 function onStatus(server) {
   const resized = server.size !== state.server?.size;
-  panel?.fit(server.features, server.loras);
+  panel?.fit(server.features, server.lora_weights);
   update({ server, reachable: true });
   if (resized && !output.videoWidth && server.size) display.shape(paintedSize().width, paintedSize().height);
   if (resized) live?.retune();

@@ -22,7 +22,7 @@ function resolve(property, root) {
 
 export class Panel {
   #fields = new Map(); // name -> {root, input, read, write, error, reset, needs, held}
-  #loras = [];
+  #loras = "{}";
   #on;
   #defaults = {};
   #latest = {};
@@ -47,11 +47,11 @@ export class Panel {
     return this.#fields.get(name)?.input;
   }
 
-  /** Shows what the model has: fields whose x-needs is met, one slider for each LoRA. */
-  fit(features = [], loras = []) {
+  /** Shows what the model has: fields whose x-needs is met, one slider for each LoRA. loras: {name: weight as loaded}. */
+  fit(features = [], loras = {}) {
     for (const field of this.#fields.values()) field.root.hidden = Boolean(field.needs) && !features.includes(field.needs);
-    if (loras.join() !== this.#loras.join()) {
-      this.#loras = loras;
+    if (JSON.stringify(loras) !== this.#loras) {
+      this.#loras = JSON.stringify(loras);
       for (const field of this.#fields.values()) field.setKeys?.(loras);
       this.show(this.#latest);
     }
@@ -144,12 +144,12 @@ function slider(name, property, label, changed) {
   const input = range(name, property);
   const output = element("output", { htmlFor: name });
   const unit = property.unit ? ` ${property.unit}` : "";
-  const paint = () => {
-    output.textContent = Number(input.value).toFixed(decimals(input.step)) + unit;
+  const paint = (value) => {
+    output.textContent = value.toFixed(decimals(input.step)) + unit; // which may lie between the slider's steps, or beyond
     fill(input);
   };
-  input.addEventListener("input", () => (paint(), changed(Number(input.value))));
-  const write = (value) => ((input.value = value), paint());
+  input.addEventListener("input", () => (paint(Number(input.value)), changed(Number(input.value))));
+  const write = (value) => ((input.value = value), paint(value));
   return { input, head: head(labelFor(name, label), output), body: [input], write };
 }
 
@@ -188,7 +188,7 @@ function choice(name, property, label, changed) {
   return { input, head: head(labelFor(name, label)), body: [input], write: (value) => (input.value = value) };
 }
 
-/** An object of numbers, one slider per key; the keys come from the model (its LoRAs). */
+/** An object of numbers, one slider per key; the keys come from the model (its LoRAs), and what holds where none is set. */
 function sliders(name, property, label, changed) {
   const input = element("div", { id: name, className: "group" });
   input.setAttribute("role", "group");
@@ -196,17 +196,17 @@ function sliders(name, property, label, changed) {
   const of = property.additionalProperties ?? {};
   let values = {};
   let rows = [];
-  const setKeys = (keys) => {
-    rows = keys.map((key) => {
+  const setKeys = (loaded) => {
+    rows = Object.entries(loaded).map(([key, otherwise]) => {
       const limits = { minimum: 0, maximum: 2, ...of, step: property.step };
       const row = slider(`${name}-${key}`, limits, key, (value) => changed((values = { ...values, [key]: value })));
-      return { key, row };
+      return { key, row, otherwise };
     });
     input.replaceChildren(...rows.map(({ row }) => element("div", { className: "field" }, row.head, ...row.body)));
   };
   const write = (value = {}) => {
     values = value;
-    for (const { key, row } of rows) row.write(value[key] ?? 1);
+    for (const { key, row, otherwise } of rows) row.write(value[key] ?? otherwise);
   };
   return { input, head: head(element("span", { className: "label", textContent: label })), body: [input], write, setKeys };
 }

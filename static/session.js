@@ -1,6 +1,7 @@
 // How does a live session run? It publishes picture and sound, plays what comes back, and mends both until it is stopped.
 
 import { getJson } from "./api.js";
+import { countFrames } from "./frames.js";
 import { imagine } from "./imagine.js";
 import { keepUp } from "./keepup.js";
 import { Problem } from "./messages.js";
@@ -148,10 +149,11 @@ export class Live {
   }
 
   #watchFrames(signal) {
-    let seen = 0;
+    const counted = countFrames(this.#video, signal);
+    let seen = counted();
     let askedAt = 0;
     const timer = setInterval(() => {
-      const frames = this.#video.getVideoPlaybackQuality?.().totalVideoFrames ?? this.#video.currentTime;
+      const frames = counted();
       const now = performance.now();
       const up = this.#publisher && this.#player;
       if (frames !== seen && this.#video.videoWidth && this.#player) {

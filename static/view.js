@@ -1,5 +1,6 @@
 // How does OBS see and hear the stream? The stream alone, full-bleed, opened again for ever when it ends.
 
+import { countFrames } from "./frames.js";
 import { keepUp } from "./keepup.js";
 import { play } from "./whip.js";
 
@@ -21,9 +22,10 @@ keepUp(() => play(stream, video, leaving.signal, { sound }), {
 });
 
 // Without new pictures the publisher may just be away, or the server may have restarted and know nothing of us: ask.
-let seen = 0;
+const counted = countFrames(video, leaving.signal);
+let seen = counted();
 setInterval(async () => {
-  const frames = video.getVideoPlaybackQuality().totalVideoFrames;
+  const frames = counted();
   const still = frames === seen;
   seen = frames;
   const asked = session;

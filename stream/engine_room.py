@@ -170,6 +170,7 @@ class EngineRoom:
             size=f"{stylizer.spec.width}x{stylizer.spec.height}",
             features=sorted(stylizer.features),
             loras=list(stylizer.loras),
+            lora_weights={lora.name: lora.weight for lora in stylizer.spec.loras},
         )
         self._settled.set()
         self._flight = Flight(stylizer.stream_batch())

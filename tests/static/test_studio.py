@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.chromium import CLIP, running_server, until_promised
+from tests.chromium import CLIP, ROOT, running_server, until_promised
 from tests.ffmpeg import certificate, needs_whip, publish
 
 pytestmark = pytest.mark.calm
@@ -310,22 +310,29 @@ def test_a_refused_camera_is_said_in_plain_words(server, page):
 
 
 def test_studio_and_view_survive_a_restart(new_tab):
-    """OBS's browser source comes before the publisher; it and the studio page outlive the server."""
+    """OBS's browser source comes before the publisher; it and the studio page outlive the server.
+
+    What the next server has loaded otherwise is shown: its size, its LoRAs at the weights that they were given.
+    """
     view, studio = new_tab(), new_tab()
     with running_server() as first:
         port = int(first.url.rsplit(":", 1)[1])
         view.goto(f"{first.url}/view/on-air")
         start(studio, f"{first.url}/?stream=on-air")
         until(view, "() => document.querySelector('video').videoWidth === 256")
+        expect(studio.locator("#lora_weights output")).to_have_text("1.00")
     expect(studio.locator("body")).to_have_attribute("data-phase", "lost", timeout=PATIENCE_MS)
     expect(studio.locator("[data-stat=fps_out]")).to_have_text("–")
     for tab in (studio, view):
         tab.evaluate(COUNT_FRAMES, "output")
-    with running_server("--size", "384x256", port=port):
+    lora = ROOT / "models" / "mini" / "lcm-lora"
+    with running_server("--size", "384x256", "--lora", f"{lora}:0.83", port=port):
         until_live(studio)
         for tab in (studio, view):
             until(tab, "() => window.newFrames >= 3")
             until(tab, "() => output.videoWidth === 384 && output.videoHeight === 256")
+        expect(studio.locator("#lora_weights output")).to_have_text("0.83")
+        for tab in (studio, view):
             tab.context.close()
     for tab in (studio, view):
         tab.errors.clear()  # the browser notes every request to a server that is down

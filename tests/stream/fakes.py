@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.settings import Controls
+from pipeline.settings import Controls, Lora
 from pipeline.stream_batch import StreamBatch
 
 SIZE = 64
@@ -29,7 +29,7 @@ class FakeStylizer:
     takes_i420 = runs_ahead = False
 
     def __init__(self, engine_s: float = 0.0, max_batch: int = 1):
-        self.spec = SimpleNamespace(width=SIZE, height=SIZE)
+        self.spec = SimpleNamespace(width=SIZE, height=SIZE, loras=(Lora("ink.safetensors", 0.55),))
         self.engine_s, self.max_batch = engine_s, max_batch
         self.scales: tuple[float, ...] = (1.0,)
         self.gate = threading.Event()

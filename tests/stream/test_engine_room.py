@@ -231,6 +231,7 @@ def test_frames_put_before_the_model_is_ready_wait_newest_wins_and_then_flow(hou
     assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 30
     status = one.room.status()
     assert (status["state"], status["size"], status["loras"]) == ("ready", f"{SIZE}x{SIZE}", ["ink"])
+    assert status["lora_weights"] == {"ink": 0.55}
     assert one.settle(stream)["frames_dropped"] == 2
 
 
