@@ -38,6 +38,7 @@ class Publication:
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
         self._has_skipped = False
+        self._refused: str | None = None
 
     def put(
         self, pixels: VideoFrame | np.ndarray | None, media_s: float | None = None, arrived_s: float | None = None
@@ -66,6 +67,15 @@ class Publication:
             log.warning(
                 "Frames of stream %s come in faster than they can be decoded; the surplus is dropped.", self.stream.name
             )
+        self.stream.skip(self)
+
+    def refuse(self, reason: str) -> None:
+        """Count a frame that is not taken, as `skip` does, and tell whoever asks about the stream why: one sentence."""
+        if self.stream.publication is self:
+            self.stream.fault = reason
+        if self._refused != reason:
+            self._refused = reason
+            log.warning("Stream %s: %s", self.stream.name, reason)
         self.stream.skip(self)
 
     def end(self) -> None:

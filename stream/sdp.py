@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from aiortc import RTCIceCandidate
+from aiortc.sdp import candidate_from_sdp
+
 MAX_MEDIA = 8
 MAX_CANDIDATES = 100
+MAX_PORT = 65535
 SENDING = frozenset({"sendonly", "sendrecv"})
 RECEIVING = frozenset({"recvonly", "sendrecv"})
 KINDS = frozenset({"audio", "video", "application"})
@@ -17,10 +22,31 @@ DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
 SHARED = ("a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:", "a=rtcp-mux")  # by the sections of a bundle
 
 _LINE = re.compile(r"[a-z]=[^\x00]*")
+# RFC 8839, 5.1: words of visible ASCII characters. Numbers have as many digits as they need, since Python refuses to
+# read thousands of them.
 _CANDIDATE = re.compile(
-    r"\S{1,32} \d{1,3} \S+ \d{1,10} (?P<host>\S{1,256}) (?P<port>\d{1,5}) typ \S+(?: .*)?", re.ASCII
+    r"[!-~]{1,32} [0-9]{1,3} [!-~]+ [0-9]{1,10} [!-~]{1,256} (?P<port>[0-9]{1,5}) typ [!-~]+(?: [ -~]*)?"
 )
-_MEDIA = re.compile(r"m=(\S+) (\d+)(?:/\d+)? (\S+) (.+)")
+_MEDIA = 8
+MAX_CANDIDATES = 100
+MAX_PORT = 65535
+SENDING = frozenset({"sendonly", "sendrecv"})
+RECEIVING = frozenset({"recvonly", "sendrecv"})
+KINDS = frozenset({"audio", "video", "application"})
+DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
+SHARED = ("a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:", "a=rtcp-mux")  # by the sections of a bundle
+
+_LINE = re.compile(r"[a-z]=[^\x00]*")
+# RFC 8839, 5.1: words of visible ASCII characters. What is a number there has as many digits as it can need: Python
+# refuses to read thousands of them.
+_CANDIDATE = re.compile(
+    r"[!-~]{1,32} [0-9]{1,3} [!-~]+ [0-9]{1,10} [!-~]{1,256} (?P<port>[0-9]{1,5}) typ [!-~]+"
+    r"(?: raddr [!-~]+)?(?: rport [0-9]{1,5})?(?P<rest>(?: [!-~]+)*)"
+)
+_MEDIA = re.compile(r"m=(\S+) ([0-9]{1,5})(?:/[0-9]{1,5})? (\S+) (.+)")
+
+
+Candidates = tuple[tuple[str, RTCIceCandidate], ...]  # each with the mid of its section, "" for the first that is left
 
 
 class BadSdp(ValueError):
@@ -33,9 +59,7 @@ class Offer:
 
     text: str
     ufrag: str  # the ICE user it speaks for
-    candidates: tuple[
-        tuple[str, str], ...
-    ]  # (mid, candidate): mDNS names take a second to resolve, so not before the answer
+    candidates: Candidates  # mDNS names take a second to resolve, so not before the answer
     sound: bool  # it has sound that goes the right way
     refused: tuple[tuple[int, MediaSection], ...]  # sections that `text` lacks, by their place in the offer
 
@@ -145,10 +169,10 @@ def _without_mids(group: str, mids: set[str]) -> str:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A trickle-ICE fragment (RFC 8840): candidates as (mid, value of a=candidate), and the ICE user it speaks for."""
+    """A trickle-ICE fragment (RFC 8840): candidates, and the ICE user it speaks for."""
 
     ufrag: str | None
-    candidates: tuple[tuple[str, str], ...]
+    candidates: Candidates
 
 
 def parse_fragment(text: str) -> Fragment:
@@ -169,14 +193,17 @@ def _sections(lines: list[str]) -> tuple[list[str], list[MediaSection]]:
     media = []
     for start, end in pairwise([*starts, len(lines)]):
         match = _MEDIA.fullmatch(lines[start])
-        if match is None:
+        if match is None or int(match[2]) > MAX_PORT:
             raise BadSdp(f"The SDP line {lines[start][:60]!r} cannot be read.")
         media.append(MediaSection(match[1], int(match[2]), f"{match[3]} {match[4]}", tuple(lines[start + 1 : end])))
     return lines[: starts[0]] if starts else lines, media
 
 
 def _with_directions(lines: list[str]) -> list[str]:
-    """Every section with a direction of its own: aiortc knows neither the session's nor the default (RFC 8866, 6.7)."""
+    """Every section with a direction of its own: aiortc knows neither the session's nor the default (RFC 8866, 6.7).
+
+    Raises BadSdp for a section that names two: of these we would take the first, and aiortc the last.
+    """
     starts = [number for number, line in enumerate(lines) if line.startswith("m=")]
     directed = lines[: starts[0]] if starts else list(lines)
     inherited = _direction(directed) or "sendrecv"
@@ -187,26 +214,31 @@ def _with_directions(lines: list[str]) -> list[str]:
 
 
 def _direction(lines: Sequence[str]) -> str | None:
-    return next((line[2:] for line in lines if line.startswith("a=") and line[2:] in DIRECTIONS), None)
+    named = sorted({line[2:].partition(":")[0] for line in lines if line.startswith("a=")} & DIRECTIONS)
+    if len(named) > 1:
+        raise BadSdp(f"The SDP offer says both a={named[0]} and a={named[1]} of the same: a section has one direction.")
+    return named[0] if named else None
 
 
-def _candidates(media: Sequence[MediaSection]) -> tuple[tuple[str, str], ...]:
-    """(mid, candidate) of all that can be tried. Raises BadSdp for those that cannot be read and for too many.
+def _candidates(media: Sequence[MediaSection]) -> Candidates:
+    """All that can be tried. Raises BadSdp for those that cannot be read and for too many.
 
     Addresses and mDNS names (which browsers without camera permission give) only: to look another name up would hold
     up the event loop, and RFC 8839 has us ignore it.
     """
-    candidates = [(section.mid, value) for section in media for value in section.values("candidate")]
-    if len(candidates) > MAX_CANDIDATES:
+    values = [(section.mid, value) for section in media for value in section.values("candidate")]
+    if len(values) > MAX_CANDIDATES:
         raise BadSdp(f"More than {MAX_CANDIDATES} candidates are not taken.")
-    usable = []
-    for mid, value in candidates:
-        match = _CANDIDATE.fullmatch(value)
-        if match is None or not 0 < int(match["port"]) < 65536:
-            raise BadSdp(f"The candidate {value[:80]!r} cannot be read.")
-        if match["host"].lower().endswith(".local") or _is_address(match["host"]):
-            usable.append((mid, value))
-    return tuple(usable)
+    candidates = [(mid, _candidate(value)) for mid, value in values]
+    return tuple((mid, one) for mid, one in candidates if one.ip.lower().endswith(".local") or _is_address(one.ip))
+
+
+def _candidate(value: str) -> RTCIceCandidate:
+    match = _CANDIDATE.fullmatch(value)
+    if match is not None and 0 < int(match["port"]) <= MAX_PORT:
+        with contextlib.suppress(ValueError):  # of an rport that is no number
+            return candidate_from_sdp(value)
+    raise BadSdp(f"The candidate {value[:80]!r} cannot be read.")
 
 
 def _is_address(host: str) -> bool:

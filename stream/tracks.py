@@ -23,7 +23,7 @@ MIN_STEP = CLOCK_HZ // 1000  # libvpx rounds to microseconds and may return two 
 REPEAT_S = (
     1.0  # a still picture is sent again so often: lost packets, late joiners and receivers that wait for the next
 )
-SILENCE_S = 10.0  # a publisher that sends no frame for so long is gone (a static screen share still sends about 1 fps)
+SILENCE_S = 60.0  # a publisher that is there but sends no frame for so long is let go
 
 FLOOR_BPS, BASE_BPS, BPS_PER_PIXEL, CEILING_BPS = 300_000, 500_000, 30, 12_000_000
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import random
 import re
 
+import aioice.ice
 import pytest
 from aiortc import RTCSessionDescription
+
+from stream import sdp
 
 from .peers import Publisher, ToneTrack, Viewer, new_peer, until
 
@@ -72,6 +77,28 @@ BAD_OFFERS = {
         400,
         "cannot be read",
     ),
+    "port of 5,000 digits": (
+        lambda text: re.sub("^m=video [0-9]+", "m=video " + "9" * 5000, text, flags=re.MULTILINE),
+        400,
+        "cannot be read",
+    ),
+    "port that is none": (lambda text: re.sub("m=video [0-9]+", "m=video 70000", text), 400, "cannot be read"),
+    "rport of letters": (
+        lambda text: text + "a=candidate:1 1 udp 1 192.0.2.9 9 typ srflx raddr 0.0.0.0 rport x\r\n",
+        400,
+        "cannot be read",
+    ),
+    "words that only look like one": (
+        lambda text: text + "a=candidate:1\u2003x 1 udp 1 192.0.2.9 9 typ host\r\n",
+        400,
+        "cannot be read",
+    ),
+    "two directions": (lambda text: text + "a=inactive\r\n", 400, "one direction"),
+    "two directions of the session": (
+        lambda text: text.replace("t=0 0", "t=0 0\r\na=sendonly\r\na=recvonly"),
+        400,
+        "one",
+    ),
     "unknown media": (lambda text: text + "m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:9\r\n", 400, "unknown kind"),
     "bundle of strangers": (replaced("a=group:BUNDLE 0", "a=group:BUNDLE 7"), 400, "a=mid"),
     "too many candidates": (
@@ -136,6 +163,16 @@ async def test_video_that_goes_the_wrong_way_is_refused(server, kind, direction)
     async with server.http.post(f"{server.url}/{kind}/one", data=text, headers=SDP) as response:
         assert response.status == 400
         assert direction in (await response.json())["error"]
+
+
+async def test_video_of_which_aiortc_takes_nothing_is_not_said_to_be_published(server, monkeypatch):
+    """Should it read an offer otherwise than we do: nothing would ever end such a publication."""
+    monkeypatch.setattr(sdp, "_direction", lambda lines: "sendonly")
+    async with server.http.post(f"{server.url}/whip/one", data=await offer_of("inactive"), headers=SDP) as response:
+        assert response.status == 400
+        assert "sends nothing" in (await response.json())["error"]
+    assert server.streams.get("one").publication is None
+    await until(lambda: not server.sessions)
 
 
 async def test_a_damaged_offer_never_makes_the_server_stumble(server):
@@ -227,6 +264,8 @@ async def test_trickled_candidates_are_taken(server):
             (fragment, {"If-Match": '"other"'}, 412),
             (f"a=ice-ufrag:other\r\na=ice-pwd:{'p' * 24}\r\n{fragment}", {"If-Match": "*"}, 422),
             ("a=candidate:rubbish\r\n", {}, 400),
+            (fragment.replace("m=video 9", "m=video " + "9" * 5000), {}, 400),
+            (fragment.replace("typ host", "typ srflx raddr 127.0.0.1 rport x"), {}, 400),
             ("rubbish", {}, 400),
             ("", {}, 400),
             (fragment + "a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n" * 101, {}, 400),
@@ -236,6 +275,26 @@ async def test_trickled_candidates_are_taken(server):
                 assert response.status == expected, (body, await response.text())
         async with server.http.patch(url, data=fragment, headers=SDP) as response:
             assert response.status == 415
+
+
+async def test_a_candidate_that_cannot_be_tried_is_no_fault(server, monkeypatch, caplog):
+    """A name on a machine without multicast; one for a section that is not there; an address that leads nowhere."""
+
+    async def refuse():
+        raise OSError("Address already in use")
+
+    monkeypatch.setattr(aioice.ice.mdns, "create_mdns_protocol", refuse)
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    async with Publisher(server.http, f"{server.url}/whip/one") as publisher:
+        for host, mid in (("7f3c1f0e.local", "0"), ("192.0.2.9", "7"), ("fe80::1%nowhere", "0")):
+            fragment = f"m=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:{mid}\r\na=candidate:1 1 udp 1 {host} 9 typ host\r\n"
+            async with server.http.patch(server.url + publisher.location, data=fragment, headers=FRAGMENT) as response:
+                assert response.status == 204
+        await until(lambda: server.streams.get("one").last_picture is not None)
+    gc.collect()
+    assert not faults
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("kind", ["whip", "whep"])
