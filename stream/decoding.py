@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from aioice import Connection, ice, stun
 from aioice.ice import CandidatePair
-from aiortc import RTCDtlsTransport, RTCRtpReceiver
+from aiortc import RTCDtlsTransport, RTCRtpReceiver, codecs
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint32_add
@@ -28,9 +28,13 @@ from .bitstream import coded_size, is_keyframe, macroblocks
 MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
 KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none
 MAX_IN_DECODER = 256
-# What is decoded at most: H.264's level 5.1 (table A-1), 4096x2304 pixels. A decoder takes about 20 bytes for each.
-MAX_MACROBLOCKS = 36_864
+MAX_MACROBLOCKS = 36_864  # 4096x2304 pixels, H.264's level 5.1 (table A-1): decoders take 12 bytes for each, 116 MB
 MISORDER = 48_000  # samples by which an overtaken packet may come late; one that is farther behind begins a new count
+
+# Our answers say so of VP8 (RFC 7741, 6.1). Those of H264 name level 3.1, and senders may exceed it.
+for _codec in codecs.CODECS["video"]:
+    if _codec.mimeType == "video/VP8":
+        _codec.parameters["max-fs"] = MAX_MACROBLOCKS
 
 
 class EncodedQueue(queue.Queue):

@@ -250,6 +250,14 @@ async def test_what_an_offer_refuses_stays_refused(server):
     assert "BUNDLE 0\r\n" in answer
 
 
+async def test_answers_tell_how_large_vp8_may_be(server):
+    """RFC 7741, 6.1."""
+    async with server.http.post(f"{server.url}/whip/one", data=await offer_of(), headers=SDP) as response:
+        answer = await response.text()
+    payload_type = re.search("a=rtpmap:([0-9]+) VP8/90000", answer)[1]
+    assert f"a=fmtp:{payload_type} max-fs=36864\r\n" in answer
+
+
 async def test_trickled_candidates_are_taken(server):
     async with Publisher(server.http, f"{server.url}/whip/one") as publisher:
         url = server.url + publisher.location
