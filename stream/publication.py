@@ -29,14 +29,16 @@ class Publisher(Protocol):
 class Publication:
     """From `Stream.publish` until `end`, or until another publisher takes over.
 
-    close_publisher: what who takes over calls, for the publisher to let go of what it holds.
+    close_publisher: what who takes over calls, for the publisher to let go of what it holds. on_change: called after
+    every change of the stream's controls. gives_way: see Stream.publish.
     """
 
-    def __init__(self, stream: Stream, publisher: Publisher):
-        self.stream, self.publisher = stream, publisher
+    def __init__(self, stream: Stream, publisher: Publisher, gives_way: bool = False):
+        self.stream, self.publisher, self.gives_way = stream, publisher, gives_way
         self.statistics = Statistics()
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
         self._has_skipped = False
         self._refused: str | None = None
 
