@@ -77,7 +77,10 @@ class PictureTrack(MediaStreamTrack):
             self._advance(picture.captured_s)
         self._sent_s = now_s
         self._picture = picture or self._picture
-        frame = VideoFrame.from_numpy_buffer(self._picture.i420, format="yuv420p")
+        planes = self._picture.planes
+        if planes is None:
+            planes = await asyncio.to_thread(lambda: self._picture.i420)
+        frame = VideoFrame.from_numpy_buffer(planes, format="yuv420p")
         frame.pts, frame.time_base = self._pts, TIME_BASE
         return frame
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import pytest
 from aiortc.codecs.vpx import Vp8Decoder
 
 from pipeline.settings import Controls
-from stream import decoding, tracks, webrtc
+from stream import decoding, frames, tracks, webrtc
 from stream.frames import Picture
+from stream.i420 import to_i420
 
 from .fakes import FakeStylizer, solid
 from .peers import Publisher, Viewer, new_peer, until
@@ -173,6 +175,29 @@ async def test_a_picture_of_before_is_no_reason_to_hold_the_next_one_back(server
     track._outbox.put(Picture(solid(*GREEN), clock.now_s, clock.now_s, clock.now_s, Controls()))
     assert (await track.recv()).pts - first.pts <= (0.5 + tracks.REPEAT_S) * tracks.CLOCK_HZ
     track.stop()
+
+
+async def test_a_picture_is_converted_once_for_all_viewers_and_not_on_the_event_loop(server, monkeypatch):
+    threads = []
+
+    def convert(rgb):
+        threads.append(threading.current_thread())
+        time.sleep(0.05)  # so that all viewers have asked
+        return to_i420(rgb)
+
+    monkeypatch.setattr(frames, "to_i420", convert)
+    stream = server.streams.get("one")
+    watching = [tracks.PictureTrack(stream) for _ in range(3)]
+    for rgb in (RED, GREEN):
+        picture = Picture(solid(*rgb), 1.0, 1.0, 1.0, Controls())
+        for track in watching:
+            track._outbox.put(picture)
+        got = await asyncio.gather(*(track.recv() for track in watching))
+        assert all(np.array_equal(frame.to_ndarray(), to_i420(picture.rgb)) for frame in got)
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+    for track in watching:
+        track.stop()
 
 
 async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
