@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from aioice import Connection, ice, stun
 from aioice.ice import CandidatePair
-from aiortc import RTCDtlsTransport, RTCRtpReceiver, codecs
+from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, codecs
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint32_add
@@ -104,6 +104,22 @@ def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
     bounded = EncodedQueue(ask_for_keyframe=error.set)
     receiver._RTCRtpReceiver__decoder_queue = bounded
     return bounded
+
+
+def tell_failure(peer: RTCPeerConnection, on_failure: Callable[[Exception], None]) -> None:
+    """Call on_failure when connecting raises, which aiortc does in a task that nobody looks after; before the answer.
+
+    What an offer says of a section is used only then, and a peer that is closed meanwhile raises, too.
+    """
+    connect = peer._RTCPeerConnection__connect
+
+    async def connect_and_tell() -> None:
+        try:
+            await connect()
+        except Exception as error:
+            on_failure(error)
+
+    peer._RTCPeerConnection__connect = connect_and_tell
 
 
 def take_media_for_consent(transport: RTCDtlsTransport) -> None:

@@ -22,29 +22,14 @@ DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
 SHARED = ("a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:", "a=rtcp-mux")  # by the sections of a bundle
 
 _LINE = re.compile(r"[a-z]=[^\x00]*")
-# RFC 8839, 5.1: words of visible ASCII characters. Numbers have as many digits as they need, since Python refuses to
-# read thousands of them.
+# RFC 8839, 5.1: words of visible ASCII characters, and numbers of as many digits as they can need.
 _CANDIDATE = re.compile(
-    r"[!-~]{1,32} [0-9]{1,3} [!-~]+ [0-9]{1,10} [!-~]{1,256} (?P<port>[0-9]{1,5}) typ [!-~]+(?: [ -~]*)?"
+    "[!-~]{1,32} [0-9]{1,3} [!-~]+ [0-9]{1,10} [!-~]{1,256} (?P<port>[0-9]+) typ [!-~]+(?: [ -~]*)?"
 )
-_MEDIA = 8
-MAX_CANDIDATES = 100
-MAX_PORT = 65535
-SENDING = frozenset({"sendonly", "sendrecv"})
-RECEIVING = frozenset({"recvonly", "sendrecv"})
-KINDS = frozenset({"audio", "video", "application"})
-DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
-SHARED = ("a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:", "a=rtcp-mux")  # by the sections of a bundle
-
-_LINE = re.compile(r"[a-z]=[^\x00]*")
-# RFC 8839, 5.1: words of visible ASCII characters. What is a number there has as many digits as it can need: Python
-# refuses to read thousands of them.
-_CANDIDATE = re.compile(
-    r"[!-~]{1,32} [0-9]{1,3} [!-~]+ [0-9]{1,10} [!-~]{1,256} (?P<port>[0-9]{1,5}) typ [!-~]+"
-    r"(?: raddr [!-~]+)?(?: rport [0-9]{1,5})?(?P<rest>(?: [!-~]+)*)"
-)
-_MEDIA = re.compile(r"m=(\S+) ([0-9]{1,5})(?:/[0-9]{1,5})? (\S+) (.+)")
-
+# Candidates come later, and of header extensions none has another number (RFC 8285, 4.3): aiortc could not send it.
+_UNUSED = re.compile(r"a=(candidate:|extmap:(?!0*([1-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])\b))", re.ASCII)
+_MEDIA = re.compile(r"m=(\S+) ([0-9]+)(?:/[0-9]+)? (\S+) (.*\S)")
+_PORT = re.compile("[0-9]{1,5}")
 
 Candidates = tuple[tuple[str, RTCIceCandidate], ...]  # each with the mid of its section, "" for the first that is left
 
@@ -106,6 +91,12 @@ class MediaSection:
         return _direction(self.lines) or "sendrecv"
 
     @property
+    def sctp_port(self) -> str:
+        """Where data channels go (RFC 8841, 5; before it: the m-line's format), as it is written; "" if it is not."""
+        protocol, _, formats = self.transport.partition(" ")
+        return formats.split()[0] if protocol == "DTLS/SCTP" else next(iter(self.values("sctp-port")), "")
+
+    @property
     def is_opus(self) -> bool:
         return any(" opus/48000" in codec.lower() for codec in self.values("rtpmap"))
 
@@ -136,10 +127,14 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
         raise BadSdp(f"The SDP offer's video must {verb} but is {video[0].direction}.")
     if unknown := [section.kind for section in media if section.kind not in KINDS]:
         raise BadSdp(f"The SDP offer has a media section of unknown kind {unknown[0][:40]!r}.")
+    data = [section for section in media if section.kind == "application" and not section.is_refused]
+    if not all(_is_port(section.sctp_port) for section in data):
+        raise BadSdp("The SDP offer's data channel names no port between 1 and 65535: a=sctp-port is missing or wrong.")
     mids = [section.mid for section in media]
     bundled = [mid for group in _values(session, "group") for mid in group.split()[1:]]
-    if len(set(mids)) < len(mids) or not set(bundled) <= set(mids):
-        raise BadSdp("The SDP offer's a=mid names must differ, and its bundle may name no others.")
+    has_two = any(len(set(section.values("mid"))) > 1 for section in media)  # we would take the first, aiortc the last
+    if has_two or len(set(mids)) < len(mids) or not set(bundled) <= set(mids):
+        raise BadSdp("The SDP offer's a=mid names must differ, one a section, and its bundle may name no others.")
     speaking = [section for section in media if section.port] or media
     for attribute, what in (("ice-ufrag", "ICE credentials"), ("ice-pwd", "ICE credentials"), ("fingerprint", "DTLS")):
         if not _values(session, attribute) and not all(section.values(attribute) for section in speaking):
@@ -157,7 +152,7 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     for section in media:
         if section.mid not in strange:
             kept += [section.m_line, *section.lines, *([] if section.port or section.values("ice-ufrag") else shared)]
-    kept = [line for line in kept if line != "a=end-of-candidates" and not line.startswith("a=candidate:")]
+    kept = [line for line in kept if line != "a=end-of-candidates" and not _UNUSED.match(line)]
     # What a refused section offers to connect by is its bundle's too: the first section that is left takes it.
     candidates = tuple(("" if mid in strange else mid, candidate) for mid, candidate in _candidates(media))
     return Offer("\r\n".join(kept) + "\r\n", _values(lines, "ice-ufrag")[0], candidates, sound, refused)
@@ -193,7 +188,7 @@ def _sections(lines: list[str]) -> tuple[list[str], list[MediaSection]]:
     media = []
     for start, end in pairwise([*starts, len(lines)]):
         match = _MEDIA.fullmatch(lines[start])
-        if match is None or int(match[2]) > MAX_PORT:
+        if match is None or not (match[2] == "0" or _is_port(match[2])):
             raise BadSdp(f"The SDP line {lines[start][:60]!r} cannot be read.")
         media.append(MediaSection(match[1], int(match[2]), f"{match[3]} {match[4]}", tuple(lines[start + 1 : end])))
     return lines[: starts[0]] if starts else lines, media
@@ -235,10 +230,15 @@ def _candidates(media: Sequence[MediaSection]) -> Candidates:
 
 def _candidate(value: str) -> RTCIceCandidate:
     match = _CANDIDATE.fullmatch(value)
-    if match is not None and 0 < int(match["port"]) <= MAX_PORT:
+    if match is not None and _is_port(match["port"]):
         with contextlib.suppress(ValueError):  # of an rport that is no number
             return candidate_from_sdp(value)
     raise BadSdp(f"The candidate {value[:80]!r} cannot be read.")
+
+
+def _is_port(digits: str) -> bool:
+    """Python refuses to read numbers of thousands of digits."""
+    return _PORT.fullmatch(digits) is not None and 0 < int(digits) <= MAX_PORT
 
 
 def _is_address(host: str) -> bool:

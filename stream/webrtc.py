@@ -14,7 +14,7 @@ from aiortc.exceptions import OperationError
 
 from . import sdp
 from .clocks import MediaClock
-from .decoding import bound_queue, let_through, take_media_for_consent
+from .decoding import bound_queue, let_through, take_media_for_consent, tell_failure
 from .publication import Publication
 from .reports import SenderReports, tell_moments
 from .sound import CLOCK_HZ as SOUND_HZ
@@ -205,7 +205,10 @@ class Sessions:
         self._opening += 1
         try:
             session.offer_ufrag = offer.ufrag
+            tell_failure(session.peer, lambda error: self._give_up(session, error))
             answer = offer.answered(await self._negotiate(session.peer, offer.text))
+            if session.closed:
+                raise sdp.BadSdp("The SDP offer leads to no connection: one of its attributes is malformed.")
             self.add_candidates(session, offer.candidates)
         except BaseException:
             self.close_soon(session)
@@ -238,6 +241,11 @@ class Sessions:
             await session.peer.addIceCandidate(candidate)
         except (ValueError, OSError) as error:  # OSError: no mDNS here
             log.info("A candidate of stream %s is of no use: %s", session.stream.name, error)
+
+    def _give_up(self, session: Session, error: Exception) -> None:
+        if not session.closed:
+            log.warning("A session of stream %s cannot be connected: %r", session.stream.name, error)
+            self.close_soon(session)
 
     def _follow(self, session: Session) -> None:
         if session.peer.connectionState in ("failed", "closed"):

@@ -9,7 +9,7 @@ import re
 
 import aioice.ice
 import pytest
-from aiortc import RTCSessionDescription
+from aiortc import RTCPeerConnection, RTCSessionDescription
 
 from stream import sdp
 
@@ -48,6 +48,7 @@ def only_codec(rtpmap, fmtp=""):
     return change
 
 
+DATA = "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\na=mid:9\r\n"  # RFC 8841, 5
 BAD_OFFERS = {
     "empty": (lambda text: "", 400, "empty"),
     "blank": (lambda text: " \r\n \r\n", 400, "empty"),
@@ -99,6 +100,9 @@ BAD_OFFERS = {
         400,
         "one",
     ),
+    "two names of a section": (lambda text: text + "a=mid:x\r\n", 400, "a=mid"),
+    "data channel without a port": (lambda text: text + DATA, 400, "sctp-port"),
+    "data channel to nowhere": (lambda text: text + DATA + "a=sctp-port:70000\r\n", 400, "sctp-port"),
     "unknown media": (lambda text: text + "m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:9\r\n", 400, "unknown kind"),
     "bundle of strangers": (replaced("a=group:BUNDLE 0", "a=group:BUNDLE 7"), 400, "a=mid"),
     "too many candidates": (
@@ -237,6 +241,41 @@ async def test_a_section_may_leave_port_and_credentials_to_its_bundle(server, le
         async with viewer:
             await viewer.hears(900)
             assert viewer.frame is not None
+
+
+async def test_header_extensions_that_cannot_be_sent_are_left_out(server):
+    """RFC 8285, 4.3: their numbers end at 255; what an offer has beyond, it does not mean to have used as it stands."""
+    async with Publisher(server.http, f"{server.url}/whip/one"):
+        viewer = Viewer(server.http, f"{server.url}/whep/one")
+        offer = viewer.offer
+
+        async def renumbered():
+            return re.sub("a=extmap:[0-9]+ ", "a=extmap:4096 ", await offer())
+
+        viewer.offer = renumbered
+        async with viewer:
+            await until(lambda: viewer.frame is not None)
+
+
+@pytest.mark.parametrize(("fails_at", "status"), [(1, 400), (2, 201)])  # with the offer, with the answer
+async def test_a_peer_that_cannot_be_connected_is_let_go_at_once(server, monkeypatch, caplog, fails_at, status):
+    """aiortc connects in a task that nobody looks after."""
+    offer, calls, faults = await offer_of(), [], []
+
+    async def fail(peer):
+        calls.append(peer)
+        if len(calls) >= fails_at:
+            raise ValueError("what an offer says is used only now")
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    monkeypatch.setattr(RTCPeerConnection, "_RTCPeerConnection__connect", fail)
+    async with server.http.post(f"{server.url}/whip/one", data=offer, headers=SDP) as response:
+        assert response.status == status
+    await until(lambda: not server.sessions)
+    assert server.streams.get("one").publication is None
+    gc.collect()
+    assert not faults
+    assert "used only now" in caplog.text
 
 
 async def test_what_an_offer_refuses_stays_refused(server):
