@@ -1,4 +1,4 @@
-"""What aiortc's receivers do otherwise: with reports.py the only place that uses private names of aiortc.
+"""What aiortc's receivers do otherwise: with reports.py the only place that uses private names of aiortc and aioice.
 
 aiortc 1.16 puts every encoded frame into RTCRtpReceiver.__decoder_queue, which has no bound, and closing waits on the
 event loop until all of it is decoded. A publisher that outruns the decoder would add latency and memory without end.
@@ -9,23 +9,32 @@ closes on a sender that answers no consent checks.
 
 from __future__ import annotations
 
+import asyncio
 import queue
-import re
+import random
 import time
 from collections import deque
 from collections.abc import Callable
 
-from aiortc import RTCRtpReceiver
+from aioice import Connection, ice, stun
+from aioice.ice import CandidatePair
+from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, codecs
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint32_add
 
+from .bitstream import coded_size, is_keyframe, macroblocks
+
 MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
 KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none
 MAX_IN_DECODER = 256
+MAX_MACROBLOCKS = 36_864  # 4096x2304 pixels, H.264's level 5.1 (table A-1): decoders take 12 bytes for each, 116 MB
 MISORDER = 48_000  # samples by which an overtaken packet may come late; one that is farther behind begins a new count
 
-_H264_IDR = re.compile(rb"\x00\x00\x01[\x05\x25\x45\x65]")  # start code, NAL unit type 5 (H.264, table 7-1)
+# Our answers say so of VP8 (RFC 7741, 6.1). Those of H264 name level 3.1, and senders may exceed it.
+for _codec in codecs.CODECS["video"]:
+    if _codec.mimeType == "video/VP8":
+        _codec.parameters["max-fs"] = MAX_MACROBLOCKS
 
 
 class EncodedQueue(queue.Queue):
@@ -33,14 +42,19 @@ class EncodedQueue(queue.Queue):
 
     Once the oldest has waited for MAX_WAIT_S, everything is skipped up to the next keyframe, since what lies between
     cannot be decoded without what was skipped. on_skip is called for every frame that is; ask_for_keyframe too.
+
+    Frames of more than MAX_MACROBLOCKS are not decoded, nor those that build on them: on_oversize(width, height) is
+    called for each. Nor are empty ones, after which FFmpeg's decoders would take nothing any more.
     """
 
     def __init__(self, ask_for_keyframe: Callable[[], None], on_skip: Callable[[], None] = lambda: None):
         super().__init__()
         self.on_skip = on_skip
+        self.on_oversize: Callable[[int, int], None] = lambda width, height: None
         self._ask_for_keyframe = ask_for_keyframe
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=MAX_IN_DECODER)
         self._keyframe_until_s = 0.0  # until then only a keyframe is let in
+        self._size = (0, 0)  # of the frames that come in
 
     def arrived_s(self, pts: int | None) -> float | None:
         """When the encoded frame of that timestamp came in, on time.monotonic's clock. Ask for each once, in order."""
@@ -58,6 +72,12 @@ class EncodedQueue(queue.Queue):
             self.queue.clear()
         else:
             codec, encoded = item
+            if not encoded.data:
+                return
+            self._size = coded_size(codec.name, encoded.data) or self._size
+            if macroblocks(*self._size) > MAX_MACROBLOCKS:
+                self.on_oversize(*self._size)
+                return
             if self.queue and now_s - self.queue[0][0] > MAX_WAIT_S:
                 for _ in self.queue:
                     self.on_skip()
@@ -75,15 +95,6 @@ class EncodedQueue(queue.Queue):
         return self.queue.popleft()[1]
 
 
-def is_keyframe(codec: str, data: bytes) -> bool:
-    """Can it be decoded by itself? Of VP8 (RFC 6386, 9.1) and H264; true for sound."""
-    if codec.upper() == "VP8":
-        return bool(data) and not data[0] & 1
-    if codec.upper() == "H264":
-        return _H264_IDR.search(data) is not None
-    return True
-
-
 def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
     """Give the receiver an EncodedQueue; before it starts, which it does once its peer is connected."""
     if receiver._RTCRtpReceiver__decoder_thread is not None:
@@ -95,17 +106,52 @@ def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
     return bounded
 
 
-def keep_while_sending(receiver: RTCRtpReceiver) -> None:
-    """No consent checks (RFC 7675) of who sends to us: FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s.
+def tell_failure(peer: RTCPeerConnection, on_failure: Callable[[Exception], None]) -> None:
+    """Call on_failure when connecting raises, which aiortc does in a task that nobody looks after; before the answer.
 
-    They guard others from being flooded, and we hardly send to a publisher. One that is gone sends nothing, which
-    drain_video notices sooner.
+    What an offer says of a section is used only then, and a peer that is closed meanwhile raises, too.
     """
-    receiver.transport.transport._connection.query_consent = _no_checks
+    connect = peer._RTCPeerConnection__connect
+
+    async def connect_and_tell() -> None:
+        try:
+            await connect()
+        except Exception as error:
+            on_failure(error)
+
+    peer._RTCPeerConnection__connect = connect_and_tell
 
 
-async def _no_checks() -> None:
-    pass
+def take_media_for_consent(transport: RTCDtlsTransport) -> None:
+    """Let whatever a publisher sends pass for an answer to our consent checks (RFC 7675); before it is connected.
+
+    FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s. One that sends nothing and answers nothing for as
+    long is gone: its connection fails.
+    """
+    connection = transport.transport._connection
+    connection.query_consent = lambda: _query_consent(connection, lambda: transport._RTCDtlsTransport__rx_packets)
+
+
+async def _query_consent(connection: Connection, received: Callable[[], int]) -> None:
+    """aioice's own, but that it fails only where nothing has been received either."""
+    failures = 0
+    while failures < ice.CONSENT_FAILURES:
+        before = received()
+        await asyncio.sleep(ice.CONSENT_INTERVAL * random.uniform(0.8, 1.2))
+        answered = all([await _answers(connection, pair) for pair in connection._nominated.values()])
+        failures = 0 if answered or received() > before else failures + 1
+    connection._query_consent_task = None  # close() waits for it
+    await connection.close()
+
+
+async def _answers(connection: Connection, pair: CandidatePair) -> bool:
+    request = connection.build_request(pair, nominate=False)
+    password = connection.remote_password.encode()
+    try:
+        await pair.protocol.request(request, pair.remote_addr, integrity_key=password, retransmissions=0)
+    except stun.TransactionError:
+        return False
+    return True
 
 
 class SoundBuffer:

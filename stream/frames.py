@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -78,9 +79,19 @@ class Picture:
     controls: Controls  # that made it
     planes: np.ndarray | None = None  # its I420, where the engine made it
 
-    @cached_property
+    _converting: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @property
     def i420(self) -> np.ndarray:
-        """uint8 [height * 3 / 2, width], see stream.i420: made once, for all viewers, when the first of them asks."""
+        """uint8 [height * 3 / 2, width], see stream.i420: made once, for all viewers, when the first of them asks.
+
+        Where there are no `planes` that is a conversion, so call it off the event loop.
+        """
+        with self._converting:
+            return self._i420
+
+    @cached_property
+    def _i420(self) -> np.ndarray:
         return to_i420(self.rgb) if self.planes is None else self.planes
 
 

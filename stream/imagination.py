@@ -22,7 +22,8 @@ _INDIFFERENT = {name: Controls.model_fields[name].default for name in REMARKS}
 
 
 class Imagination:
-    """Publishes from `begin` until `end`, until another publisher takes over, or until it is abandoned.
+    """Publishes from `begin` until `end`, until another publisher takes over, or until it is abandoned; sooner where
+    nobody watches and another stream needs the room.
 
     Make, begin and end it on the event loop; the engine paints with whatever the controls are when its turn comes, so
     of changes that come faster the newest is seen.
@@ -37,9 +38,8 @@ class Imagination:
 
     def begin(self) -> None:
         self.began_s = time.monotonic()
-        self._publication, replaced = self._stream.publish(self)
-        self._publication.close_publisher = self.end
-        self._unsubscribe = self._stream.subscribe(self._ask)
+        self._publication, replaced = self._stream.publish(self, gives_way=True)
+        self._publication.close_publisher, self._publication.on_change = self.end, self._ask
         if replaced is not None:
             replaced.close_publisher()
         self._ask()
@@ -48,7 +48,6 @@ class Imagination:
     def end(self) -> None:
         """Viewers keep the last picture."""
         self._timer.cancel()
-        self._unsubscribe()
         self._publication.end()
 
     def _ask(self) -> None:

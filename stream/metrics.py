@@ -21,6 +21,7 @@ class Metrics:
             ["stream", "kind"],
             registry=self.registry,
         )
+        self._series: dict[str, dict[str, Counter]] = {}
         self._latency = Histogram(
             "lcmirror_latency_seconds",
             "From a frame's arrival to its picture's hand-over to the encoders.",
@@ -43,11 +44,12 @@ class Metrics:
 
     def expect(self, stream: str) -> None:
         """Make the stream's series, at zero: rates are of no use on a series that appears with its first event."""
-        for kind in KINDS:
-            self._frames.labels(stream, kind)
+        self._series[stream] = {kind: self._frames.labels(stream, kind) for kind in KINDS}
 
     def count(self, stream: str, kind: str) -> None:
-        self._frames.labels(stream, kind).inc()
+        """Nothing for a stream that was forgotten meanwhile: the engine may still have a frame of it."""
+        if (series := self._series.get(stream)) is not None:
+            series[kind].inc()
 
     def observe(self, latency_s: float, engine_s: float | None) -> None:
         """engine_s: None for a frame that was not painted."""
@@ -56,8 +58,7 @@ class Metrics:
             self._engine.observe(engine_s)
 
     def forget(self, stream: str) -> None:
-        for kind in KINDS:
-            self._frames.labels(stream, kind)
+        for kind in self._series.pop(stream, {}):
             self._frames.remove(stream, kind)
 
     def text(self) -> bytes:

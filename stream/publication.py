@@ -29,15 +29,18 @@ class Publisher(Protocol):
 class Publication:
     """From `Stream.publish` until `end`, or until another publisher takes over.
 
-    close_publisher: what who takes over calls, for the publisher to let go of what it holds.
+    close_publisher: what who takes over calls, for the publisher to let go of what it holds. on_change: called after
+    every change of the stream's controls. gives_way: see Stream.publish.
     """
 
-    def __init__(self, stream: Stream, publisher: Publisher):
-        self.stream, self.publisher = stream, publisher
+    def __init__(self, stream: Stream, publisher: Publisher, gives_way: bool = False):
+        self.stream, self.publisher, self.gives_way = stream, publisher, gives_way
         self.statistics = Statistics()
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
         self._has_skipped = False
+        self._refused: str | None = None
 
     def put(
         self, pixels: VideoFrame | np.ndarray | None, media_s: float | None = None, arrived_s: float | None = None
@@ -66,6 +69,15 @@ class Publication:
             log.warning(
                 "Frames of stream %s come in faster than they can be decoded; the surplus is dropped.", self.stream.name
             )
+        self.stream.skip(self)
+
+    def refuse(self, reason: str) -> None:
+        """Count a frame that is not taken, as `skip` does, and tell whoever asks about the stream why: one sentence."""
+        if self.stream.publication is self:
+            self.stream.fault = reason
+        if self._refused != reason:
+            self._refused = reason
+            log.warning("Stream %s: %s", self.stream.name, reason)
         self.stream.skip(self)
 
     def end(self) -> None:

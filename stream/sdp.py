@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from aiortc import RTCIceCandidate
+from aiortc.sdp import candidate_from_sdp
+
 MAX_MEDIA = 8
 MAX_CANDIDATES = 100
+MAX_PORT = 65535
 SENDING = frozenset({"sendonly", "sendrecv"})
 RECEIVING = frozenset({"recvonly", "sendrecv"})
 KINDS = frozenset({"audio", "video", "application"})
@@ -17,10 +22,16 @@ DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
 SHARED = ("a=ice-ufrag:", "a=ice-pwd:", "a=fingerprint:", "a=setup:", "a=rtcp-mux")  # by the sections of a bundle
 
 _LINE = re.compile(r"[a-z]=[^\x00]*")
+# RFC 8839, 5.1: words of visible ASCII characters, and numbers of as many digits as they can need.
 _CANDIDATE = re.compile(
-    r"\S{1,32} \d{1,3} \S+ \d{1,10} (?P<host>\S{1,256}) (?P<port>\d{1,5}) typ \S+(?: .*)?", re.ASCII
+    "[!-~]{1,32} [0-9]{1,3} [!-~]+ [0-9]{1,10} [!-~]{1,256} (?P<port>[0-9]+) typ [!-~]+(?: [ -~]*)?"
 )
-_MEDIA = re.compile(r"m=(\S+) (\d+)(?:/\d+)? (\S+) (.+)")
+# Candidates come later, and of header extensions none has another number (RFC 8285, 4.3): aiortc could not send it.
+_UNUSED = re.compile(r"a=(candidate:|extmap:(?!0*([1-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])\b))", re.ASCII)
+_MEDIA = re.compile(r"m=(\S+) ([0-9]+)(?:/[0-9]+)? (\S+) (.*\S)")
+_PORT = re.compile("[0-9]{1,5}")
+
+Candidates = tuple[tuple[str, RTCIceCandidate], ...]  # each with the mid of its section, "" for the first that is left
 
 
 class BadSdp(ValueError):
@@ -33,9 +44,7 @@ class Offer:
 
     text: str
     ufrag: str  # the ICE user it speaks for
-    candidates: tuple[
-        tuple[str, str], ...
-    ]  # (mid, candidate): mDNS names take a second to resolve, so not before the answer
+    candidates: Candidates  # mDNS names take a second to resolve, so not before the answer
     sound: bool  # it has sound that goes the right way
     refused: tuple[tuple[int, MediaSection], ...]  # sections that `text` lacks, by their place in the offer
 
@@ -82,6 +91,12 @@ class MediaSection:
         return _direction(self.lines) or "sendrecv"
 
     @property
+    def sctp_port(self) -> str:
+        """Where data channels go (RFC 8841, 5; before it: the m-line's format), as it is written; "" if it is not."""
+        protocol, _, formats = self.transport.partition(" ")
+        return formats.split()[0] if protocol == "DTLS/SCTP" else next(iter(self.values("sctp-port")), "")
+
+    @property
     def is_opus(self) -> bool:
         return any(" opus/48000" in codec.lower() for codec in self.values("rtpmap"))
 
@@ -112,10 +127,14 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
         raise BadSdp(f"The SDP offer's video must {verb} but is {video[0].direction}.")
     if unknown := [section.kind for section in media if section.kind not in KINDS]:
         raise BadSdp(f"The SDP offer has a media section of unknown kind {unknown[0][:40]!r}.")
+    data = [section for section in media if section.kind == "application" and not section.is_refused]
+    if not all(_is_port(section.sctp_port) for section in data):
+        raise BadSdp("The SDP offer's data channel names no port between 1 and 65535: a=sctp-port is missing or wrong.")
     mids = [section.mid for section in media]
     bundled = [mid for group in _values(session, "group") for mid in group.split()[1:]]
-    if len(set(mids)) < len(mids) or not set(bundled) <= set(mids):
-        raise BadSdp("The SDP offer's a=mid names must differ, and its bundle may name no others.")
+    has_two = any(len(set(section.values("mid"))) > 1 for section in media)  # we would take the first, aiortc the last
+    if has_two or len(set(mids)) < len(mids) or not set(bundled) <= set(mids):
+        raise BadSdp("The SDP offer's a=mid names must differ, one a section, and its bundle may name no others.")
     speaking = [section for section in media if section.port] or media
     for attribute, what in (("ice-ufrag", "ICE credentials"), ("ice-pwd", "ICE credentials"), ("fingerprint", "DTLS")):
         if not _values(session, attribute) and not all(section.values(attribute) for section in speaking):
@@ -133,7 +152,7 @@ def checked_offer(text: str, directions: frozenset[str], verb: str) -> Offer:
     for section in media:
         if section.mid not in strange:
             kept += [section.m_line, *section.lines, *([] if section.port or section.values("ice-ufrag") else shared)]
-    kept = [line for line in kept if line != "a=end-of-candidates" and not line.startswith("a=candidate:")]
+    kept = [line for line in kept if line != "a=end-of-candidates" and not _UNUSED.match(line)]
     # What a refused section offers to connect by is its bundle's too: the first section that is left takes it.
     candidates = tuple(("" if mid in strange else mid, candidate) for mid, candidate in _candidates(media))
     return Offer("\r\n".join(kept) + "\r\n", _values(lines, "ice-ufrag")[0], candidates, sound, refused)
@@ -145,10 +164,10 @@ def _without_mids(group: str, mids: set[str]) -> str:
 
 @dataclass(frozen=True)
 class Fragment:
-    """A trickle-ICE fragment (RFC 8840): candidates as (mid, value of a=candidate), and the ICE user it speaks for."""
+    """A trickle-ICE fragment (RFC 8840): candidates, and the ICE user it speaks for."""
 
     ufrag: str | None
-    candidates: tuple[tuple[str, str], ...]
+    candidates: Candidates
 
 
 def parse_fragment(text: str) -> Fragment:
@@ -169,14 +188,17 @@ def _sections(lines: list[str]) -> tuple[list[str], list[MediaSection]]:
     media = []
     for start, end in pairwise([*starts, len(lines)]):
         match = _MEDIA.fullmatch(lines[start])
-        if match is None:
+        if match is None or not (match[2] == "0" or _is_port(match[2])):
             raise BadSdp(f"The SDP line {lines[start][:60]!r} cannot be read.")
         media.append(MediaSection(match[1], int(match[2]), f"{match[3]} {match[4]}", tuple(lines[start + 1 : end])))
     return lines[: starts[0]] if starts else lines, media
 
 
 def _with_directions(lines: list[str]) -> list[str]:
-    """Every section with a direction of its own: aiortc knows neither the session's nor the default (RFC 8866, 6.7)."""
+    """Every section with a direction of its own: aiortc knows neither the session's nor the default (RFC 8866, 6.7).
+
+    Raises BadSdp for a section that names two: of these we would take the first, and aiortc the last.
+    """
     starts = [number for number, line in enumerate(lines) if line.startswith("m=")]
     directed = lines[: starts[0]] if starts else list(lines)
     inherited = _direction(directed) or "sendrecv"
@@ -187,26 +209,36 @@ def _with_directions(lines: list[str]) -> list[str]:
 
 
 def _direction(lines: Sequence[str]) -> str | None:
-    return next((line[2:] for line in lines if line.startswith("a=") and line[2:] in DIRECTIONS), None)
+    named = sorted({line[2:].partition(":")[0] for line in lines if line.startswith("a=")} & DIRECTIONS)
+    if len(named) > 1:
+        raise BadSdp(f"The SDP offer says both a={named[0]} and a={named[1]} of the same: a section has one direction.")
+    return named[0] if named else None
 
 
-def _candidates(media: Sequence[MediaSection]) -> tuple[tuple[str, str], ...]:
-    """(mid, candidate) of all that can be tried. Raises BadSdp for those that cannot be read and for too many.
+def _candidates(media: Sequence[MediaSection]) -> Candidates:
+    """All that can be tried. Raises BadSdp for those that cannot be read and for too many.
 
     Addresses and mDNS names (which browsers without camera permission give) only: to look another name up would hold
     up the event loop, and RFC 8839 has us ignore it.
     """
-    candidates = [(section.mid, value) for section in media for value in section.values("candidate")]
-    if len(candidates) > MAX_CANDIDATES:
+    values = [(section.mid, value) for section in media for value in section.values("candidate")]
+    if len(values) > MAX_CANDIDATES:
         raise BadSdp(f"More than {MAX_CANDIDATES} candidates are not taken.")
-    usable = []
-    for mid, value in candidates:
-        match = _CANDIDATE.fullmatch(value)
-        if match is None or not 0 < int(match["port"]) < 65536:
-            raise BadSdp(f"The candidate {value[:80]!r} cannot be read.")
-        if match["host"].lower().endswith(".local") or _is_address(match["host"]):
-            usable.append((mid, value))
-    return tuple(usable)
+    candidates = [(mid, _candidate(value)) for mid, value in values]
+    return tuple((mid, one) for mid, one in candidates if one.ip.lower().endswith(".local") or _is_address(one.ip))
+
+
+def _candidate(value: str) -> RTCIceCandidate:
+    match = _CANDIDATE.fullmatch(value)
+    if match is not None and _is_port(match["port"]):
+        with contextlib.suppress(ValueError):  # of an rport that is no number
+            return candidate_from_sdp(value)
+    raise BadSdp(f"The candidate {value[:80]!r} cannot be read.")
+
+
+def _is_port(digits: str) -> bool:
+    """Python refuses to read numbers of thousands of digits."""
+    return _PORT.fullmatch(digits) is not None and 0 < int(digits) <= MAX_PORT
 
 
 def _is_address(host: str) -> bool:

@@ -71,13 +71,14 @@ class Stream:
 
     # -- publisher ---------------------------------------------------------------------------------------------------
 
-    def publish(self, publisher: Publisher) -> tuple[Publication, Publication | None]:
+    def publish(self, publisher: Publisher, *, gives_way: bool = False) -> tuple[Publication, Publication | None]:
         """Start publishing, with counters at zero. The newest publisher wins, so a reloaded page is back at once.
 
+        gives_way: while nobody watches, the stream may be forgotten for another one's sake.
         Returns its publication and the one it replaced, if any: the caller calls its close_publisher.
         """
         with self._lock:
-            replaced, self.publication = self.publication, Publication(self, publisher)
+            replaced, self.publication = self.publication, Publication(self, publisher, gives_way)
             self._statistics = self.publication.statistics
             self.last_used_s = time.monotonic()
         self._metrics.expect(self.name)
@@ -231,6 +232,8 @@ class Stream:
             self._tell()
 
     def _tell(self) -> None:
+        if (publication := self.publication) is not None:
+            publication.on_change()
         for listener in self._listeners:
             listener()
 
@@ -268,6 +271,12 @@ class Stream:
     def evictable(self) -> bool:
         return not self.in_use and not self._listeners
 
+    @property
+    def gives_way(self) -> bool:
+        """It is published, but for nobody, and by somebody who need not be there."""
+        publication = self.publication
+        return publication is not None and publication.gives_way and not self._sinks and not self._listeners
+
     def snapshot(self) -> dict[str, Any]:
         """Who publishes, viewers, statistics: the answer of GET /api/streams/{stream}."""
         picture, publication = self.last_picture, self.publication
@@ -293,7 +302,8 @@ class Stream:
 
 
 class Streams:
-    """Every stream by its name. Names nobody uses are forgotten, longest unused first, when there are too many."""
+    """Every stream by its name. When there are too many, names that nobody uses are forgotten, longest unused first,
+    and then those that are imagined for nobody."""
 
     def __init__(self, engine_room: EngineRoom, defaults: Controls | None = None, *, max_names: int = MAX_NAMES):
         self.defaults = Controls() if defaults is None else defaults
@@ -313,7 +323,7 @@ class Streams:
         return self._streams.get(name)
 
     def get(self, name: str) -> Stream:
-        """The stream of that name, made if need be. Raises BadStreamName, NoFreeStream."""
+        """The stream of that name, made if need be; on the event loop. Raises BadStreamName, NoFreeStream."""
         _check_name(name)
         with self._lock:
             if name not in self._streams:
@@ -337,14 +347,18 @@ class Streams:
             stream.fit_controls()
 
     def _make_room(self) -> None:
-        idle = sorted((s for s in self._streams.values() if s.evictable), key=lambda stream: stream.last_used_s)
+        longest_unused_first = sorted(self._streams.values(), key=lambda stream: stream.last_used_s)
+        idle = [stream for stream in longest_unused_first if stream.evictable]
         for stream in idle[: max(0, len(idle) - MAX_IDLE_PICTURES)]:
             stream.last_picture = stream.mask = None
         if len(self._streams) < self._max_names:
             return
-        if not idle:
+        evicted = next(iter([*idle, *(stream for stream in longest_unused_first if stream.gives_way)]), None)
+        if evicted is None:
             raise NoFreeStream(f"All {self._max_names} streams are in use; try again later.")
-        evicted = self._streams.pop(idle[0].name)
+        del self._streams[evicted.name]
+        if evicted.publication is not None:
+            evicted.publication.close_publisher()
         self._engine_room.detach(evicted)
         self.metrics.forget(evicted.name)
 

@@ -23,7 +23,7 @@ MIN_STEP = CLOCK_HZ // 1000  # libvpx rounds to microseconds and may return two 
 REPEAT_S = (
     1.0  # a still picture is sent again so often: lost packets, late joiners and receivers that wait for the next
 )
-SILENCE_S = 10.0  # a publisher that sends no frame for so long is gone (a static screen share still sends about 1 fps)
+SILENCE_S = 60.0  # a publisher that is there but sends no frame for so long is let go
 
 FLOOR_BPS, BASE_BPS, BPS_PER_PIXEL, CEILING_BPS = 300_000, 500_000, 30, 12_000_000
 
@@ -77,7 +77,10 @@ class PictureTrack(MediaStreamTrack):
             self._advance(picture.captured_s)
         self._sent_s = now_s
         self._picture = picture or self._picture
-        frame = VideoFrame.from_numpy_buffer(self._picture.i420, format="yuv420p")
+        planes = self._picture.planes
+        if planes is None:
+            planes = await asyncio.to_thread(lambda: self._picture.i420)
+        frame = VideoFrame.from_numpy_buffer(planes, format="yuv420p")
         frame.pts, frame.time_base = self._pts, TIME_BASE
         return frame
 

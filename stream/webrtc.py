@@ -6,16 +6,15 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 
 import aioice.ice
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.exceptions import OperationError
-from aiortc.sdp import candidate_from_sdp
 
 from . import sdp
 from .clocks import MediaClock
-from .decoding import bound_queue, keep_while_sending, let_through
+from .decoding import bound_queue, let_through, take_media_for_consent, tell_failure
 from .publication import Publication
 from .reports import SenderReports, tell_moments
 from .sound import CLOCK_HZ as SOUND_HZ
@@ -38,6 +37,10 @@ def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
 
 
 aioice.ice.get_host_addresses = _addresses_or_loopback
+
+
+def oversize(width: int, height: int) -> str:
+    return f"The publisher's video has {width}x{height} pixels: more than 4096x2304 are not decoded, send it smaller."
 
 
 class NoCommonCodec(Exception):
@@ -64,11 +67,16 @@ class Session:
         self.closed = False
 
     def spawn(self, work: Coroutine) -> asyncio.Task:
-        """Run beside the session; cancelled with it."""
+        """Run beside the session; cancelled with it. What it raises is written to the log."""
         task = asyncio.create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: asyncio.Task) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("A session of stream %s failed in part.", self.stream.name, exc_info=error)
 
 
 class Sessions:
@@ -109,6 +117,9 @@ class Sessions:
         session = Session("whip", stream)
         session.peer.on("track", session.tracks.append)
         answer = await self._answer(session, offer, spare=takes_over)
+        if not any(track.kind == "video" for track in session.tracks):  # nothing would ever end such a publication
+            self.close_soon(session)
+            raise sdp.BadSdp("The SDP offer's video sends nothing.")
         session.publication, replaced = stream.publish(session)
         session.publication.close_publisher = lambda: self.close_soon(session)
         self._drain(session, session.publication)
@@ -127,25 +138,27 @@ class Sessions:
             tell_moments(sender, lambda track=track: track.moment_s)
         return session, await self._answer(session, offer)
 
-    def add_candidates(self, session: Session, candidates: Sequence[tuple[str, str]]) -> None:
-        """Trickle ICE: (mid, candidate), taken up in the background. Raises BadSdp."""
+    def add_candidates(self, session: Session, candidates: sdp.Candidates) -> None:
+        """Trickle ICE, taken up in the background. Raises BadSdp."""
         session.candidates += len(candidates)
         if session.candidates > sdp.MAX_CANDIDATES:
             raise sdp.BadSdp(f"More than {sdp.MAX_CANDIDATES} candidates are not taken.")
-        for mid, value in candidates:
-            session.spawn(self._add_candidate(session, mid, value))
+        for mid, candidate in candidates:
+            session.spawn(self._add_candidate(session, mid, candidate))
 
     def _drain(self, session: Session, publication: Publication) -> None:
         """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
         picture, sound = (next((t for t in session.tracks if t.kind == kind), None) for kind in ("video", "audio"))
+        for transport in {receiver.transport for receiver in session.peer.getReceivers()}:
+            take_media_for_consent(transport)
         for receiver in session.peer.getReceivers():
             track = receiver.track
             if track is None:  # the offer has a section of this kind that sends nothing
                 continue
-            keep_while_sending(receiver)
             encoded = bound_queue(receiver)
             if track is picture:
                 encoded.on_skip = publication.skip
+                encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
                 publication.clock.wall_origin_s = SenderReports(receiver, VIDEO_HZ).wall_origin_s
                 self._until_done(session, drain_video(track, publication, encoded.arrived_s, CONNECT_S))
             elif track is sound:
@@ -192,7 +205,10 @@ class Sessions:
         self._opening += 1
         try:
             session.offer_ufrag = offer.ufrag
+            tell_failure(session.peer, lambda error: self._give_up(session, error))
             answer = offer.answered(await self._negotiate(session.peer, offer.text))
+            if session.closed:
+                raise sdp.BadSdp("The SDP offer leads to no connection: one of its attributes is malformed.")
             self.add_candidates(session, offer.candidates)
         except BaseException:
             self.close_soon(session)
@@ -219,13 +235,17 @@ class Sessions:
             raise sdp.BadSdp("The SDP offer cannot be read: one of its attributes is malformed.") from error
         return peer.localDescription.sdp
 
-    async def _add_candidate(self, session: Session, mid: str, value: str) -> None:
-        candidate = candidate_from_sdp(value)
+    async def _add_candidate(self, session: Session, mid: str, candidate: RTCIceCandidate) -> None:
         candidate.sdpMid = mid or session.peer.getTransceivers()[0].mid
         try:
             await session.peer.addIceCandidate(candidate)
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # OSError: no mDNS here
             log.info("A candidate of stream %s is of no use: %s", session.stream.name, error)
+
+    def _give_up(self, session: Session, error: Exception) -> None:
+        if not session.closed:
+            log.warning("A session of stream %s cannot be connected: %r", session.stream.name, error)
+            self.close_soon(session)
 
     def _follow(self, session: Session) -> None:
         if session.peer.connectionState in ("failed", "closed"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stream import imagination
+from stream.streams import MAX_IDLE_PICTURES
 
 from .fakes import FakeStylizer
 from .peers import Publisher, Viewer, until
@@ -128,6 +129,52 @@ async def test_who_left_without_a_word_does_not_keep_the_stream(server, monkeypa
     leave()
     await until(lambda: stream.publication is None)
     assert stream.evictable
+
+
+async def test_what_is_imagined_for_nobody_keeps_nobody_out(start_server):
+    server = await start_server(max_names=3)
+    imagined = [f"/api/streams/{name}/imagine" for name in ("one", "two", "three")]
+    async with Viewer(server.http, f"{server.url}/whep/one") as viewer:
+        for path in imagined:
+            assert (await ask(server, "PUT", path))[0] == 201
+        await until(lambda: server.streams.get("two").last_picture is not None)
+        publication = server.streams.get("two").publication
+        async with Publisher(server.http, f"{server.url}/whip/real", RED):
+            await until(lambda: server.streams.get("real").last_picture is not None)
+            assert (await server.get("/api/streams/two"))[0] == 404, "nobody had watched or changed it for longest"
+            assert not publication.put(None), "nothing asks for pictures of it any more"
+            assert (await ask(server, "PUT", "/api/streams/four/imagine"))[0] == 201, "in the place of three"
+            assert (await server.stats("one"))["publishing"]
+            async with server.http.ws_connect(f"{server.url}/api/streams/four/events"):
+                status, body = await ask(server, "PUT", "/api/streams/five/imagine")
+                assert (status, list(body)) == (503, ["error"]), "one is watched, one is published, one is listened to"
+        await server.patch(CONTROLS, seed=150)
+        await viewer.sees(grey(150))
+
+
+async def test_a_stream_that_gave_way_in_mid_picture_leaves_nothing_behind(start_server):
+    server = await start_server(max_names=1)
+    server.stylizer.gate.clear()
+    await ask(server, "PUT")
+    stream = server.streams.get("one")
+    await until(lambda: stream.mailbox.peek() is None)  # the engine has it
+    assert (await ask(server, "PUT", "/api/streams/two/imagine"))[0] == 201
+    server.stylizer.gate.set()
+    await until(lambda: server.streams.get("two").last_picture is not None)
+    async with server.http.get(f"{server.url}/metrics") as response:
+        told = await response.text()
+    assert 'stream="two"' in told
+    assert 'stream="one"' not in told
+
+
+async def test_a_picture_that_is_imagined_waits_for_who_comes_later(server):
+    await server.patch(CONTROLS, seed=90)
+    await ask(server, "PUT")
+    await until(lambda: server.streams.get("one").last_picture is not None)
+    for number in range(MAX_IDLE_PICTURES + 4):
+        await server.patch(f"/api/streams/idle-{number}/controls", seed=1)
+    async with Viewer(server.http, f"{server.url}/whep/one") as viewer:
+        await viewer.sees(grey(90))
 
 
 async def test_a_model_that_needs_a_picture_says_so(start_server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ import pytest
 from aiortc.codecs.vpx import Vp8Decoder
 
 from pipeline.settings import Controls
-from stream import tracks, webrtc
+from stream import decoding, frames, tracks, webrtc
 from stream.frames import Picture
+from stream.i420 import to_i420
 
 from .fakes import FakeStylizer, solid
 from .peers import Publisher, Viewer, new_peer, until
@@ -175,6 +177,29 @@ async def test_a_picture_of_before_is_no_reason_to_hold_the_next_one_back(server
     track.stop()
 
 
+async def test_a_picture_is_converted_once_for_all_viewers_and_not_on_the_event_loop(server, monkeypatch):
+    threads = []
+
+    def convert(rgb):
+        threads.append(threading.current_thread())
+        time.sleep(0.05)  # so that all viewers have asked
+        return to_i420(rgb)
+
+    monkeypatch.setattr(frames, "to_i420", convert)
+    stream = server.streams.get("one")
+    watching = [tracks.PictureTrack(stream) for _ in range(3)]
+    for rgb in (RED, GREEN):
+        picture = Picture(solid(*rgb), 1.0, 1.0, 1.0, Controls())
+        for track in watching:
+            track._outbox.put(picture)
+        got = await asyncio.gather(*(track.recv() for track in watching))
+        assert all(np.array_equal(frame.to_ndarray(), to_i420(picture.rgb)) for frame in got)
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+    for track in watching:
+        track.stop()
+
+
 async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
     monkeypatch.setattr(tracks, "SILENCE_S", 0.5)
     async with Publisher(server.http, f"{server.url}/whip/one", RED) as publisher:
@@ -182,6 +207,91 @@ async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
         publisher.track.fps = 0.001  # sends nothing any more, says nothing
         await until(lambda: server.streams.get("one").publication is None)
         await until(lambda: not server.sessions)
+
+
+async def test_a_publisher_that_never_sends_a_frame_is_let_go(server, monkeypatch):
+    monkeypatch.setattr(webrtc, "CONNECT_S", 1.0)
+    publisher = Publisher(server.http, f"{server.url}/whip/one", RED, fps=0.001)
+    publisher.track.sent = 1  # the next one is due in a quarter of an hour
+    async with publisher:
+        await until(lambda: publisher.peer.connectionState == "connected")
+        assert (await server.stats("one"))["publishing"]
+        await until(lambda: server.streams.get("one").publication is None)
+        await until(lambda: not server.sessions)
+
+
+async def test_a_publisher_that_rests_is_kept_while_its_connection_lives(server, monkeypatch):
+    """Its page lies in the background, or its screen stands still."""
+    monkeypatch.setattr(aioice.ice, "CONSENT_INTERVAL", 0.05)
+    monkeypatch.setattr(aioice.ice, "CONSENT_FAILURES", 6)
+    async with Publisher(server.http, f"{server.url}/whip/one", RED) as publisher:
+        await until(lambda: server.streams.get("one").last_picture is not None)
+        publisher.track.fps = 0.001
+        checked = aioice.ice.Connection.build_request
+        checks = []
+        monkeypatch.setattr(
+            aioice.ice.Connection, "build_request", lambda *args, **kw: checks.append(1) or checked(*args, **kw)
+        )
+        await until(lambda: len(checks) > 30)  # the publisher's own, too
+        assert server.streams.get("one").publication is not None
+        vanish(publisher.peer)  # without a word: long before SILENCE_S is over
+        await until(lambda: server.streams.get("one").publication is None)
+        await until(lambda: not server.sessions)
+
+
+def vanish(peer) -> None:
+    """Its machine is gone: nothing leaves it, nothing reaches it."""
+    connection = peer.getSenders()[0].transport.transport._connection
+    for protocol in connection._protocols:
+        protocol.send_stun = protocol.datagram_received = lambda *args: None
+        protocol.send_data = dropped
+
+
+async def dropped(*args) -> None:
+    pass
+
+
+async def test_an_empty_frame_ends_nothing(server):
+    """FFmpeg's decoders take one for the end of the stream."""
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED) as publisher,
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.sees(RED_SHOWN)
+        sender, empty = publisher.peer.getSenders()[0], []
+        encode = sender._next_encoded_frame
+
+        async def encode_first_nothing(codec):
+            encoded = await encode(codec)
+            if encoded is not None and not empty:
+                empty.append(encoded)
+                encoded.payloads = [b""]
+            return encoded
+
+        sender._next_encoded_frame = encode_first_nothing
+        await until(lambda: empty)
+        publisher.track.rgb = GREEN
+        await viewer.sees(GREEN_SHOWN)
+
+
+async def test_video_that_is_too_large_is_refused_with_a_sentence_until_it_is_smaller(server, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_MACROBLOCKS", 36)  # 96x96
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one", RED) as publisher,
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+    ):
+        await viewer.sees(RED_SHOWN)
+        publisher.track.size, publisher.track.rgb = 112, GREEN
+        await until(lambda: server.streams.get("one").fault)
+        told = await server.stats("one")
+        assert "112x112" in told["detail"]
+        assert told["publishing"]
+        assert np.abs(viewer.colour() - RED_SHOWN).max() < 25
+        publisher.track.size = 80
+        await viewer.sees(GREEN_SHOWN)
+        told = await server.stats("one")
+        assert told["detail"] == ""
+        assert told["frames_dropped"] > 0
 
 
 async def test_a_publisher_that_answers_no_consent_checks_is_kept_while_it_sends(server, monkeypatch):

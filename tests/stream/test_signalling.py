@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import random
 import re
 
+import aioice.ice
 import pytest
-from aiortc import RTCSessionDescription
+from aiortc import RTCPeerConnection, RTCSessionDescription
+
+from stream import sdp
 
 from .peers import Publisher, ToneTrack, Viewer, new_peer, until
 
@@ -43,6 +48,7 @@ def only_codec(rtpmap, fmtp=""):
     return change
 
 
+DATA = "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\na=mid:9\r\n"  # RFC 8841, 5
 BAD_OFFERS = {
     "empty": (lambda text: "", 400, "empty"),
     "blank": (lambda text: " \r\n \r\n", 400, "empty"),
@@ -72,6 +78,31 @@ BAD_OFFERS = {
         400,
         "cannot be read",
     ),
+    "port of 5,000 digits": (
+        lambda text: re.sub("^m=video [0-9]+", "m=video " + "9" * 5000, text, flags=re.MULTILINE),
+        400,
+        "cannot be read",
+    ),
+    "port that is none": (lambda text: re.sub("m=video [0-9]+", "m=video 70000", text), 400, "cannot be read"),
+    "rport of letters": (
+        lambda text: text + "a=candidate:1 1 udp 1 192.0.2.9 9 typ srflx raddr 0.0.0.0 rport x\r\n",
+        400,
+        "cannot be read",
+    ),
+    "words that only look like one": (
+        lambda text: text + "a=candidate:1\u2003x 1 udp 1 192.0.2.9 9 typ host\r\n",
+        400,
+        "cannot be read",
+    ),
+    "two directions": (lambda text: text + "a=inactive\r\n", 400, "one direction"),
+    "two directions of the session": (
+        lambda text: text.replace("t=0 0", "t=0 0\r\na=sendonly\r\na=recvonly"),
+        400,
+        "one",
+    ),
+    "two names of a section": (lambda text: text + "a=mid:x\r\n", 400, "a=mid"),
+    "data channel without a port": (lambda text: text + DATA, 400, "sctp-port"),
+    "data channel to nowhere": (lambda text: text + DATA + "a=sctp-port:70000\r\n", 400, "sctp-port"),
     "unknown media": (lambda text: text + "m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:9\r\n", 400, "unknown kind"),
     "bundle of strangers": (replaced("a=group:BUNDLE 0", "a=group:BUNDLE 7"), 400, "a=mid"),
     "too many candidates": (
@@ -138,26 +169,61 @@ async def test_video_that_goes_the_wrong_way_is_refused(server, kind, direction)
         assert direction in (await response.json())["error"]
 
 
-async def test_a_damaged_offer_never_makes_the_server_stumble(server):
-    """Lines lost, doubled, shuffled, cut: an answer or a 4xx, and the next good publisher gets through."""
+async def test_video_of_which_aiortc_takes_nothing_is_not_said_to_be_published(server, monkeypatch):
+    """Should it read an offer otherwise than we do: nothing would ever end such a publication."""
+    monkeypatch.setattr(sdp, "_direction", lambda lines: "sendonly")
+    async with server.http.post(f"{server.url}/whip/one", data=await offer_of("inactive"), headers=SDP) as response:
+        assert response.status == 400
+        assert "sends nothing" in (await response.json())["error"]
+    assert server.streams.get("one").publication is None
+    await until(lambda: not server.sessions)
+
+
+ODD = ["9" * 5000, "-1", "99999999999", "4294967296", "70000", "256", "\u0663", "\u2003", "1_0", "1e9", "x", ""]
+
+
+def damaged(dice: random.Random, good: list[str]) -> bytes:
+    """Lines lost, doubled, shuffled, cut, and numbers replaced."""
+    lines = list(good)
+    for _ in range(dice.randint(1, 4)):
+        at = dice.randrange(len(lines))
+        match dice.randrange(5):
+            case 0 if len(lines) > 1:
+                del lines[at]
+            case 1:
+                lines.insert(at, lines[dice.randrange(len(lines))])
+            case 2:
+                lines[at] = lines[at][: dice.randrange(len(lines[at]) + 1)]
+            case 3:
+                lines[at] = lines[at].replace(dice.choice("0123456789abcdef"), dice.choice("x9 /:"))
+            case _:
+                numbers = list(re.finditer("[0-9]+", lines[at])) or [re.search("$", lines[at])]
+                begin, end = dice.choice(numbers).span()
+                lines[at] = lines[at][:begin] + dice.choice(ODD) + lines[at][end:]
+    return "\r\n".join(lines).encode()
+
+
+async def test_a_damaged_offer_or_fragment_never_makes_the_server_stumble(server, caplog):
+    """An answer or a 4xx, nothing that nobody looks after, and the next good publisher gets through."""
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
     dice, good = random.Random(7), (await offer_of("sendonly", kinds=("audio", "video"))).splitlines()
-    for _ in range(200):
-        lines = list(good)
-        for _ in range(dice.randint(1, 4)):
-            at = dice.randrange(len(lines))
-            match dice.randrange(4):
-                case 0:
-                    del lines[at]
-                case 1:
-                    lines.insert(at, lines[dice.randrange(len(lines))])
-                case 2:
-                    lines[at] = lines[at][: dice.randrange(len(lines[at]) + 1)]
-                case 3:
-                    lines[at] = lines[at].replace(dice.choice("0123456789abcdef"), dice.choice("x9 /:"))
-        async with server.http.post(f"{server.url}/whip/one", data="\r\n".join(lines), headers=SDP) as response:
+    for _ in range(250):
+        async with server.http.post(f"{server.url}/whip/one", data=damaged(dice, good), headers=SDP) as response:
             assert response.status in (201, 400, 406), await response.text()
-    async with Publisher(server.http, f"{server.url}/whip/one"):
+    candidate = "a=candidate:1 1 udp 2113937151 127.0.0.1 9 typ srflx raddr 0.0.0.0 rport 9 generation 0 ufrag x"
+    good = ["m=video 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", candidate, candidate.replace("127.0.0.1", "7f3c1f0e.local")]
+    async with Publisher(server.http, f"{server.url}/whip/one") as publisher:
+        session = server.streams.get("one").publication.publisher
+        for _ in range(500):
+            session.candidates = 0
+            url, body = server.url + publisher.location, damaged(dice, good)
+            async with server.http.patch(url, data=body, headers=FRAGMENT) as response:
+                assert response.status in (204, 400, 422), await response.text()
         await until(lambda: server.streams.get("one").last_picture is not None)
+    gc.collect()
+    assert not faults
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_an_offer_without_candidates_connects_though_it_says_there_are_no_more(server):
@@ -202,6 +268,41 @@ async def test_a_section_may_leave_port_and_credentials_to_its_bundle(server, le
             assert viewer.frame is not None
 
 
+async def test_header_extensions_that_cannot_be_sent_are_left_out(server):
+    """RFC 8285, 4.3: their numbers end at 255; what an offer has beyond, it does not mean to have used as it stands."""
+    async with Publisher(server.http, f"{server.url}/whip/one"):
+        viewer = Viewer(server.http, f"{server.url}/whep/one")
+        offer = viewer.offer
+
+        async def renumbered():
+            return re.sub("a=extmap:[0-9]+ ", "a=extmap:4096 ", await offer())
+
+        viewer.offer = renumbered
+        async with viewer:
+            await until(lambda: viewer.frame is not None)
+
+
+@pytest.mark.parametrize(("fails_at", "status"), [(1, 400), (2, 201)])  # with the offer, with the answer
+async def test_a_peer_that_cannot_be_connected_is_let_go_at_once(server, monkeypatch, caplog, fails_at, status):
+    """aiortc connects in a task that nobody looks after."""
+    offer, calls, faults = await offer_of(), [], []
+
+    async def fail(peer):
+        calls.append(peer)
+        if len(calls) >= fails_at:
+            raise ValueError("what an offer says is used only now")
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    monkeypatch.setattr(RTCPeerConnection, "_RTCPeerConnection__connect", fail)
+    async with server.http.post(f"{server.url}/whip/one", data=offer, headers=SDP) as response:
+        assert response.status == status
+    await until(lambda: not server.sessions)
+    assert server.streams.get("one").publication is None
+    gc.collect()
+    assert not faults
+    assert "used only now" in caplog.text
+
+
 async def test_what_an_offer_refuses_stays_refused(server):
     sound = (await offer_of(kinds=("audio",))).split("m=")[1]
     sound = "m=" + re.sub("^audio [0-9]+", "audio 0", sound.replace("a=mid:0", "a=mid:1"))
@@ -211,6 +312,14 @@ async def test_what_an_offer_refuses_stays_refused(server):
         assert response.status == 201, answer
     assert [line.split()[:2] for line in answer.splitlines() if line.startswith("m=")][1] == ["m=audio", "0"]
     assert "BUNDLE 0\r\n" in answer
+
+
+async def test_answers_tell_how_large_vp8_may_be(server):
+    """RFC 7741, 6.1."""
+    async with server.http.post(f"{server.url}/whip/one", data=await offer_of(), headers=SDP) as response:
+        answer = await response.text()
+    payload_type = re.search("a=rtpmap:([0-9]+) VP8/90000", answer)[1]
+    assert f"a=fmtp:{payload_type} max-fs=36864\r\n" in answer
 
 
 async def test_trickled_candidates_are_taken(server):
@@ -227,6 +336,8 @@ async def test_trickled_candidates_are_taken(server):
             (fragment, {"If-Match": '"other"'}, 412),
             (f"a=ice-ufrag:other\r\na=ice-pwd:{'p' * 24}\r\n{fragment}", {"If-Match": "*"}, 422),
             ("a=candidate:rubbish\r\n", {}, 400),
+            (fragment.replace("m=video 9", "m=video " + "9" * 5000), {}, 400),
+            (fragment.replace("typ host", "typ srflx raddr 127.0.0.1 rport x"), {}, 400),
             ("rubbish", {}, 400),
             ("", {}, 400),
             (fragment + "a=candidate:1 1 udp 1 127.0.0.1 9 typ host\r\n" * 101, {}, 400),
@@ -236,6 +347,26 @@ async def test_trickled_candidates_are_taken(server):
                 assert response.status == expected, (body, await response.text())
         async with server.http.patch(url, data=fragment, headers=SDP) as response:
             assert response.status == 415
+
+
+async def test_a_candidate_that_cannot_be_tried_is_no_fault(server, monkeypatch, caplog):
+    """A name on a machine without multicast; one for a section that is not there; an address that leads nowhere."""
+
+    async def refuse():
+        raise OSError("Address already in use")
+
+    monkeypatch.setattr(aioice.ice.mdns, "create_mdns_protocol", refuse)
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    async with Publisher(server.http, f"{server.url}/whip/one") as publisher:
+        for host, mid in (("7f3c1f0e.local", "0"), ("192.0.2.9", "7"), ("fe80::1%nowhere", "0")):
+            fragment = f"m=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:{mid}\r\na=candidate:1 1 udp 1 {host} 9 typ host\r\n"
+            async with server.http.patch(server.url + publisher.location, data=fragment, headers=FRAGMENT) as response:
+                assert response.status == 204
+        await until(lambda: server.streams.get("one").last_picture is not None)
+    gc.collect()
+    assert not faults
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.parametrize("kind", ["whip", "whep"])
