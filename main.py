@@ -62,7 +62,7 @@ def _parser() -> Parser:
     _latency_option(serve)
     serve.add_argument("--token", help="secret that every request must carry")
     serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site that may call")
-    serve.add_argument("--recordings", type=Path, default="recordings", metavar="DIR", help="folder for recorded films")
+    serve.add_argument("--recordings", default="recordings", metavar="DIR", help="folder for recorded films")
     serve.add_argument("--virtual-camera", nargs="?", const="auto", metavar="DEVICE", help="show a stream there too")
     serve.add_argument("--from", dest="from_stream", metavar="STREAM", help="the stream that it shows")
     add_control_options(serve)
@@ -162,10 +162,17 @@ def _quality(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from stream.access import LOOPBACK_HOSTS
+    from stream.access import LOOPBACK_HOSTS, Access
 
+    for name in ("host", "recordings"):  # an unset variable would mean every address, and this very folder
+        if not str(getattr(options, name)).strip():
+            raise UsageError(f"--{name} is empty: is the variable set that should hold it?")
     if options.token is None and options.host not in LOOPBACK_HOSTS:
         raise UsageError(f"--host {options.host} is reachable from other machines: give a --token SECRET too.")
+    try:
+        Access(options.host, options.token, options.allow_origin)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if (options.virtual_camera is None) != (options.from_stream is None):
         raise UsageError("--virtual-camera and --from STREAM go together: which stream shall the virtual camera show?")
     from stream.streams import NAME
@@ -184,7 +191,7 @@ def _serve(options: argparse.Namespace) -> int:
         port=options.port,
         token=options.token,
         allow_origins=options.allow_origin,
-        recordings=options.recordings,
+        recordings=Path(options.recordings),
     )
 
 

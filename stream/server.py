@@ -13,7 +13,7 @@ from aiohttp.typedefs import Handler
 from pipeline.settings import Controls
 
 from . import api, keepsakes, signalling
-from .access import Access, security_headers
+from .access import Access, host_header, security_headers
 from .batches import CannotImagine
 from .engine_room import EngineRoom
 from .recordings import (
@@ -89,8 +89,9 @@ def make_app(
     app.on_shutdown.append(keepsakes.finish_recordings)
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(security_headers(request.host) if access.knows_host(request.host) else {})
-        response.headers.update(access.cors_headers(request.headers.get("Origin"), request.host))
+        host = host_header(request)
+        response.headers.update(security_headers(host) if access.knows_host(host) else {})
+        response.headers.update(access.cors_headers(request.headers.get("Origin"), host))
         response.headers.setdefault("Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store")
 
     app.on_response_prepare.append(add_headers)
