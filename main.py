@@ -18,6 +18,7 @@ from pipeline import environment, load
 from pipeline.errors import LoadError
 from pipeline.presets import TABLE
 from pipeline.settings import ModelSpec
+from stream import logs
 from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
 COMMANDS = ("serve", "render", "camera", "models", "bench")
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     environment.prepare()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (
         arguments[0] not in COMMANDS and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")

@@ -117,7 +117,9 @@ def serialized_origin(text: str) -> str:
     if not (parts.scheme and _PLAIN_HOST.fullmatch(host) and text[len(parts.scheme) :].startswith("://")):
         raise ValueError(f"--allow-origin {text!r} is no origin: give scheme and host, as in https://example.org.")
     if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"--allow-origin {text!r} is more than an origin: give scheme and host alone, as in https://example.org.")
+        raise ValueError(
+            f"--allow-origin {text!r} is more than an origin: give scheme and host alone, as in https://example.org."
+        )
     shown_host = f"[{host}]" if ":" in host else host
     shown_port = "" if port in (None, USUAL_PORTS.get(parts.scheme)) else f":{port}"
     return f"{parts.scheme}://{shown_host}{shown_port}"
