@@ -7,7 +7,7 @@ import re
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
+_ONE_RANGE = re.compile(r"bytes=(\d{0,40})-(\d{0,40})", re.ASCII | re.IGNORECASE)
 
 
 class File(web.FileResponse):

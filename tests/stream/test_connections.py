@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import errno
 import json
 import logging
+import random
 import socket
 import ssl
 from types import SimpleNamespace
@@ -88,6 +90,7 @@ async def test_an_idle_connection_is_closed_after_its_answer(server, knock, monk
 
 async def test_a_body_that_does_not_come_ends_with_408(server, knock, monkeypatch):
     monkeypatch.setattr("stream.server.BODY_S", 0.1)
+    monkeypatch.setattr(connections, "LINGER_S", 0.1)
     for method, path in (("PATCH", "/api/streams/a/controls"), ("POST", "/whip/a"), ("PUT", "/api/streams/a/mask")):
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 40\r\n\r\n"
         reader, _ = await knock(server, head.encode() + b"{")
@@ -192,10 +195,8 @@ NO_HTTP = {
     "length": b"POST /whip/a?token=" + TOKEN.encode() + b" HTTP/1.1\r\nContent-Length: -4\r\n\r\n",
     "framing": b"POST /whip/a HTTP/1.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
     "no utf-8": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: caf\xe9\r\n\r\n",
-    "key": b"GET /api/streams/a/events?token="
-    + TOKEN.encode()
-    + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
-    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbX\xfesZSBub25jZQ==\r\n\r\n",
+    "key": b"GET /api/streams/a/events HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbX\xfesZSBub25jZQ==\r\n\r\n",
     "address": b"GET http://[:/?token=" + TOKEN.encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
 }
 
@@ -214,6 +215,33 @@ async def test_an_expectation_that_nobody_knows_is_refused_as_all_else(server, k
     reader, _ = await knock(server, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nExpect: miracles\r\n\r\n")
     status, body = parsed(await all_of(reader))
     assert (status, list(body)) == (417, ["error"])
+
+
+async def test_a_damaged_request_never_makes_the_server_stumble(start_server, knock, caplog):
+    server = await start_server(token=TOKEN)
+    dice, given = random.Random(7), f"?token={TOKEN} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+    good = [
+        b"GET /static/index.html" + given + b"Range: bytes=0-1,4-5\r\nIf-Range: x\r\nIf-None-Match: *\r\n\r\n",
+        b"PATCH /api/streams/a/controls" + given + b'Content-Length: 12\r\nExpect: 100-continue\r\n\r\n{"steps": 2}',
+        b"POST /whip/a" + given + b"Transfer-Encoding: chunked\r\n\r\n2\r\nv=\r\n0\r\n\r\n",
+        b"GET /api/streams/a/events" + given + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    ]
+    bad = [b"", b"\r\n", b"\xff", b"\0", b": ", b"9" * 30, b"["]
+    statuses = collections.Counter()
+    for _ in range(300):
+        data = bytearray(dice.choice(good))
+        for _ in range(dice.randint(1, 4)):
+            place = dice.randrange(len(data))
+            data[place : place + dice.randint(0, 2)] = dice.choice(bad)
+        reader, writer = await knock(server, bytes(data) + b"\r\n\r\n")
+        with contextlib.suppress(TimeoutError, ConnectionResetError):  # some still wait for their body
+            statuses[(await asyncio.wait_for(reader.read(12), 0.5))[9:]] += 1
+        writer.close()
+    assert {b"200", b"400"} <= set(statuses)
+    assert not any(status.startswith(b"5") for status in statuses), statuses
+    assert TOKEN not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_tls_hello_is_told_apart(start_server, caplog):
