@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from enum import Enum
 
 from aiohttp import web
@@ -21,12 +21,15 @@ class Stage(Enum):
 
     HEAD = "the request line and the headers"
     WORK = "us: a request is being handled, or its body is still coming"
+    ANSWER = "the client, which takes our answer"
     IDLE = "the next request"
     GONE = "nothing"
 
 
 # For a whole head, however slowly it drips; and how long a connection is kept for another request.
 PATIENCE_S = {Stage.HEAD: 10.0, Stage.IDLE: 75.0}
+# A film may take hours to go out. Only where it is crowded, what takes longer may be cut: a download can be resumed.
+ANSWER_S = 60.0
 
 
 class Connection(web.RequestHandler):
@@ -39,7 +42,7 @@ class Connection(web.RequestHandler):
         self._all = connections
         self._begun = b""
         self._request: web.BaseRequest | None = None
-        self._enter(Stage.HEAD)
+        self.stage, self.since_s = Stage.HEAD, asyncio.get_running_loop().time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = transport
@@ -48,7 +51,7 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         self._begun = self._begun or data[:2]
-        if self.stage is Stage.IDLE:
+        if data and self.stage is Stage.IDLE:
             self._enter(Stage.HEAD)
         super().data_received(data)
 
@@ -59,12 +62,12 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        self._enter(Stage.ANSWER)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
             self._request = None
-            if self.stage is not Stage.GONE:
-                self._enter(Stage.IDLE)
+            self._enter(Stage.IDLE)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._enter(Stage.GONE)
@@ -76,7 +79,7 @@ class Connection(web.RequestHandler):
         """Nothing is lost with it: its request has not come whole, or there is none."""
         if self.stage is Stage.WORK:
             return self._request is not None and not self._request.content.is_eof()
-        return self.stage is not Stage.GONE
+        return self.stage in PATIENCE_S
 
     def cut(self) -> None:
         """Closed now: who reads nothing would hold up an orderly end for ever."""
@@ -110,7 +113,8 @@ class Connection(web.RequestHandler):
             super().log_exception(*args, exc_info=exc_info, **kwargs)
 
     def _enter(self, stage: Stage) -> None:
-        self.stage, self.since_s = stage, asyncio.get_running_loop().time()
+        if self.stage is not Stage.GONE:
+            self.stage, self.since_s = stage, asyncio.get_running_loop().time()
 
 
 def malformed(error: HttpProcessingError, begun: bytes) -> str:
@@ -160,6 +164,9 @@ def overdue(connections: Iterable[Connection], now_s: float) -> list[Connection]
     return [one for one in connections if now_s - one.since_s > PATIENCE_S.get(one.stage, float("inf"))]
 
 
-def first_to_go(connections: Iterable[Connection]) -> Connection | None:
-    """Of those that may go, the one that has waited longest: a client in earnest sends its request at once."""
-    return min((one for one in connections if one.may_go), key=lambda one: one.since_s, default=None)
+def first_to_go(connections: Collection[Connection], now_s: float) -> Connection | None:
+    """Of those that may go, the one that has waited longest: a client in earnest sends its request at once. Only where
+    there is none, who has been taking an answer for too long."""
+    may_go = [one for one in connections if one.may_go]
+    stuck = [one for one in connections if one.stage is Stage.ANSWER and now_s - one.since_s >= ANSWER_S]
+    return min(may_go or stuck, key=lambda one: one.since_s, default=None)

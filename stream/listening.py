@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -22,17 +23,22 @@ SPARE = 16  # so many descriptors are freed when the last is gone: others than w
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
-    """A socket on every address of that name. Raises OSError."""
+    """A socket on every address of that name which this machine has. Raises OSError."""
     sockets: list[socket.socket] = []
-    try:
-        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, address in dict.fromkeys((family, address) for family, *_, address in known):
+    lacking: OSError | None = None
+    known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, address in dict.fromkeys((family, address) for family, *_, address in known):
+        try:
             sockets.append(socket.create_server(address, family=family, backlog=BACKLOG))
             sockets[-1].setblocking(False)
-    except BaseException:
-        for one in sockets:
-            one.close()
-        raise
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # localhost is ::1, too, without IPv6
+                for one in sockets:
+                    one.close()
+                raise
+            lacking = error
+    if lacking is not None and not sockets:
+        raise lacking
     return sockets
 
 
@@ -79,11 +85,15 @@ async def _accept(server: web.Server, listener: socket.socket, connections: set[
                 log.warning("All %d connections are taken: the one that has waited longest is closed.", limit)
                 await asyncio.sleep(0 if _let_one_go(connections) else RETRY_S)
             await loop.connect_accepted_socket(lambda: Connection(server, connections), accepted)
-        except BaseException as error:
+        except OSError as error:
             accepted.close()
-            if not isinstance(error, OSError):
-                raise
             log.info("A connection ended at once: %s.", error.strerror)
+        except Exception:
+            accepted.close()
+            log.exception("A connection could not be served.")
+        except BaseException:
+            accepted.close()
+            raise
 
 
 async def _let_stale_go(connections: set[Connection]) -> None:
@@ -94,7 +104,7 @@ async def _let_stale_go(connections: set[Connection]) -> None:
 
 
 def _let_one_go(connections: set[Connection]) -> bool:
-    one = first_to_go(connections)
+    one = first_to_go(connections, asyncio.get_running_loop().time())
     if one is not None:
         one.cut()
     return one is not None

@@ -51,8 +51,12 @@ class Handler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         now_s = self._clock()
+        try:
+            kind = kind_of(record)
+        except Exception:  # its arguments do not fit its text; logging never fails its caller
+            return self.handleError(record)
         self._tell(now_s)
-        if self._repeats.is_new(kind_of(record), now_s):
+        if self._repeats.is_new(kind, now_s):
             super().emit(record)
 
     def close(self) -> None:

@@ -153,6 +153,19 @@ async def test_a_client_that_reads_no_answer_is_let_go(start_server, knock, monk
     await until(lambda: not server.runner.server.connections)
 
 
+async def test_who_takes_no_answer_locks_nobody_out(start_server, knock, monkeypatch, tmp_path):
+    monkeypatch.setattr(connections, "ANSWER_S", 0.0)
+    (tmp_path / "two-20260101-120000.mp4").write_bytes(bytes(32 * 2**20))
+    server = await start_server(max_connections=3, recordings=tmp_path)
+    ask = b"GET /api/recordings/two-20260101-120000.mp4 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    for _ in range(3):
+        _, writer = await knock(server)
+        writer.transport.pause_reading()
+        writer.write(ask)
+    await until(lambda: server.runner.server.requests_count == 3)
+    assert await asyncio.wait_for(status_of(server), 60) == 200
+
+
 def test_who_has_waited_too_long():
     def made(stage, since_s):
         return SimpleNamespace(stage=stage, since_s=since_s)
@@ -168,13 +181,15 @@ def test_who_has_waited_too_long():
 
 
 def test_who_goes_first_when_it_is_crowded():
-    def made(since_s, may_go):
-        return SimpleNamespace(since_s=since_s, may_go=may_go)
+    def made(since_s, may_go, stage=Stage.WORK):
+        return SimpleNamespace(since_s=since_s, may_go=may_go, stage=stage)
 
-    waiting = [made(0.0, False), made(3.0, True), made(2.0, True)]
-    assert first_to_go(waiting) is waiting[2]
-    assert first_to_go(waiting[:1]) is None
-    assert first_to_go([]) is None
+    answered, at_work, waiting = made(1.0, False, Stage.ANSWER), made(0.0, False), [made(3.0, True), made(2.0, True)]
+    now_s = 1.0 + connections.ANSWER_S
+    assert first_to_go([answered, at_work, *waiting], now_s) is waiting[1]
+    assert first_to_go([answered, at_work], now_s) is answered
+    assert first_to_go([answered, at_work], now_s - 1.0) is None
+    assert first_to_go([], now_s) is None
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def test_a_line_that_repeats_is_counted(log):
     assert lines()[4:] == ["WARNING stream.somewhere: Stream one is gone."]
 
 
+def test_a_line_whose_arguments_do_not_fit_fails_nobody(log, capsys):
+    log[0].warning("%d streams", "no")
+    assert "Logging error" in capsys.readouterr().err
+
+
 def test_what_was_counted_is_told_at_the_end(log):
     logger, lines, _ = log
     logger.warning("Gone.")

@@ -154,12 +154,13 @@ async def test_half_open_requests_lock_nobody_out(run):
 async def test_others_are_answered_within_five_seconds(run):
     process, url = await run("few-descriptors")
     slowest_s = 0.0
-    async with flood(url, 500):
+    async with flood(url, 900):
         for _ in range(10):
             async with flood(url, 50):
                 asked_s = time.monotonic()
                 assert await ask(url) == 200
                 slowest_s = max(slowest_s, time.monotonic() - asked_s)
     _, complained = await ended(process, signal.SIGTERM)
+    print(f"slowest answer {slowest_s:.3f} s, {len(complained)} bytes of log")
     assert slowest_s < 5, slowest_s
     assert len(complained) < 10_000
