@@ -166,6 +166,26 @@ async def test_who_takes_no_answer_locks_nobody_out(start_server, knock, monkeyp
     assert await asyncio.wait_for(status_of(server), 60) == 200
 
 
+async def test_where_no_descriptor_is_left_the_oldest_go_and_it_is_said_once(start_server, knock, monkeypatch, caplog):
+    server = await start_server()
+    halves = [(await knock(server, HALF_A_HEAD))[0] for _ in range(20)]
+    loop = asyncio.get_running_loop()
+    accept, fails = loop.sock_accept, iter([True, True])
+
+    async def sock_accept(listener):
+        if next(fails, False):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", sock_accept)
+    assert await status_of(server) == 200
+    assert await status_of(server) == 200
+    assert await all_of(halves[0]) == b""
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(said) == 2
+    assert all("descriptor" in line for line in said)
+
+
 def test_who_has_waited_too_long():
     def made(stage, since_s):
         return SimpleNamespace(stage=stage, since_s=since_s)
