@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from .descriptors import OutOfDescriptors, none_left
+
 _ONE_RANGE = re.compile(r"bytes=(\d{0,40})-(\d{0,40})", re.ASCII | re.IGNORECASE)
+
+
+async def file(path: Path, headers: Mapping[str, str] | None = None) -> File:
+    """The answer to a request for a file. Raises OutOfDescriptors, where aiohttp would say that there is no such file;
+    what else may be wrong with it aiohttp says well."""
+    try:
+        (await asyncio.to_thread(open, path, "rb")).close()
+    except OSError as error:
+        if none_left(error):
+            raise OutOfDescriptors from error
+    return File(path, headers=headers)
 
 
 class File(web.FileResponse):

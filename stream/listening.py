@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024  # those that knock while a flood is let in
 LOOK_EVERY_S = 0.5
 RETRY_S = 0.1
+GRACE_S = 1.0  # who came just now is about to send a request
 SPARE = 16  # so many descriptors are freed when the last is gone: others than we need some, too
 
 
@@ -75,7 +76,7 @@ async def _accept(server: web.Server, listener: socket.socket, connections: set[
             if none_left(error):
                 log.warning("No file descriptor is left for a connection: the one that has waited longest is closed.")
                 for _ in range(SPARE):
-                    _let_one_go(connections)
+                    _let_one_go(connections, GRACE_S)
             else:
                 log.info("A connection could not be accepted: %s.", error.strerror)  # it ended before
             await asyncio.sleep(RETRY_S)
@@ -103,8 +104,11 @@ async def _let_stale_go(connections: set[Connection]) -> None:
             one.cut()
 
 
-def _let_one_go(connections: set[Connection]) -> bool:
-    one = first_to_go(connections, asyncio.get_running_loop().time())
-    if one is not None:
-        one.cut()
-    return one is not None
+def _let_one_go(connections: set[Connection], waited_s: float = 0.0) -> bool:
+    """Whether there was one that had waited so long."""
+    now_s = asyncio.get_running_loop().time()
+    one = first_to_go(connections, now_s)
+    if one is None or now_s - one.since_s < waited_s:
+        return False
+    one.cut()
+    return True

@@ -18,7 +18,7 @@ from .access import Access, host_header, security_headers
 from .batches import CannotImagine
 from .descriptors import OutOfDescriptors, none_left
 from .engine_room import EngineRoom
-from .files import File
+from .files import File, file
 from .recordings import (
     FOLDER,
     AlreadyRecording,
@@ -170,14 +170,14 @@ def _error(status: int, sentence: str, headers: dict[str, str] | None = None, fi
 
 def _pages(static: Path) -> list[web.AbstractRouteDef]:
     async def studio(request: web.Request) -> File:
-        return File(static / "index.html")
+        return await file(static / "index.html")
 
     async def view(request: web.Request) -> File:
         request.app[signalling.STREAMS].find(request.match_info["stream"])  # refuses a bad name
-        return File(static / "view.html")
+        return await file(static / "view.html")
 
     async def asset(request: web.Request) -> File:
-        return File(_inside(static, request.match_info["path"]))
+        return await file(_inside(static, request.match_info["path"]))
 
     return [web.get("/", studio), web.get("/view/{stream}", view), web.get("/static/{path:.+}", asset)]
 

@@ -17,10 +17,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from stream import connections, webrtc
+from stream import connections, listening, webrtc
 from stream.connections import Stage, first_to_go, overdue
 from stream.descriptors import MAX_CONNECTIONS, connection_limit
-from stream.recordings import Recordings
 
 from .peers import Publisher, Viewer, until
 
@@ -167,6 +166,7 @@ async def test_who_takes_no_answer_locks_nobody_out(start_server, knock, monkeyp
 
 
 async def test_where_no_descriptor_is_left_the_oldest_go_and_it_is_said_once(start_server, knock, monkeypatch, caplog):
+    monkeypatch.setattr(listening, "GRACE_S", 0.0)
     server = await start_server()
     halves = [(await knock(server, HALF_A_HEAD))[0] for _ in range(20)]
     loop = asyncio.get_running_loop()
@@ -355,11 +355,29 @@ async def answered(server, before=lambda: None):
     await publisher.peer.close()
 
 
-async def test_a_request_without_a_descriptor_left_is_503(server, monkeypatch):
-    def none(*_args, **_kwargs):
-        raise OSError(errno.EMFILE, "Too many open files")
+@pytest.fixture
+def last_descriptor():
+    """last_descriptor(): from now on this process can open nothing; what is open stays."""
+    resource = pytest.importorskip("resource", reason="no such limit there")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
-    monkeypatch.setattr(Recordings, "listed", none)
-    async with server.http.get(f"{server.url}/api/recordings") as response:
-        assert response.status == 503
-        assert "try again" in (await response.json())["error"]
+
+async def test_requests_without_a_descriptor_left_are_503(start_server, tmp_path, last_descriptor, caplog):
+    (tmp_path / "two-20260101-120000.mp4").write_bytes(b"a film")
+    server = await start_server(recordings=tmp_path)
+    publisher = Publisher(server.http, f"{server.url}/whip/a")
+    offer = {"data": await publisher.offer(), "headers": {"Content-Type": "application/sdp"}}
+    asked = [("GET", "/", {}), ("GET", "/view/a", {}), ("GET", "/static/index.html", {}), ("POST", "/whip/a", offer)]
+    asked += [("GET", "/api/recordings", {}), ("GET", "/api/recordings/two-20260101-120000.mp4", {})]
+    assert (await server.get("/api/status"))[0] == 200  # the connection that is used from now on
+    last_descriptor()
+    for method, path, more in asked:
+        async with server.http.request(method, server.url + path, **more) as response:
+            assert response.status == 503, path
+            assert int(response.headers["Retry-After"]) > 0
+            assert "try again" in (await response.json())["error"]
+    assert (await server.get("/api/status"))[0] == 200
+    assert "Traceback" not in caplog.text
+    await publisher.peer.close()
