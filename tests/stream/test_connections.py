@@ -113,7 +113,7 @@ async def test_nothing_that_is_at_work_is_overdue(server, monkeypatch):
         await viewer.next_frame()
 
 
-@pytest.mark.parametrize("data", [b"", HALF_A_HEAD, HALF_A_BODY])
+@pytest.mark.parametrize("data", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["nothing", "head", "body"])
 async def test_when_all_are_taken_the_oldest_unfinished_request_goes(start_server, knock, data):
     server = await start_server(max_connections=4)
     async with server.http.ws_connect(f"{server.url}/api/streams/one/events") as socket:
