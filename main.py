@@ -18,6 +18,7 @@ from pipeline import environment, load
 from pipeline.errors import LoadError
 from pipeline.presets import TABLE
 from pipeline.settings import ModelSpec
+from stream import logs
 from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
 COMMANDS = ("serve", "render", "camera", "models", "bench")
@@ -34,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     environment.prepare()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (
         arguments[0] not in COMMANDS and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")
@@ -62,7 +63,7 @@ def _parser() -> Parser:
     _latency_option(serve)
     serve.add_argument("--token", help="secret that every request must carry")
     serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site that may call")
-    serve.add_argument("--recordings", type=Path, default="recordings", metavar="DIR", help="folder for recorded films")
+    serve.add_argument("--recordings", default="recordings", metavar="DIR", help="folder for recorded films")
     serve.add_argument("--virtual-camera", nargs="?", const="auto", metavar="DEVICE", help="show a stream there too")
     serve.add_argument("--from", dest="from_stream", metavar="STREAM", help="the stream that it shows")
     add_control_options(serve)
@@ -162,10 +163,17 @@ def _quality(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from stream.access import LOOPBACK_HOSTS
+    from stream.access import LOOPBACK_HOSTS, Access
 
+    for name in ("host", "recordings"):  # an unset variable would mean every address, and this very folder
+        if not str(getattr(options, name)).strip():
+            raise UsageError(f"--{name} is empty: is the variable set that should hold it?")
     if options.token is None and options.host not in LOOPBACK_HOSTS:
         raise UsageError(f"--host {options.host} is reachable from other machines: give a --token SECRET too.")
+    try:
+        Access(options.host, options.token, options.allow_origin)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if (options.virtual_camera is None) != (options.from_stream is None):
         raise UsageError("--virtual-camera and --from STREAM go together: which stream shall the virtual camera show?")
     from stream.streams import NAME
@@ -184,7 +192,7 @@ def _serve(options: argparse.Namespace) -> int:
         port=options.port,
         token=options.token,
         allow_origins=options.allow_origin,
-        recordings=options.recordings,
+        recordings=Path(options.recordings),
     )
 
 

@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 
 def cache_folder() -> Path:
     """Compiled packages are kept between starts; LCMIRROR_CACHE moves them."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lcmirror"
-    return Path(os.environ.get("LCMIRROR_CACHE", default)).resolve() / "compiled"
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcmirror"
+    return Path(os.environ.get("LCMIRROR_CACHE") or default).resolve() / "compiled"
 
 
 def compile_beside(stylizer: Stylizer, report: Report, batches: bool | None = None) -> None:

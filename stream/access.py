@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+USUAL_PORTS = {"http": 80, "https": 443}
 METHODS = "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
 OPEN_PREFIXES = ("/static/", "/view/")  # pages ask for the token; they need to be seen to do so
 _PLAIN_HOST = re.compile(r"[\w.\-\[\]:]+", re.ASCII)  # anything else could write into the policy it is put into
@@ -30,21 +31,28 @@ class Access:
     """The rules of one server.
 
     host: the address it is bound to. token: None asks for none. allow_origins: origins ("https://example.org") that may
-    use the API from their pages, "*" for all.
+    use the API from their pages, "*" for all. Raises ValueError, in one sentence, for a token that would guard nothing
+    or that nobody could send, and for what is no origin.
     """
 
     host: str = "127.0.0.1"
     token: str | None = None
     allow_origins: Collection[str] = ()
 
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token)
+        object.__setattr__(self, "allow_origins", frozenset(map(serialized_origin, self.allow_origins)))
+
     def refusal(self, request: web.Request) -> Refusal | None:
         """None when the request may pass."""
-        if not self.knows_host(request.host):
+        host = host_header(request)
+        if not self.knows_host(host):
             return Refusal(
                 403, "This server is not known by that host name; open it by the address it was started with."
             )
         origin = request.headers.get("Origin")
-        if origin is not None and not self.knows_origin(origin, request.host):
+        if origin is not None and not self.knows_origin(origin, host):
             return Refusal(
                 403, "Requests from that origin are not allowed; start the server with --allow-origin to permit it."
             )
@@ -55,26 +63,26 @@ class Access:
                 return Refusal(401, "A valid token is needed: send it as Authorization: Bearer or as ?token=.")
         return None
 
-    def knows_host(self, host_header: str) -> bool:
+    def knows_host(self, host: str) -> bool:
         """Against DNS rebinding: a foreign name that resolves to us is refused. Beyond loopback the names by which we
         are reached cannot be known; there the token is the guard, which a rebound page does not have."""
         if self.token is not None and self.host not in LOOPBACK_HOSTS:
             return True
-        name = host_name(host_header)
+        name = host_name(host)
         return name in LOOPBACK_HOSTS or (name is not None and name == self.host.lower())
 
-    def knows_origin(self, origin: str, host_header: str) -> bool:
-        if "*" in self.allow_origins or origin in self.allow_origins:
+    def knows_origin(self, origin: str, host: str) -> bool:
+        if "*" in self.allow_origins or origin.lower() in self.allow_origins:
             return True
         try:
             parts = urlsplit(origin)
         except ValueError:
             return False
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == host_header.lower()
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower() != ""
 
-    def cors_headers(self, origin: str | None, host_header: str) -> dict[str, str]:
+    def cors_headers(self, origin: str | None, host: str) -> dict[str, str]:
         """What a page of another, permitted origin needs; nothing for our own pages and for programs."""
-        if origin is None or not self.knows_origin(origin, host_header):
+        if origin is None or not self.knows_origin(origin, host):
             return {}
         return {
             "Access-Control-Allow-Origin": origin,
@@ -84,6 +92,42 @@ class Access:
             "Access-Control-Max-Age": "86400",
             "Vary": "Origin",
         }
+
+
+def check_token(token: str) -> None:
+    """Raises ValueError for a token that is blank (an unset variable), or that no Authorization header can carry."""
+    if not token.strip():
+        raise ValueError("--token is empty and would let everybody in: is the variable set that should hold it?")
+    if token != token.strip() or not token.isprintable():
+        raise ValueError("--token begins or ends with a space or holds a control character: no client could send it.")
+
+
+def serialized_origin(text: str) -> str:
+    """As browsers write it in the Origin header (RFC 6454, section 6.2): lower case, no slash, no usual port.
+
+    "*" and "null" stay. Raises ValueError for what no browser would ever send.
+    """
+    if text in ("*", "null"):
+        return text
+    try:
+        parts = urlsplit(text)
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+    except ValueError:  # UnicodeError is one
+        parts, port, host = urlsplit(""), None, ""
+    if not (parts.scheme and _PLAIN_HOST.fullmatch(host) and text[len(parts.scheme) :].startswith("://")):
+        raise ValueError(f"--allow-origin {text!r} is no origin: give scheme and host, as in https://example.org.")
+    if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(
+            f"--allow-origin {text!r} is more than an origin: give scheme and host alone, as in https://example.org."
+        )
+    shown_host = f"[{host}]" if ":" in host else host
+    shown_port = "" if port in (None, USUAL_PORTS.get(parts.scheme)) else f":{port}"
+    return f"{parts.scheme}://{shown_host}{shown_port}"
+
+
+def host_header(request: web.BaseRequest) -> str:
+    """Empty where there is none; aiohttp would ask the resolver for this machine's name, and wait for it."""
+    return request.headers.get("Host", "")
 
 
 def is_open(path: str) -> bool:
@@ -97,21 +141,21 @@ def given_token(request: web.Request) -> str | None:
     return value.strip() if scheme.lower() == "bearer" else request.query.get("token")
 
 
-def host_name(host_header: str) -> str | None:
+def host_name(header: str) -> str | None:
     """The name in a Host header, without port and brackets; None when it is malformed."""
     try:
-        return urlsplit(f"//{host_header}").hostname
+        return urlsplit(f"//{header}").hostname
     except ValueError:
         return None
 
 
-def security_headers(host_header: str) -> dict[str, str]:
+def security_headers(host: str) -> dict[str, str]:
     """Fit for plain ES modules from our own origin. WebSockets are named for browsers whose 'self' excludes them.
 
     'unsafe-eval' is for automation: Playwright's wait_for_function evaluates its expression in the page. Our scripts
     evaluate no strings, and inline or foreign scripts stay forbidden.
     """
-    sockets = f" ws://{host_header} wss://{host_header}" if _PLAIN_HOST.fullmatch(host_header) else ""
+    sockets = f" ws://{host} wss://{host}" if _PLAIN_HOST.fullmatch(host) else ""
     return {
         "Content-Security-Policy": (
             "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self'; "

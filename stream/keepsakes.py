@@ -10,6 +10,7 @@ from aiohttp import web
 
 from . import snapshots
 from .api import ENGINE_ROOM
+from .files import File, file
 from .recordings import Recordings
 from .signalling import STREAMS
 from .streams import Stream
@@ -70,10 +71,10 @@ async def recordings(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(request.app[RECORDINGS].listed))
 
 
-async def film(request: web.Request) -> web.FileResponse:
+async def film(request: web.Request) -> File:
     """The film as a download; ranges are answered, so that it can be watched from any place."""
     path = await asyncio.to_thread(request.app[RECORDINGS].find, request.match_info["file"])
-    return web.FileResponse(path, headers={"Content-Type": "video/mp4", **_attached(path.name)})
+    return await file(path, headers={"Content-Type": "video/mp4", **_attached(path.name)})
 
 
 async def finish_recordings(app: web.Application) -> None:

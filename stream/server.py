@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -13,9 +14,11 @@ from aiohttp.typedefs import Handler
 from pipeline.settings import Controls
 
 from . import api, keepsakes, signalling
-from .access import Access, security_headers
+from .access import Access, host_header, security_headers
 from .batches import CannotImagine
+from .descriptors import OutOfDescriptors, none_left
 from .engine_room import EngineRoom
+from .files import File, file
 from .recordings import (
     FOLDER,
     AlreadyRecording,
@@ -35,12 +38,14 @@ STATIC = Path(__file__).resolve().parent.parent / "static"
 MAX_BODY_BYTES = 64 * 1024  # Chrome's offers are 7 KB
 MAX_SESSIONS = 32
 RETRY_AFTER_S = 5
+BODY_S = 20.0  # for a whole body, however slowly it drips
 
 STATUS_OF = {
     BadStreamName: 400,
     BadSdp: 400,
     NoCommonCodec: 406,
     NoFreeStream: 503,
+    OutOfDescriptors: 503,
     TooManySessions: 503,
     api.TooManyListeners: 503,
     NoRecording: 404,
@@ -89,8 +94,9 @@ def make_app(
     app.on_shutdown.append(keepsakes.finish_recordings)
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(security_headers(request.host) if access.knows_host(request.host) else {})
-        response.headers.update(access.cors_headers(request.headers.get("Origin"), request.host))
+        host = host_header(request)
+        response.headers.update(security_headers(host) if access.knows_host(host) else {})
+        response.headers.update(access.cors_headers(request.headers.get("Origin"), host))
         response.headers.setdefault("Cache-Control", "no-cache" if request.path.startswith("/static/") else "no-store")
 
     app.on_response_prepare.append(add_headers)
@@ -105,26 +111,46 @@ def _guard(access: Access):
             headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
             return _error(refusal.status, refusal.reason, headers)
         try:
+            if request.method not in ("GET", "HEAD"):  # whose handlers read none
+                await _take_body(request)
             return await handler(request)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            kept = {name: error.headers[name] for name in ("Allow", "Upgrade") if name in error.headers}
+            kept = {name: error.headers[name] for name in ("Allow", "Connection", "Upgrade") if name in error.headers}
             if error.status == 405 and request.method == "OPTIONS":  # every route may be asked what it allows
                 return web.Response(status=204, headers=kept)
             return _error(error.status, _sentence(error, request), kept)
         except api.BadControl as error:
             return _error(422, str(error), field=error.field)
         except tuple(STATUS_OF) as error:
-            status = STATUS_OF[type(error)]
-            return _error(status, str(error), {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {})
+            return _refused(error)
+        except web.RequestPayloadError:
+            return _error(400, "The body cannot be read: its framing or its compression is malformed.")
         except ConnectionResetError:
             raise  # the client is gone, nobody reads an answer
-        except Exception:
+        except Exception as error:
+            if none_left(error):
+                return _refused(OutOfDescriptors())
             log.exception("%s %s failed.", request.method, request.path)
             return _error(500, "The server made a mistake; its log says more.")
 
     return guard
+
+
+async def _take_body(request: web.Request) -> None:
+    """Read it, for the handler; aiohttp refuses what is too large. Raises HTTPRequestTimeout."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            await request.read()
+    except TimeoutError as error:
+        sentence = f"The body did not come whole within {BODY_S:g} seconds."
+        raise web.HTTPRequestTimeout(text=sentence, headers={"Connection": "close"}) from error
+
+
+def _refused(error: Exception) -> web.Response:
+    status = STATUS_OF[type(error)]
+    return _error(status, str(error), {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {})
 
 
 def _sentence(error: web.HTTPException, request: web.Request) -> str:
@@ -143,15 +169,15 @@ def _error(status: int, sentence: str, headers: dict[str, str] | None = None, fi
 
 
 def _pages(static: Path) -> list[web.AbstractRouteDef]:
-    async def studio(request: web.Request) -> web.FileResponse:
-        return web.FileResponse(static / "index.html")
+    async def studio(request: web.Request) -> File:
+        return await file(static / "index.html")
 
-    async def view(request: web.Request) -> web.FileResponse:
+    async def view(request: web.Request) -> File:
         request.app[signalling.STREAMS].find(request.match_info["stream"])  # refuses a bad name
-        return web.FileResponse(static / "view.html")
+        return await file(static / "view.html")
 
-    async def asset(request: web.Request) -> web.FileResponse:
-        return web.FileResponse(_inside(static, request.match_info["path"]))
+    async def asset(request: web.Request) -> File:
+        return await file(_inside(static, request.match_info["path"]))
 
     return [web.get("/", studio), web.get("/view/{stream}", view), web.get("/static/{path:.+}", asset)]
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from pipeline.settings import Controls
 
+from . import listening
 from .batches import Stylizer
 from .engine_room import EngineRoom, Report
 from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
@@ -74,20 +75,21 @@ def serve(
 
 async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, notes: Sequence[str]) -> int:
     end = end_of_signals()  # before the first line is printed: who reads it may end us at once
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    runner = web.AppRunner(app, shutdown_timeout=2.0)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            sockets = listening.bind(host, port)
         except OSError as error:
             reason = error.strerror or str(error)
             print(f"Cannot listen on {host}:{port}: {reason}. Choose another --port.", file=sys.stderr)
             return EXIT_BAD_INPUT
-        shown_host = f"[{host}]" if ":" in host else host
-        print(f"LCMirror listening on http://{shown_host}:{runner.addresses[0][1]}", flush=True)
-        for note in notes:
-            print(note, flush=True)
-        return await until_told(room, end)
+        async with listening.accepting(runner.server, sockets):
+            shown_host = f"[{host}]" if ":" in host else host
+            print(f"LCMirror listening on http://{shown_host}:{sockets[0].getsockname()[1]}", flush=True)
+            for note in notes:
+                print(note, flush=True)
+            return await until_told(room, end)
     finally:
         await runner.cleanup()
         await asyncio.to_thread(room.close)

@@ -15,6 +15,7 @@ from aiortc.exceptions import OperationError
 from . import sdp
 from .clocks import MediaClock
 from .decoding import bound_queue, let_through, take_media_for_consent, tell_failure
+from .descriptors import OutOfDescriptors, none_left
 from .publication import Publication
 from .reports import SenderReports, tell_moments
 from .sound import CLOCK_HZ as SOUND_HZ
@@ -230,9 +231,13 @@ class Sessions:
                 "No codec in common: offer video as VP8 or H264 (Constrained Baseline) and audio, if any, as Opus."
             ) from error
         except Exception as error:
+            if none_left(error):
+                raise OutOfDescriptors from error
             # aiortc's parser answers malformed text with whatever it stumbles over: asserts, KeyErrors, StopIteration.
             log.debug("aiortc cannot read an offer.", exc_info=True)
             raise sdp.BadSdp("The SDP offer cannot be read: one of its attributes is malformed.") from error
+        if "\na=candidate:" not in peer.localDescription.sdp:  # aioice goes on without what it could not open
+            raise OutOfDescriptors
         return peer.localDescription.sdp
 
     async def _add_candidate(self, session: Session, mid: str, candidate: RTCIceCandidate) -> None:

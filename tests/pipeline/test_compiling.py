@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,3 +183,9 @@ def test_the_linker_finds_the_driver_that_runs(tmp_path, monkeypatch):
         assert (tmp_path / "links" / "libcuda.so").samefile(driver)
     maps.write_text("")
     assert compiling._cuda_driver(tmp_path / "links", maps) == {}
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch):
+    for name in ("LCMIRROR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    assert compiling.cache_folder() == (Path.home() / ".cache" / "lcmirror" / "compiled").resolve()

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from stream import signalling
+from stream import listening, signalling
 from stream.engine_room import EngineRoom
 from stream.server import make_app
 from stream.streams import Streams
@@ -47,25 +47,28 @@ async def start_server():
     cleanups = []
 
     async def start(stylizer: FakeStylizer | None = None, *, load=None, wait=True, room_options=None, **options):
+        max_connections = options.pop("max_connections", None)
         stylizer = stylizer or FakeStylizer()
         room = EngineRoom(load or (lambda report: stylizer), model="fake", **(room_options or {}))
         streams = Streams(room, options.pop("stream_defaults", None), max_names=options.pop("max_names", 256))
         app = make_app(room, streams, **options)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+        runner = web.AppRunner(app, shutdown_timeout=2)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        sockets = listening.bind("127.0.0.1", 0)
+        door = listening.accepting(runner.server, sockets, limit=max_connections)
+        await door.__aenter__()
         room.start()
         if wait:
             room.wait_settled(10)
         http = aiohttp.ClientSession()
-        port = runner.addresses[0][1]
-        cleanups.append((http, runner, room))
+        port = sockets[0].getsockname()[1]
+        cleanups.append((http, door, runner, room))
         return Server(f"http://127.0.0.1:{port}", http, room, streams, app[signalling.SESSIONS], runner, stylizer)
 
     yield start
-    for http, runner, room in reversed(cleanups):
+    for http, door, runner, room in reversed(cleanups):
         await http.close()
+        await door.__aexit__(None, None, None)
         await runner.cleanup()
         room.close()
 

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from stream import listening
 from stream.engine_room import EngineRoom
 from stream.server import make_app
 from stream.streams import Streams
@@ -16,11 +17,12 @@ from .fakes import FakeStylizer
 async def main() -> None:
     room = EngineRoom(lambda report: FakeStylizer(), model="fake")
     room.start()
-    runner = web.AppRunner(make_app(room, Streams(room)), access_log=None)
+    runner = web.AppRunner(make_app(room, Streams(room)))
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print(runner.addresses[0][1], flush=True)
-    await asyncio.Event().wait()
+    sockets = listening.bind("127.0.0.1", 0)
+    async with listening.accepting(runner.server, sockets):
+        print(sockets[0].getsockname()[1], flush=True)
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

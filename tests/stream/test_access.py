@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import asyncio
+import socket
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import pytest
@@ -71,6 +73,69 @@ async def test_an_allowed_origin_gets_what_whip_and_whep_ask(start_server):
         assert {"Location", "ETag", "Link"} <= exposed
     async with server.http.options(server.url + "/whip/one", headers={"Origin": STRANGER}) as response:
         assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    "given", [f"{FRIEND}/", "HTTPS://Friend.Example", f"{FRIEND}:443", "https://FRIEND.example:443/"]
+)
+async def test_an_origin_may_be_written_as_people_do(start_server, given):
+    server = await start_server(allow_origins=[given])
+    async with server.http.get(server.url + "/api/status", headers={"Origin": FRIEND}) as response:
+        assert response.status == 200
+        assert response.headers["Access-Control-Allow-Origin"] == FRIEND
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("http://[::1]:8081/", "http://[::1]:8081"),
+        ("http://Studio.lan:3000", "http://studio.lan:3000"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("null", "null"),
+        ("*", STRANGER),
+    ],
+)
+def test_other_forms_of_an_origin(given, sent):
+    assert Access(allow_origins=[given]).knows_origin(sent, "127.0.0.1:8080")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        " ",
+        "friend.example",
+        "localhost:3000",
+        "//friend.example",
+        "https://",
+        "https:friend.example",
+        "https://*.x",
+    ],
+)
+def test_what_no_browser_sends_is_no_origin(given):
+    with pytest.raises(ValueError, match=r"--allow-origin.*https://example\.org"):
+        Access(allow_origins=[given])
+
+
+@pytest.mark.parametrize("extra", ["/page", "/?query", "/#place"])
+def test_more_than_an_origin_is_refused(extra):
+    with pytest.raises(ValueError, match="alone"):
+        Access(allow_origins=[FRIEND + extra])
+
+
+@pytest.mark.parametrize("token", ["", " ", "\n", " s3cret", "s3cret\n", "s3\x00cret", "s3\ncret"])
+async def test_a_token_that_would_guard_nothing_is_refused(start_server, token):
+    with pytest.raises(ValueError, match="--token"):
+        await start_server(token=token)
+
+
+async def test_a_request_without_a_host_is_refused_at_once(server, monkeypatch):
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("The resolver was asked."))
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.url).port)
+    writer.write(b"GET /api/status HTTP/1.0\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.0 403 ")
+    writer.close()
 
 
 async def test_the_token_guards_everything_but_the_pages(start_server):

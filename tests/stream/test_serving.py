@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -16,10 +19,16 @@ from .peers import Publisher, Viewer
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "s3cret"
 SCRIPT = f"""
-import sys, threading
+import logging, sys, threading
 from pipeline.settings import Controls
+from stream import logs
 from stream.serving import serve
 from tests.stream.fakes import FakeStylizer
+
+logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
+if "few-descriptors" in sys.argv:
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 
 def load(report):
     if "loads-for-ever" in sys.argv:
@@ -57,11 +66,17 @@ async def run():
 
 
 async def assert_ends(process, number, code):
+    printed, complained = await ended(process, number)
+    assert (process.returncode, complained) == (code, "")
+    assert TOKEN not in printed
+    return printed
+
+
+async def ended(process, number):
+    """What it printed, and what it complained of."""
     process.send_signal(number)
     printed, complained = await asyncio.wait_for(process.communicate(), 15)
-    assert (process.returncode, complained.decode()) == (code, "")
-    assert TOKEN not in printed.decode()
-    return printed.decode()
+    return printed.decode(), complained.decode()
 
 
 ENDINGS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -87,3 +102,65 @@ async def test_it_ends_at_once_with_sessions_and_listeners_open(run, number, cod
         await publisher.peer.close()
         await viewer.peer.close()
         await socket.close()
+
+
+@contextlib.asynccontextmanager
+async def flood(url, count):
+    """`count` connections at once that never finish what they ask."""
+    address = urlsplit(url)
+    writers = []
+    try:
+        for _ in range(count):
+            _, writer = await asyncio.open_connection(address.hostname, address.port)
+            writers.append(writer)
+            writer.write(f"GET /api/status?token={TOKEN} HTTP/1.1\r\nHost: {address.netloc}\r\nX-Slow: ".encode())
+        yield
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+async def ask(url):
+    """The status, for a client that has no connection yet."""
+    async with aiohttp.ClientSession() as http, http.get(f"{url}/healthz") as response:
+        return response.status
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+async def test_half_open_requests_lock_nobody_out(run):
+    process, url = await run("few-descriptors")
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+        Publisher(http, f"{url}/whip/one"),
+        Viewer(http, f"{url}/whep/one") as viewer,
+        http.ws_connect(f"{url}/api/streams/one/events") as socket,
+        flood(url, 300),
+    ):
+        assert await asyncio.wait_for(ask(url), 60) == 200
+        await viewer.next_frame()
+        for _ in range(10):
+            await socket.receive_json(timeout=60)
+        async with Viewer(http, f"{url}/whep/one") as another:  # there are descriptors for its sockets
+            await another.next_frame()
+    _, complained = await ended(process, signal.SIGTERM)
+    assert len(complained.splitlines()) < 10, complained
+    assert "All 128 connections are taken" in complained
+    assert "times more" in complained
+    assert TOKEN not in complained
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+async def test_others_are_answered_within_five_seconds(run):
+    process, url = await run("few-descriptors")
+    slowest_s = 0.0
+    async with flood(url, 900):
+        for _ in range(10):
+            async with flood(url, 50):
+                asked_s = time.monotonic()
+                assert await ask(url) == 200
+                slowest_s = max(slowest_s, time.monotonic() - asked_s)
+    _, complained = await ended(process, signal.SIGTERM)
+    print(f"slowest answer {slowest_s:.3f} s, {len(complained)} bytes of log")
+    assert slowest_s < 5, slowest_s
+    assert len(complained) < 10_000

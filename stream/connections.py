@@ -1,0 +1,172 @@
+"""The connections of the HTTP server: what each waits for, which ones have waited too long, which one goes when it is
+crowded, and what one is told that does not speak HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from enum import Enum
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, LineTooLong
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 2.0  # how long the rest of a body is read that nobody wants, so that the answer is not lost in a reset
+
+
+class Stage(Enum):
+    """What a connection waits for."""
+
+    HEAD = "the request line and the headers"
+    WORK = "us: a request is being handled, or its body is still coming"
+    ANSWER = "the client, which takes our answer"
+    IDLE = "the next request"
+    GONE = "nothing"
+
+
+# For a whole head, however slowly it drips; and how long a connection is kept for another request.
+PATIENCE_S = {Stage.HEAD: 10.0, Stage.IDLE: 75.0}
+# A film may take hours to go out. Only where it is crowded, what takes longer may be cut: a download can be resumed.
+ANSWER_S = 60.0
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's protocol, which also knows what it waits for, and since when on the loop's clock."""
+
+    __slots__ = ("_all", "_begun", "_request", "_wire", "since_s", "stage")
+
+    def __init__(self, server: web.Server, connections: set[Connection]):
+        super().__init__(server, loop=asyncio.get_running_loop(), access_log=None, lingering_time=LINGER_S)
+        self._all = connections
+        self._begun = b""
+        self._request: web.BaseRequest | None = None
+        self.stage, self.since_s = Stage.HEAD, asyncio.get_running_loop().time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = transport
+        self._all.add(self)
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._begun = self._begun or data[:2]
+        if data and self.stage is Stage.IDLE:
+            self._enter(Stage.HEAD)
+        super().data_received(data)
+
+    def begins(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._enter(Stage.WORK)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        self._enter(Stage.ANSWER)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._request = None
+            self._enter(Stage.IDLE)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._enter(Stage.GONE)
+        self._all.discard(self)
+        super().connection_lost(exc)
+
+    @property
+    def may_go(self) -> bool:
+        """Nothing is lost with it: its request has not come whole, or there is none."""
+        if self.stage is Stage.WORK:
+            return self._request is not None and not self._request.content.is_eof()
+        return self.stage in PATIENCE_S
+
+    def cut(self) -> None:
+        """Closed now: who reads nothing would hold up an orderly end for ever."""
+        self._enter(Stage.GONE)
+        self.force_close()
+        self._wire.abort()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is answered as every other mistake, and takes one line of the log. Nothing of it is quoted:
+        the token may stand in it."""
+        if isinstance(exc, HttpProcessingError):
+            status, sentence = 400, malformed(exc, self._begun)
+            log.warning("A request was refused: %s", sentence)
+        else:
+            sentence = "The server made a mistake; its log says more."
+            if not isinstance(exc, ConnectionError):  # the client is gone
+                log.error("%s %s failed.", request.method, request.path, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("The answer has begun: it cannot become another.")
+        return refusal(status, sentence)
+
+    def log_exception(self, *args: object, exc_info: BaseException | None = None, **kwargs: object) -> None:
+        """A body that was refused is refused once more where aiohttp reads the rest of it."""
+        if not isinstance(exc_info, web.RequestPayloadError):
+            super().log_exception(*args, exc_info=exc_info, **kwargs)
+
+    def _enter(self, stage: Stage) -> None:
+        if self.stage is not Stage.GONE:
+            self.stage, self.since_s = stage, asyncio.get_running_loop().time()
+
+
+def malformed(error: HttpProcessingError, begun: bytes) -> str:
+    """Why that is no request, in one sentence; `begun`: the first two bytes of the connection."""
+    if begun == b"\x16\x03":  # a TLS record of a handshake (RFC 8446, section 5.1)
+        return "Somebody speaks https to this http port: use http://, or put a TLS proxy in front."
+    if isinstance(error, LineTooLong):
+        return "The request line or a header is too long."
+    return (
+        "This is no HTTP request that can be read: its request line, a header or the framing of its body is malformed."
+    )
+
+
+def readable(value: str) -> bool:
+    """Whether a header's value is UTF-8; aiohttp and Python's base64 stumble over what is not."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # other bytes come as lone surrogates
+        return False
+    return True
+
+
+def refusal(status: int, sentence: str) -> web.Response:
+    """What every error looks like; the connection ends with it."""
+    response = web.json_response({"error": sentence}, status=status)
+    response.force_close()
+    return response
+
+
+def following(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]):
+    """A server's handler that also tells the connection when a request begins, and answers what never gets to it."""
+
+    async def handled(request: web.BaseRequest) -> web.StreamResponse:
+        request.protocol.begins(request)
+        if any(not readable(value) for value in request.headers.values()):
+            return request.protocol.handle_error(request, 400, InvalidHeader(""))
+        try:
+            return await handle(request)
+        except web.HTTPException as error:  # of aiohttp's own, for an Expect header it does not know
+            return refusal(error.status, f"{error.reason}.")
+
+    return handled
+
+
+def overdue(connections: Iterable[Connection], now_s: float) -> list[Connection]:
+    """Those whose patience is over."""
+    return [one for one in connections if now_s - one.since_s > PATIENCE_S.get(one.stage, float("inf"))]
+
+
+def first_to_go(connections: Collection[Connection], now_s: float) -> Connection | None:
+    """Of those that may go, the one that has waited longest: a client in earnest sends its request at once. Only where
+    there is none, who has been taking an answer for too long."""
+    may_go = [one for one in connections if one.may_go]
+    stuck = [one for one in connections if one.stage is Stage.ANSWER and now_s - one.since_s >= ANSWER_S]
+    return min(may_go or stuck, key=lambda one: one.since_s, default=None)
