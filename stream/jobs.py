@@ -286,8 +286,8 @@ def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callabl
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 5,
     ) as bar:
-        complete = render(take, paint, film, lambda: bar.update(film.work.done - bar.n), interrupted)
-    if film.work.done == 0:
+        complete = render(take, paint, film, bar.update, interrupted)
+    if bar.n == 0:
         if not complete:
             return False
         raise FilmError(f"{take.clip.path} has no picture in the part that was asked for.")
