@@ -271,7 +271,11 @@ def _in_words(job: Job, film: Film) -> Iterator[None]:
     try:
         yield
     except (OSError, av.error.FFmpegError) as error:
-        kept = " What is painted so far is kept; --resume goes on with it." if film.work.done else ""
+        kept = (
+            " What is painted so far is kept; --resume goes on with it."
+            if film.work.done and work.is_begun(job.target)
+            else ""
+        )
         reason = (error.strerror or str(error)).rstrip(".")
         raise FilmError(f"{job.target} cannot be written: {reason}.{kept}") from error
 

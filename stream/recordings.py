@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import threading
 import time
@@ -22,7 +23,7 @@ _OURS = re.compile(r"[a-z0-9-]{1,100}(\.part)?\.mp4")  # no name of another kind
 
 
 class CannotRecord(RuntimeError):
-    """The folder takes no film."""
+    """The folder takes no film, or shows none."""
 
 
 class TooManyRecordings(RuntimeError):
@@ -91,9 +92,15 @@ class Recordings:
     def listed(self) -> list[dict[str, Any]]:
         """The films in the folder, newest first. Those that broke off are there too, as not `finished`; those that are
         being made are not."""
+        try:
+            paths = list(self.folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):  # nothing has been recorded, or all was taken away
+            paths = []
+        except OSError as error:
+            raise CannotRecord(f"Recordings in {self.folder} cannot be read: {error.strerror}.") from error
         films = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if not _OURS.fullmatch(path.name) or path.name in self._unfinished() or not path.is_file():
+        for path in paths:
+            if not _OURS.fullmatch(path.name) or path.name in self._unfinished() or not os.path.isfile(path):
                 continue
             try:
                 facts = path.stat()
@@ -114,7 +121,7 @@ class Recordings:
         """The film of that name. Raises NoRecording, StillRecording."""
         if name in self._unfinished():
             raise StillRecording(f"{name} is still being recorded; stop that first.")
-        if not _OURS.fullmatch(name) or not (self.folder / name).is_file():
+        if not _OURS.fullmatch(name) or not os.path.isfile(self.folder / name):
             raise NoRecording(f"There is no recording named {name[:100]}.")
         return self.folder / name
 

@@ -246,6 +246,15 @@ async def test_a_folder_that_cannot_be_is_a_sentence_and_the_server_lives_on(ser
     assert (await send(server, "POST"))[0] == 201
 
 
+async def test_a_folder_that_cannot_be_read_is_a_sentence(server, folder, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    status, body = await send(server, "GET", "/api/recordings")
+    assert (status, body["error"]) == (500, f"Recordings in {folder} cannot be read: Permission denied.")
+
+
 async def test_a_recorded_stream_is_kept(start_server, folder):
     server = await start_server(recordings=folder, max_names=1)
     assert (await send(server, "POST"))[0] == 201

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,6 +258,20 @@ def test_other_settings_leave_the_work_alone(clip, tmp_path, capsys):
     assert "give the same settings, or --overwrite to start over" in sentence(capsys)
     before.resume({"seed": 1})
     assert before.done == 1
+
+
+def test_work_that_is_removed_meanwhile_is_not_called_kept(tmp_path, monkeypatch, capsys):
+    seal = Work.seal
+
+    def removed(work, count, part):
+        if work.done:
+            shutil.rmtree(work.folder)
+        seal(work, count, part)
+
+    monkeypatch.setattr(Work, "seal", removed)
+    assert render(CARPHONE, tmp_path / "out.mp4") == 2
+    assert "out.mp4 cannot be written: No such file or directory.\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_do_not_share_a_film(clip, tmp_path, capsys):
