@@ -238,7 +238,7 @@ class Recording:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split()).rstrip(".")
         expected = isinstance(error, OSError | FileLost)
         log.error("The recording %s broke off: %s", self.stem, reason, exc_info=None if expected else error)
-        name, kept = None, f"{self._part} may hold what was written."
+        name, kept = None, f"{self._part.name} may hold what was written."
         try:
             name, kept = self._leftovers(isinstance(error, FileMoved))
         except OSError as fault:

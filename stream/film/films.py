@@ -26,7 +26,7 @@ from .sound import add_sound, ways
 from .work import Work
 
 MP4_LIKE = (".mp4", ".m4v", ".mov")
-SEGMENT = 24  # pictures, which is what a kill may lose; each segment starts with a keyframe
+SEGMENT = 24  # pictures: a kill loses them and those in hand; each segment starts with a keyframe
 
 
 @dataclass(frozen=True)

@@ -521,6 +521,7 @@ async def test_whatever_fails_in_ending_it_ends_and_says_so(server, folder, monk
     state, detail = live.stream.recording.state()["state"], live.stream.recording.state()["detail"]
     assert state == "failed"
     assert detail.startswith("The recording broke off: ")
+    assert str(folder) not in detail
     assert (await send(server, "DELETE"))[0] == 200
     if where != "_on_end":
         assert (await send(server, "POST"))[0] == 201
