@@ -46,8 +46,8 @@ def render_fps(stylizer, clip_path: Path, controls: Controls, batch: int, folder
     film = order_film(Order(clip, folder / "film.mp4", size))
     film.work.begin({})
     render(Take(clip, controls, size, batch=batch), stylizer, film)
-    pictures = film.work.done
     film.finish(True)
+    pictures = film.work.done
     film.work.discard()
     return pictures / (time.perf_counter() - started_s)
 

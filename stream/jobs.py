@@ -271,7 +271,11 @@ def _in_words(job: Job, film: Film) -> Iterator[None]:
     try:
         yield
     except (OSError, av.error.FFmpegError) as error:
-        kept = " What is painted so far is kept; --resume goes on with it." if film.work.done else ""
+        kept = (
+            " What is painted so far is kept; --resume goes on with it."
+            if film.work.done and work.is_begun(job.target)
+            else ""
+        )
         reason = (error.strerror or str(error)).rstrip(".")
         raise FilmError(f"{job.target} cannot be written: {reason}.{kept}") from error
 
@@ -286,8 +290,8 @@ def _render(job: Job, take: Take, paint: Paint, film: Film, interrupted: Callabl
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 5,
     ) as bar:
-        complete = render(take, paint, film, lambda: bar.update(film.work.done - bar.n), interrupted)
-    if film.work.done == 0:
+        complete = render(take, paint, film, bar.update, interrupted)
+    if bar.n == 0:
         if not complete:
             return False
         raise FilmError(f"{take.clip.path} has no picture in the part that was asked for.")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -15,7 +19,14 @@ from .recordings import Recordings
 from .signalling import STREAMS
 from .streams import Stream
 
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
 RECORDINGS = web.AppKey("recordings", Recordings)
+
+FINISH_S = 60.0  # how long a server that ends waits for its films; what is not whole then plays up to its last fragment
+_DISK = ThreadPoolExecutor(4, "disk")  # not the loop's own: aiortc encodes in that, and a disk may take its time
 
 
 def routes() -> list[web.RouteDef]:
@@ -40,7 +51,7 @@ async def snapshot(request: web.Request) -> web.Response:
     # A picture is shown around: where the model lies on this machine is nobody's business.
     named = model.name if model.is_absolute() else status["model"]
     settings = snapshots.settings_of(picture.rgb, picture.controls, found.name, named, status["device"])
-    png = await asyncio.to_thread(snapshots.write, picture.rgb, settings)
+    png = await _apart(snapshots.write, picture.rgb, settings)
     name = f"{found.name}-{time.strftime('%Y%m%d-%H%M%S')}.png"
     return web.Response(body=png, content_type="image/png", headers=_attached(name))
 
@@ -56,7 +67,7 @@ async def recording(request: web.Request) -> web.Response:
 async def start_recording(request: web.Request) -> web.Response:
     stream = request.app[STREAMS].get(request.match_info["stream"])
     with stream.kept():  # until the recording itself holds it
-        state = await asyncio.to_thread(request.app[RECORDINGS].start, stream)
+        state = await _apart(request.app[RECORDINGS].start, stream)
     return web.json_response(state, status=201)
 
 
@@ -64,22 +75,34 @@ async def stop_recording(request: web.Request) -> web.Response:
     found = _find(request)
     if found is None:
         raise web.HTTPNotFound(text=f"Stream {request.match_info['stream']} is not being recorded.")
-    return web.json_response(await asyncio.to_thread(request.app[RECORDINGS].stop, found))
+    ended = await _apart(request.app[RECORDINGS].stop, found)
+    await asyncio.wrap_future(ended.over)
+    return web.json_response(ended.state())
 
 
 async def recordings(request: web.Request) -> web.Response:
-    return web.json_response(await asyncio.to_thread(request.app[RECORDINGS].listed))
+    return web.json_response(await _apart(request.app[RECORDINGS].listed))
 
 
 async def film(request: web.Request) -> File:
     """The film as a download; ranges are answered, so that it can be watched from any place."""
-    path = await asyncio.to_thread(request.app[RECORDINGS].find, request.match_info["file"])
+    path = await _apart(request.app[RECORDINGS].find, request.match_info["file"])
     return await file(path, headers={"Content-Type": "video/mp4", **_attached(path.name)})
 
 
 async def finish_recordings(app: web.Application) -> None:
     """The server ends: what is being recorded becomes whole films."""
-    await asyncio.to_thread(app[RECORDINGS].close)
+    ending = await _apart(app[RECORDINGS].close)
+    if ending:
+        await asyncio.wait([asyncio.wrap_future(each.over) for each in ending], timeout=FINISH_S)
+    for recording in ending:
+        if not recording.over.done():
+            log.error("The recording %s could not be finished within %g s.", recording.stem, FINISH_S)
+
+
+async def _apart(work: Callable[..., Result], *arguments) -> Result:
+    """What work returns, which waits for the disk."""
+    return await asyncio.get_running_loop().run_in_executor(_DISK, work, *arguments)
 
 
 def _find(request: web.Request) -> Stream | None:

@@ -7,6 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+LOOK_S = 0.5  # how often it looks whether its file is still where it was
 ABANDONED_S = 300.0  # without a new picture: nobody means to record so long a still
 FULL_S = 4 * 3600.0  # then the film goes on in a next file: an MP4's index takes about 20 MB of memory an hour
 EARLY_SOUNDS = 250  # kept while the first picture is in the engine: 5 s of Opus packets
@@ -30,8 +33,17 @@ EARLY_SOUNDS = 250  # kept while the first picture is in the engine: 5 s of Opus
 PART, FILM = ".part.mp4", ".mp4"
 
 
+class FileLost(Exception):
+    """The file was taken away while it was written."""
+
+
+class FileMoved(FileLost):
+    """It lies elsewhere now."""
+
+
 class Recording:
-    """From `start` to `stop`, or until it ends by itself: disk full, no picture for ABANDONED_S, FULL_S reached.
+    """From `start` to `end`, or until it ends by itself: disk full, its file taken away, no picture for ABANDONED_S,
+    FULL_S reached. Once it is over, whatever went wrong, `over` is done and `state` tells for good how it ended.
 
     The film begins with the first picture that was captured after the start, or with the imagined one that stands. Its
     time is that of captured_s: what was dropped is a longer picture, what came without sound is silence, and while no
@@ -40,14 +52,17 @@ class Recording:
     """
 
     def __init__(self, stream: Stream, folder: Path, stem: str, ended: Callable[[Recording], None]):
-        """ended: called from the recording's thread when it is over. Raises OSError; FileExistsError for a taken
+        """ended: called from the recording's thread before `over` is done. Raises OSError; FileExistsError for a taken
         stem."""
         self.stream = stream
         self.stem = stem
         self.frames_dropped = 0  # the encoder was too slow for them
         self.is_full = False
+        self.over: Future[None] = Future()
+        self.over.set_running_or_notify_cancel()  # who waits for it and gives up ends nothing
         self._folder = folder
-        self._file = ReelFile(folder / (stem + PART))
+        self._part = folder / (stem + PART)
+        self._file = ReelFile(self._part)
         self._state, self._name, self._detail = "recording", stem + FILM, ""
         self._started = datetime.now().astimezone()
         self._started_s = time.monotonic()
@@ -62,28 +77,31 @@ class Recording:
     # -- for everyone ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Raises RuntimeError when the system has no thread left; then nothing has begun."""
         self._leave = [self.stream.watch(self._on_picture, is_viewer=False), self.stream.listen(self._backlog.put)]
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._let_go()
+            raise
 
     def end(self) -> None:
-        """Take nothing more and finish the film, without waiting for that."""
+        """Take nothing more and finish the film, without waiting for that: `over` tells when it is done."""
         self.is_full = False  # whoever ends it wants no next one
         self._backlog.close()
-
-    def stop(self) -> dict[str, Any]:
-        """Finish the film; returns its state. Blocks for as long as the pictures in hand take."""
-        self.end()
-        self._thread.join()
-        return self.state()
 
     @property
     def is_running(self) -> bool:
         return self._state == "recording"
 
+    @property
+    def is_broken(self) -> bool:
+        return self._state == "failed"
+
     def discard(self) -> None:
         """Leave nothing behind of what has not been started."""
         self._file.close()
-        (self._folder / (self.stem + PART)).unlink()
+        self._part.unlink()
 
     def state(self) -> dict[str, Any]:
         """What GET /api/streams/{stream}/recording answers."""
@@ -116,26 +134,45 @@ class Recording:
     # -- the recording's thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            self._record()
-            self._let_go()
-            self._finish()
-        except Exception as error:
-            self._let_go()
-            self._break_off(error)
-        finally:
-            self._final = self.state()
-            self._reel = self._newest = None  # some 10 MB, while the stream still tells how its recording ended
-            self._ended(self)
+        with ExitStack() as ending:  # from the last to the first, each whatever the others raise
+            ending.callback(self.over.set_result, None)
+            ending.callback(self._ended, self)
+            ending.callback(self._settle)
+            ending.callback(self._file.close)
+            try:
+                try:
+                    self._record()
+                finally:
+                    self._let_go()
+                self._finish()
+            except BaseException as error:
+                self._break_off(error)
+
+    def _settle(self) -> None:
+        """What it was is all that is kept: the encoder takes some 10 MB, and the stream tells for long how it ended."""
+        self._final = self.state()
+        self._reel = self._newest = None
 
     def _record(self) -> None:
+        look_s = time.monotonic() + LOOK_S
         while (item := self._backlog.take(TICK_S)) is not None or not self._backlog.is_closed:
             if isinstance(item, Picture):
                 self._add_picture(item)
             elif isinstance(item, Sound):
                 self._add_sound(item)
+            now_s = time.monotonic()
             if not self._backlog.is_closed:
-                self._pass_time(time.monotonic())
+                self._pass_time(now_s)
+            if now_s >= look_s:
+                self._look()
+                look_s = now_s + LOOK_S
+
+    def _look(self) -> None:
+        """Raises FileLost, OSError."""
+        if not self._file.is_in_place():
+            if self._file.is_removed():
+                raise FileLost(f"{self._part.name} was removed")
+            raise FileMoved(f"{self._part.name} was moved away")
 
     def _add_picture(self, picture: Picture) -> None:
         if self._reel is None:
@@ -181,10 +218,10 @@ class Recording:
             leave()
 
     def _finish(self) -> None:
-        part = self._folder / (self.stem + PART)
+        self._look()
         if self._reel is None:
             self._file.close()
-            part.unlink()
+            self._part.unlink()
             self._detail = self._detail or "No picture came, so there is no film."
             self._name, self._state = None, "ended"
             return
@@ -194,19 +231,32 @@ class Recording:
         while film.exists():  # of another program: the stem was free when we began
             number += 1
             film = self._folder / f"{self.stem}-{number}{FILM}"
-        part.rename(film)
+        self._part.rename(film)
         self._name, self._state = film.name, "ended"
 
-    def _break_off(self, error: Exception) -> None:
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        log.error("The recording %s broke off: %s", self.stem, reason, exc_info=not isinstance(error, OSError))
+    def _break_off(self, error: BaseException) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split()).rstrip(".")
+        expected = isinstance(error, OSError | FileLost)
+        log.error("The recording %s broke off: %s", self.stem, reason, exc_info=None if expected else error)
+        name, kept = None, f"{self._part.name} may hold what was written."
+        try:
+            name, kept = self._leftovers(isinstance(error, FileMoved))
+        except OSError as fault:
+            log.error("What the recording %s has written cannot be looked after: %s", self.stem, fault.strerror)
+        finally:
+            self._detail = f"The recording broke off: {reason}. {kept}"
+            self._name, self._state = name, "failed"
+
+    def _leftovers(self, is_moved: bool) -> tuple[str | None, str]:
+        """(the name of what is left of the film, what is said of that). Raises OSError."""
         if self._reel is not None:
             self._reel.abandon()
         self._file.close()
-        part = self._folder / (self.stem + PART)
-        if self._file.is_playable and part.exists():  # nobody removed it meanwhile
-            self._name, kept = part.name, f"What was written is kept as {part.name}."
-        else:
-            part.unlink(missing_ok=True)
-            self._name, kept = None, "There is no film."
-        self._detail, self._state = f"The recording broke off: {reason}. {kept}", "failed"
+        is_ours = self._file.is_in_place()  # no file that took its place is ours to show or to remove
+        if self._file.is_playable and is_moved:
+            return None, "What was written plays from where it is now."
+        if self._file.is_playable and is_ours:
+            return self._part.name, f"What was written is kept as {self._part.name}."
+        if is_ours:
+            self._part.unlink()
+        return None, "There is no film."

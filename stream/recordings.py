@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import threading
 import time
@@ -22,7 +23,7 @@ _OURS = re.compile(r"[a-z0-9-]{1,100}(\.part)?\.mp4")  # no name of another kind
 
 
 class CannotRecord(RuntimeError):
-    """The folder takes no film."""
+    """The folder takes no film, or shows none."""
 
 
 class TooManyRecordings(RuntimeError):
@@ -50,7 +51,7 @@ class Recordings:
         self._max_running = max_running
         self._running: dict[Stream, Recording] = {}
         self._closing = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a film that is full starts the next one in one go
 
     def start(self, stream: Stream) -> dict[str, Any]:
         """Record a stream; returns the recording's state. Raises AlreadyRecording, TooManyRecordings, CannotRecord."""
@@ -59,34 +60,47 @@ class Recordings:
                 raise AlreadyRecording(f"Stream {stream.name} is being recorded already, as {running.stem}{FILM}.")
             if len(self._running) >= self._max_running or self._closing:
                 raise TooManyRecordings(f"{self._max_running} streams are being recorded; stop one of them first.")
-            self._running[stream] = stream.recording = recording = self._make(stream)
-            recording.start()
+            recording = self._make(stream)
+            try:
+                recording.start()
+            except RuntimeError as error:
+                recording.discard()
+                raise CannotRecord(f"Stream {stream.name} cannot be recorded: {error}.") from error
+            self._running[stream] = stream.recording = recording
         return recording.state()
 
-    def stop(self, stream: Stream) -> dict[str, Any]:
-        """End a stream's recording; returns its last state. Raises NoRecording."""
+    def stop(self, stream: Stream) -> Recording:
+        """End a stream's recording: its film is finished once the recording's `over` is done. One that broke off by
+        itself is given back as it is, for who stops it has not heard of that. Raises NoRecording."""
         with self._lock:  # not one that is about to start
-            recording = self._running.get(stream)
-        if recording is None:
-            raise NoRecording(f"Stream {stream.name} is not being recorded.")
-        return recording.stop()
+            if (running := self._running.get(stream)) is not None:
+                running.end()
+                return running
+            if stream.recording is not None and stream.recording.is_broken:
+                return stream.recording
+        raise NoRecording(f"Stream {stream.name} is not being recorded.")
 
-    def close(self) -> None:
-        """Finish all that run, and start none any more."""
+    def close(self) -> list[Recording]:
+        """Start none any more and end all that run; returns these."""
         with self._lock:
             self._closing = True
             running = list(self._running.values())
-        for recording in running:
-            recording.end()
-        for recording in running:
-            recording.stop()
+            for recording in running:
+                recording.end()
+        return running
 
     def listed(self) -> list[dict[str, Any]]:
         """The films in the folder, newest first. Those that broke off are there too, as not `finished`; those that are
         being made are not."""
+        try:
+            paths = list(self.folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):  # nothing has been recorded, or all was taken away
+            paths = []
+        except OSError as error:
+            raise CannotRecord(f"Recordings in {self.folder} cannot be read: {error.strerror}.") from error
         films = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if not _OURS.fullmatch(path.name) or path.name in self._unfinished() or not path.is_file():
+        for path in paths:
+            if not _OURS.fullmatch(path.name) or path.name in self._unfinished() or not os.path.isfile(path):
                 continue
             try:
                 facts = path.stat()
@@ -107,7 +121,7 @@ class Recordings:
         """The film of that name. Raises NoRecording, StillRecording."""
         if name in self._unfinished():
             raise StillRecording(f"{name} is still being recorded; stop that first.")
-        if not _OURS.fullmatch(name) or not (self.folder / name).is_file():
+        if not _OURS.fullmatch(name) or not os.path.isfile(self.folder / name):
             raise NoRecording(f"There is no recording named {name[:100]}.")
         return self.folder / name
 
@@ -137,8 +151,8 @@ class Recordings:
     def _on_end(self, recording: Recording) -> None:
         with self._lock:
             del self._running[recording.stream]
-        if recording.is_full:
-            try:
-                self.start(recording.stream)
-            except (AlreadyRecording, TooManyRecordings, CannotRecord) as error:
-                log.error("The recording of stream %s does not go on: %s", recording.stream.name, error)
+            if recording.is_full:
+                try:
+                    self.start(recording.stream)
+                except (AlreadyRecording, TooManyRecordings, CannotRecord) as error:
+                    log.error("The recording of stream %s does not go on: %s", recording.stream.name, error)

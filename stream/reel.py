@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class ReelFile:
         self.bytes = 0
         self.is_playable = False  # it holds something that was committed
         self._head: int | None = None  # where the fragment that is being written begins
+        self._path = path
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115
+        self._made = os.fstat(self._file.fileno())
 
     def write(self, data: bytes) -> int:
         if data[4:8] == MOOF:
@@ -82,6 +85,18 @@ class ReelFile:
 
     def tell(self) -> int:
         return self._file.tell()
+
+    def is_in_place(self) -> bool:
+        """Whether its path still leads to it: on Unix, what was removed or moved can be written for ever. Raises
+        OSError."""
+        try:
+            return os.path.samestat(os.stat(self._path), self._made)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def is_removed(self) -> bool:
+        """Whether no path leads to it. It must be open."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
 
     def close(self) -> None:
         self._file.close()

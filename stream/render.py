@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -81,7 +81,6 @@ class _Due:
     still: Still
     mask: np.ndarray | None
     shot: int
-    picture: np.ndarray | None  # what an earlier run painted of it
 
 
 def render(
@@ -99,17 +98,21 @@ def render(
     Raises what reading, painting or writing raised.
     """
     animates = isinstance(paint, Animate)
-    begin = min(film.work.sealed, paint.restart(film.work.done)) if animates else film.work.sealed
-    frames = _due(take, film, begin, should_stop)
+    done = film.work.done
+    frames = _due(take, paint.restart(done) if animates else done, should_stop)
     with (
         ThreadPoolExecutor(1, "reader") as reader,
         ThreadPoolExecutor(1, "writer") as writer,
         closing(_prefetched(frames, reader, AHEAD * take.batch)) as dues,
     ):
         written: deque[Future] = deque()
+        if animates:
+            painted = _animated(take, paint, dues, should_stop, done)
+        else:
+            painted = _painted(take, paint, dues, should_stop)
         try:
-            for picture, still in (_animated if animates else _painted)(take, paint, film, dues, should_stop):
-                written.append(writer.submit(film.put, picture, still.pts, still.duration))
+            for picture, still in painted:
+                written.append(writer.submit(_put, film, picture, still, written[-1] if written else None))
                 progress()
                 while len(written) > AHEAD * take.batch:
                     written.popleft().result()
@@ -119,6 +122,13 @@ def render(
         for future in written:
             future.result()
     return not stopped
+
+
+def _put(film: Film, picture: np.ndarray, still: Still, before: Future | None) -> None:
+    """Where the picture before could not be written, none may take its place."""
+    if before is not None:
+        before.result()
+    film.put(picture, still.pts, still.duration)
 
 
 def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Iterator[_Due]:
@@ -133,10 +143,9 @@ def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Iterator
             future.cancel()
 
 
-def _due(take: Take, film: Film, begin: int, should_stop: Callable[[], bool]) -> Iterator[_Due]:
+def _due(take: Take, begin: int, should_stop: Callable[[], bool]) -> Iterator[_Due]:
     """All frames from number `begin` on; the others are decoded and passed over."""
     detector = CutDetector()
-    done, sealed = film.work.done, film.work.sealed
     moments = take.clip.moments(take.start_s, take.end_s)
     for number, (moment, masking) in enumerate(zip(moments, _masks(take), strict=False)):
         if number < begin:
@@ -148,7 +157,7 @@ def _due(take: Take, film: Film, begin: int, should_stop: Callable[[], bool]) ->
         shot = detector.shot_of(still.rgb) if take.cuts else number if take.fresh else 0
         if number >= begin:
             mask = masking.still(take.size).rgb.max(axis=2) if masking else None
-            yield _Due(number, still, mask, shot, film.work.raw(number) if sealed <= number < done else None)
+            yield _Due(number, still, mask, shot)
 
 
 def _masks(take: Take) -> Iterator[Any]:
@@ -165,39 +174,26 @@ def _masks(take: Take) -> Iterator[Any]:
 
 
 def _batches(items: Iterator[_Due], size: int) -> Iterator[list[_Due]]:
-    """Frames to paint gather to `size`; those whose pictures are there go through alone."""
-    batch: list[_Due] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size or item.picture is not None:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(islice(items, size)):
         yield batch
 
 
 def _painted(
-    take: Take, paint: Paint, film: Film, dues: Iterator[_Due], should_stop: Callable[[], bool]
+    take: Take, paint: Paint, dues: Iterator[_Due], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each, painted in batches."""
     given = _given(take, paint, dues, should_stop)
     for batch, pictures in _one_behind(given) if take.ahead else given:
-        if pictures is None:
-            yield from ((due.picture, due.still) for due in batch)
-        else:
-            yield from [_kept(take, film, due, picture) for due, picture in zip(batch, pictures(), strict=False)]
+        yield from [_shown(take, due, picture) for due, picture in zip(batch, pictures(), strict=False)]
 
 
 def _given(
     take: Take, paint: Paint, dues: Iterator[_Due], should_stop: Callable[[], bool]
-) -> Iterator[tuple[list[_Due], Callable[[], np.ndarray] | None]]:
-    """Batches that the engine has been given, each with what waits for its pictures; None: an earlier run's."""
+) -> Iterator[tuple[list[_Due], Callable[[], np.ndarray]]]:
+    """Batches that the engine has been given, each with what waits for its pictures."""
     for batch in _batches(dues, take.batch):
         if should_stop():
             raise _Stopped
-        if batch[0].picture is not None:
-            yield batch, None
-            continue
         filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
         frames = np.stack([due.still.rgb for due in filled])
         masks = {} if take.mask is None else {"mask": np.stack([due.mask for due in filled])}
@@ -218,10 +214,10 @@ def _one_behind(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _animated(
-    take: Take, animate: Animate, film: Film, dues: Iterator[_Due], should_stop: Callable[[], bool]
+    take: Take, animate: Animate, dues: Iterator[_Due], should_stop: Callable[[], bool], done: int
 ) -> Iterator[tuple[np.ndarray, Still]]:
-    """(picture, frame) of each that no segment of the film holds; those before are only looked at."""
-    sealed, waiting = film.work.sealed, deque()
+    """(picture, frame) of each from number `done` on; those before are only looked at."""
+    waiting = deque()
     if (first := next(dues, None)) is None:
         return
 
@@ -234,19 +230,16 @@ def _animated(
 
     for picture in animate.paint(frames(), first.number):
         due = waiting.popleft()
-        if due.picture is not None:
-            yield due.picture, due.still
-        elif due.number >= sealed:
-            yield _kept(take, film, due, picture)
+        if due.number >= done:
+            yield _shown(take, due, picture)
 
 
-def _kept(take: Take, film: Film, due: _Due, picture: np.ndarray) -> tuple[np.ndarray, Still]:
-    """A new picture as it is shown, saved before anything else is done with it; and its frame."""
+def _shown(take: Take, due: _Due, picture: np.ndarray) -> tuple[np.ndarray, Still]:
+    """A new picture as it is shown, and its frame."""
     if due.mask is not None:
         picture = pasted(due.still.rgb, picture, due.mask, take.feather)
     if take.side_by_side:
         picture = np.concatenate([due.still.rgb, picture], axis=1)
-    film.work.keep(picture)
     return picture, due.still
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 from collections.abc import Iterator
@@ -24,9 +25,8 @@ from .pictures import PICTURES, PictureClip, is_pattern, numbered
 from .sound import add_sound, ways
 from .work import Work
 
-RAW_BYTES = 64 * 1024 * 1024  # so much of a segment may lie raw on the disk
 MP4_LIKE = (".mp4", ".m4v", ".mov")
-SEGMENT_MIN, SEGMENT_MAX = 24, 240  # pictures; each segment starts with a keyframe
+SEGMENT = 24  # pictures: a kill loses them and those in hand; each segment starts with a keyframe
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Order:
 
 
 class Film(Protocol):
-    """Where pictures go. `done` of them are there from an earlier run; the caller puts those again, from `raw`, that
-    are not `sealed`, and those that follow."""
+    """Where pictures go. `work.done` of them are there from an earlier run; the caller puts those that follow."""
 
     work: Work
     description: str
@@ -56,7 +55,7 @@ class Film(Protocol):
         """Make the file of all that was put. An incomplete one can still be resumed."""
 
     def abandon(self) -> None:
-        """Put no more, whatever happened; what is complete stays in `work`."""
+        """Put no more, whatever happened; what was put stays in `work` as far as it can be written."""
 
 
 def order_film(order: Order) -> Film:
@@ -79,7 +78,6 @@ class _Segments:
 
     def __init__(self, order: Order, work: Work, encoder: codecs.Encoder):
         self._order, self._work, self._encoder = order, work, encoder
-        self._length = int(np.clip(RAW_BYTES // (order.size[0] * order.size[1] * 3), SEGMENT_MIN, SEGMENT_MAX))
         self._reformatter = VideoReformatter()
         self._output: PacketFile | None = None
         self._durations: dict[int, int] = {}
@@ -88,23 +86,37 @@ class _Segments:
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
         if self._output is None:
             self._open()
-        frame = codecs.to_frame(picture, self._encoder, self._reformatter)
-        frame.pts, frame.time_base = pts, self._order.clip.time_base
-        self._durations[pts] = duration
-        self._write(self._context.encode(frame))
+        try:
+            frame = codecs.to_frame(picture, self._encoder, self._reformatter)
+            frame.pts, frame.time_base = pts, self._order.clip.time_base
+            self._durations[pts] = duration
+            self._write(self._context.encode(frame))
+        except BaseException:
+            self._let_go()  # a segment that misses a picture is none
+            raise
         self._count += 1
-        if self._count == self._length:
+        if (self._work.done + self._count) % SEGMENT == 0:
             self.close()
 
     def close(self) -> None:
         """Complete the segment in work, if there is one."""
         if self._output is None:
             return
-        self._write(self._context.encode(None))
-        self._output.close()
-        self._work.seal(self._count, self._work.part())
-        self._output, self._count = None, 0
+        try:
+            self._write(self._context.encode(None))
+            self._output.close()
+            self._work.seal(self._count, self._work.part())
+        finally:
+            self._let_go()
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError, av.error.FFmpegError):  # what has happened is told already
+            self.close()
+
+    def _let_go(self) -> None:
+        output, self._output, self._count = self._output, None, 0
         self._durations.clear()
+        output.close()
 
     def _open(self) -> None:
         self._set_up()
@@ -131,11 +143,6 @@ class _Segments:
             yield from decoder.decode(packet)
         yield from decoder.decode(None)
 
-    def abandon(self) -> None:
-        if self._output is not None:
-            self._output.close()
-            self._output = None
-
 
 def _packets(work: Work, time_base: Fraction) -> Iterator[av.Packet]:
     """All segments' packets; decoding times strictly increase."""
@@ -158,7 +165,7 @@ class VideoFilm:
         if self.encoder.pixel_format.startswith(("yuv420", "nv12")) and (order.size[0] % 2 or order.size[1] % 2):
             raise FilmError(f"{self.encoder.name} takes even sizes only, not {order.size[0]}x{order.size[1]}.")
         self.description = self.encoder.name
-        self.work = Work(order.path, (order.size[1], order.size[0], 3))
+        self.work = Work(order.path)
         self._order = order
         self._sound = ways(order.clip, suffix) if order.clip.has_sound else {}
         self._segments = _Segments(order, self.work, self.encoder)
@@ -223,7 +230,7 @@ class GifFilm:
 
     def __init__(self, order: Order):
         self.description = "gif"
-        self.work = Work(order.path, (order.size[1], order.size[0], 3))
+        self.work = Work(order.path)
         self._order = order
         self._segments = _Segments(order, self.work, codecs.LOSSLESS)
 
@@ -316,29 +323,21 @@ class PictureFilm:
         elif order.clip.expected(order.start_s, order.end_s) != 1:
             raise FilmError(f"{order.path} holds one picture only; for many, put a number in its name: out/%05d.png.")
         self.description = order.path.suffix[1:].lower()
-        self.work = Work(order.path, (order.size[1], order.size[0], 3))
+        self.work = Work(order.path)
         self._order = order
-        self._count = 0
 
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
-        self._count += 1
         file = self._order.path
         if self._is_sequence:
-            file = numbered(file, self.work.sealed + self._count)
+            file = numbered(file, self.work.done + 1)
         part = self.work.part()
         quality = {"quality": self._order.quality} if file.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
         Image.fromarray(picture).save(part, Image.registered_extensions()[file.suffix.lower()], **quality)
         os.replace(part, file)
-        if self._count == SEGMENT_MIN:
-            self._seal()
+        self.work.seal(1)
 
     def finish(self, complete: bool) -> None:
-        if self._count:
-            self._seal()
+        """Each picture is a whole file once it is put."""
 
     def abandon(self) -> None:
-        """Nothing is open: each picture is a whole file once it is put."""
-
-    def _seal(self) -> None:
-        self.work.seal(self._count)
-        self._count = 0
+        """Nothing is open either."""

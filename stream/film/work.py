@@ -1,4 +1,4 @@
-"""What survives a run that is killed? A folder beside the film with all its pictures so far: none is rendered again."""
+"""What survives a run that is killed? A folder beside the film with its segments so far: none is rendered again."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .errors import FilmError
 
@@ -35,21 +32,13 @@ def is_begun(film: Path) -> bool:
 
 
 class Work:
-    """The folder FILM.partial: the plan, finished segments, and the pictures that no finished segment holds yet.
+    """The folder FILM.partial: the plan and the complete segments of the film, `done` pictures in all."""
 
-    Pictures are kept raw until their segment is complete: an encoder holds dozens back, and a kill would lose them.
-    `sealed` counts the pictures in complete segments, `done` those and the raw ones.
-    """
-
-    def __init__(self, film: Path, shape: tuple[int, int, int]):
+    def __init__(self, film: Path):
         self.folder = folder_of(film)
         self._film = film
-        self._shape, self._bytes = shape, int(np.prod(shape))
-        self._spool = None
-        self._first = 0  # number of the first raw picture
-        self._lock = threading.Lock()  # the engine's thread keeps, the encoder's seals, the reader's takes up
         self._claimed: int | None = None
-        self.sealed = self.done = 0
+        self.done = 0
 
     def begin(self, plan: dict[str, Any]) -> None:
         """Start from nothing; what another run left is thrown away. Raises FilmError."""
@@ -59,7 +48,6 @@ class Work:
         part = self.part()
         part.write_text(json.dumps(plan, indent=1))
         part.rename(self.folder / PLAN)
-        self._open_spool(0)
 
     def resume(self, plan: dict[str, Any]) -> None:
         """Take up what another run left, if it was made the same way. Raises FilmError."""
@@ -72,48 +60,13 @@ class Work:
         except FilmError:
             self.close()
             raise
-        segments = self.segments()
-        self.sealed = segments[-1][0] + segments[-1][1] if segments else 0
-        for file in self.folder.iterdir():
-            if file.suffix == ".part" or (file.suffix == ".raw" and file != self._spool_file(self.sealed)):
-                file.unlink()
-        self._open_spool(self.sealed)
-        spooled = self._spool.tell() // self._bytes
-        self._spool.truncate(spooled * self._bytes)  # a picture may have been cut off in the middle
-        self.done = self.sealed + spooled
-
-    def raw(self, number: int) -> np.ndarray:
-        """A picture of an earlier run that has to be encoded again, sealed <= number < done."""
-        with self._lock, self._spool_file(self._first).open("rb") as spool:
-            spool.seek((number - self._first) * self._bytes)
-            return np.frombuffer(spool.read(self._bytes), np.uint8).reshape(self._shape)
-
-    def keep(self, picture: np.ndarray) -> None:
-        """Save the next picture, before anything else is done with it."""
-        with self._lock:
-            self._spool.write(np.ascontiguousarray(picture).data)
-            self._spool.flush()
-            self.done += 1
+        self.done = sum(count for _, count, _ in self.segments())
 
     def seal(self, count: int, part: Path | None = None) -> None:
-        """The next `count` pictures are safe: in `part` if given, else in files of their own. Their raw copies may go.
-
-        The order matters for who is killed in between: until the segment has its name, the old raw file counts.
-        """
-        with self._lock:
-            first, sealed = self.sealed, self.sealed + count
-            with self._spool_file(first).open("rb") as old:
-                old.seek(count * self._bytes)
-                waiting = old.read()  # the few that were rendered while this segment was completed
-            fresh = self._spool_file(sealed).with_suffix(".part")
-            fresh.write_bytes(waiting)
-            fresh.rename(self._spool_file(sealed))
-            segment = self.folder / f"{first:08d}-{count}.segment"
-            segment.touch() if part is None else part.rename(segment)
-            self._spool.close()
-            self.sealed = sealed
-            self._open_spool(sealed)
-            self._spool_file(first).unlink()
+        """The next `count` pictures are safe: in `part` if given, else in files of their own."""
+        segment = self.folder / f"{self.done:08d}-{count}.segment"
+        segment.touch() if part is None else part.rename(segment)
+        self.done += count
 
     def segments(self) -> list[tuple[int, int, Path]]:
         """(first picture, count, file) of the complete segments, in order and without a gap."""
@@ -129,9 +82,6 @@ class Work:
         return self.folder / "segment.part"
 
     def close(self) -> None:
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
         if self._claimed is not None:
             os.close(self._claimed)
             self._claimed = None
@@ -143,7 +93,7 @@ class Work:
             (self.folder / PLAN).unlink(missing_ok=True)  # first: who is killed in between has nothing to resume
             shutil.rmtree(self.folder)
         self.close()
-        self.sealed = self.done = 0
+        self.done = 0
 
     def _claim(self) -> None:
         """Two runs at once would mix their pictures. Raises FilmError."""
@@ -155,13 +105,6 @@ class Work:
         except BlockingIOError as error:
             self.close()
             raise FilmError(f"Another run is painting {self._film} at this moment.") from error
-
-    def _open_spool(self, first: int) -> None:
-        self._first = first
-        self._spool = self._spool_file(first).open("ab")
-
-    def _spool_file(self, first: int) -> Path:
-        return self.folder / f"{first:08d}.raw"
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream import backlog, recording
+from stream import backlog, keepsakes, recording
 from stream.frames import SAMPLE_RATE
-from stream.reel import Reel
+from stream.keepsakes import RECORDINGS
+from stream.recordings import CannotRecord
+from stream.reel import Reel, ReelFile
 
 from .fakes import SIZE, solid
 from .films import AAC_FRAME_S, tone, watch
@@ -243,6 +246,15 @@ async def test_a_folder_that_cannot_be_is_a_sentence_and_the_server_lives_on(ser
     assert (await send(server, "POST"))[0] == 201
 
 
+async def test_a_folder_that_cannot_be_read_is_a_sentence(server, folder, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    status, body = await send(server, "GET", "/api/recordings")
+    assert (status, body["error"]) == (500, f"Recordings in {folder} cannot be read: Permission denied.")
+
+
 async def test_a_recorded_stream_is_kept(start_server, folder):
     server = await start_server(recordings=folder, max_names=1)
     assert (await send(server, "POST"))[0] == 201
@@ -366,18 +378,214 @@ async def test_a_finished_recording_holds_no_encoder(server, folder):
     assert (await send(server, "GET"))[1]["frames"] == 3
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there, a folder that holds an open file cannot be removed")
+needs_unix = pytest.mark.skipif(sys.platform == "win32", reason="there, an open file cannot be removed or moved")
+
+
+@asynccontextmanager
+async def broken_off(server, monkeypatch):
+    """async with broken_off(...) as live: what happens within takes the recording its file; yields also its state."""
+    monkeypatch.setattr(recording, "LOOK_S", 0.0)
+    monkeypatch.setattr(recording, "TICK_S", 0.01)
+    live, failed = Live(server), {}
+    assert (await send(server, "POST"))[0] == 201
+    live.captured_s = time.monotonic()
+    await live.show(*[RED] * 30)
+    await live.recorded(30)
+    yield live, failed
+    await until(lambda: live.stream.recording.state()["state"] != "recording")
+    failed.update((await server.stats("one"))["last_recording"])
+    assert (failed["state"], failed["file"], failed["url"]) == ("failed", None, None)
+    assert await send(server, "GET") == (200, failed)
+    assert await send(server, "DELETE") == (200, failed)  # who stops it has not heard of that yet
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def remove_file(folder: Path) -> None:
+    for part in folder.iterdir():
+        part.unlink()
+
+
+def replace_by_file(folder: Path) -> None:
+    """Then nothing of its folder can be looked at, nor removed."""
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder was")
+
+
+@needs_unix
+@pytest.mark.parametrize("take_away", [remove, remove_file, replace_by_file])
+async def test_a_film_that_is_removed_while_it_is_made_is_told_by_itself(server, folder, monkeypatch, take_away):
+    async with broken_off(server, monkeypatch) as (live, failed):
+        name = live.stream.recording.state()["file"].replace(".mp4", ".part.mp4")
+        take_away(folder)
+    assert failed["detail"] == f"The recording broke off: {name} was removed. There is no film."
+    if folder.is_file():
+        folder.unlink()
+    assert (await send(server, "POST"))[0] == 201
+
+
+@needs_unix
+async def test_a_film_that_is_moved_away_ends_plays_there_and_no_file_in_its_place_is_touched(
+    server, folder, monkeypatch
+):
+    async with broken_off(server, monkeypatch) as (_, failed):
+        (part,) = folder.iterdir()
+        moved = part.rename(folder.parent / "moved.mp4")
+        part.write_text("of somebody else")
+    assert failed["detail"].endswith("was moved away. What was written plays from where it is now.")
+    assert part.read_text() == "of somebody else"
+    assert len(watch(moved).times) >= 29
+
+
+@needs_unix
+async def test_before_there_is_a_picture_too(server, folder, monkeypatch):
+    monkeypatch.setattr(recording, "LOOK_S", 0.0)
+    assert (await send(server, "POST"))[0] == 201
+    shutil.rmtree(folder)
+    await until(lambda: not server.streams.get("one").recording.is_running)
+    assert "was removed. There is no film." in (await send(server, "GET"))[1]["detail"]
+
+
+@needs_unix
 async def test_a_folder_that_is_removed_takes_the_film_with_it_and_that_is_said(server, folder):
     live = Live(server)
     await send(server, "POST")
     live.captured_s = time.monotonic()
     await live.show(RED, RED)
     await live.recorded(2)
+    (part,) = folder.iterdir()
     shutil.rmtree(folder)
     status, ended = await send(server, "DELETE")
     assert (status, ended["state"], ended["file"]) == (200, "failed", None)
-    assert ended["detail"] == "The recording broke off: No such file or directory. There is no film."
+    assert ended["detail"] == f"The recording broke off: {part.name} was removed. There is no film."
     assert (await send(server, "POST"))[0] == 201
+
+
+@needs_unix
+@pytest.mark.prove
+async def test_a_removed_folder_is_told_within_two_seconds(server, folder):
+    await send(server, "POST")
+    shutil.rmtree(folder)
+    removed_s = time.monotonic()
+    await until(lambda: not server.streams.get("one").recording.is_running)
+    assert "was removed" in (await send(server, "GET"))[1]["detail"]
+    assert time.monotonic() - removed_s < 2
+
+
+async def test_a_film_that_cannot_get_its_name_is_kept_under_the_other(server, folder, monkeypatch):
+    """As in a folder that was made read-only meanwhile."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    live = Live(server)
+    await send(server, "POST")
+    live.captured_s = time.monotonic()
+    await live.show(*[RED] * 5)
+    await live.recorded(5)
+    (part,) = folder.iterdir()
+    status, failed = await send(server, "DELETE")
+    assert (status, failed["state"], failed["file"]) == (200, "failed", part.name)
+    assert failed["detail"] == (f"The recording broke off: Permission denied. What was written is kept as {part.name}.")
+    assert len(watch(part).times) == failed["frames"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["abandon", "is_in_place", "close", "_settle", "_on_end"])
+async def test_whatever_fails_in_ending_it_ends_and_says_so(server, folder, monkeypatch, where):
+    """The disk takes nothing more, and then the clean-up fails too."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def fail(*_):
+        raise RuntimeError("a fault in the clean-up")
+
+    live = Live(server)
+    await send(server, "POST")
+    live.captured_s = time.monotonic()
+    await live.show(RED, RED)
+    await live.recorded(2)
+    owner = {"abandon": Reel, "is_in_place": ReelFile, "close": ReelFile, "_settle": recording.Recording}
+    with monkeypatch.context() as faulty:
+        if where != "_on_end":
+            faulty.setattr(owner[where], where, fail)
+        else:
+            faulty.setattr(live.stream.recording, "_ended", fail)
+        faulty.setattr(Reel, "add_picture", full)
+        await live.show(RED)
+        await until(live.stream.recording.over.done)
+    state, detail = live.stream.recording.state()["state"], live.stream.recording.state()["detail"]
+    assert state == "failed"
+    assert detail.startswith("The recording broke off: ")
+    assert str(folder) not in detail
+    assert (await send(server, "DELETE"))[0] == 200
+    if where != "_on_end":
+        assert (await send(server, "POST"))[0] == 201
+
+
+async def test_without_a_thread_for_it_the_next_one_can_still_start(server, folder, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(recording.threading.Thread, "start", refuse)
+        with pytest.raises(CannotRecord, match="can't start new thread"):
+            server.runner.app[RECORDINGS].start(server.streams.get("one"))
+    assert list(folder.iterdir()) == []
+    assert server.streams.get("one").evictable
+    assert (await send(server, "POST"))[0] == 201
+
+
+async def test_films_that_are_being_finished_keep_no_encoder_waiting(server, folder, monkeypatch):
+    """aiortc encodes in the loop's own executor."""
+    may_end, close = threading.Event(), Reel.close
+
+    def held_up(*arguments):
+        may_end.wait(20)
+        close(*arguments)
+
+    monkeypatch.setattr(Reel, "close", held_up)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    live = [Live(server, name) for name in ("one", "two", "three", "four")]
+    routes = [f"/api/streams/{each.stream.name}/recording" for each in live]
+    for each, route in zip(live, routes, strict=True):
+        assert (await send(server, "POST", route))[0] == 201
+        each.captured_s = time.monotonic()
+        await each.show(RED)
+        await each.recorded(1)
+    stops = [asyncio.create_task(send(server, "DELETE", route)) for route in routes]
+    await until(lambda: all(each.stream.recording._backlog.is_closed for each in live))
+    async with asyncio.timeout(20):
+        assert await asyncio.to_thread(lambda: "encoded") == "encoded"
+        async with server.http.get(f"{server.url}/api/streams/one/snapshot") as response:
+            assert response.status == 200
+    assert not any(stop.done() for stop in stops)
+    may_end.set()
+    assert [status for status, _ in await asyncio.gather(*stops)] == [200] * 4
+
+
+async def test_a_server_that_ends_waits_for_a_stuck_disk_no_longer_than_it_says(server, folder, monkeypatch, caplog):
+    may_write, add_picture = threading.Event(), Reel.add_picture
+
+    def stuck(*arguments):
+        may_write.wait(20)
+        add_picture(*arguments)
+
+    monkeypatch.setattr(Reel, "add_picture", stuck)
+    monkeypatch.setattr(keepsakes, "FINISH_S", 0.05)
+    live = Live(server)
+    await send(server, "POST")
+    live.captured_s = time.monotonic()
+    await live.show(RED)
+    await server.runner.cleanup()
+    assert not live.stream.recording.over.done()
+    assert "could not be finished" in caplog.text
+    may_write.set()
+    await until(live.stream.recording.over.done)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of resources there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import main
 from pipeline import Controls, Lora, ModelSpec, load
 from stream.film.clip import open_clip
 from stream.film.errors import FilmError
+from stream.film.films import SEGMENT
 from stream.film.work import Work
 from stream.jobs import Job, Wishes, check, jobs_for
 from tests import tiny
@@ -240,7 +242,7 @@ def test_what_is_finished_is_not_painted_again(clip, tmp_path, capsys):
     """A run that was killed while it threw its work away."""
     (tmp_path / "out.mp4").write_bytes(b"finished")
     (tmp_path / "out.mp4.partial").mkdir()
-    (tmp_path / "out.mp4.partial" / "00000000.raw").write_bytes(bytes(100))
+    (tmp_path / "out.mp4.partial" / "00000000-24.segment").write_bytes(bytes(100))
     assert render(clip, tmp_path / "out.mp4", "--resume", "--size", "clip") == 0
     assert "is there already" in sentence(capsys)
     assert (tmp_path / "out.mp4").read_bytes() == b"finished"
@@ -248,9 +250,9 @@ def test_what_is_finished_is_not_painted_again(clip, tmp_path, capsys):
 
 
 def test_other_settings_leave_the_work_alone(clip, tmp_path, capsys):
-    before = Work(tmp_path / "out.mp4", (64, 64, 3))
+    before = Work(tmp_path / "out.mp4")
     before.begin({"seed": 1})
-    before.keep(np.zeros((64, 64, 3), np.uint8))
+    before.seal(1)
     before.close()
     assert render(clip, tmp_path / "out.mp4", "--resume", "--size", "clip") == 2
     assert "give the same settings, or --overwrite to start over" in sentence(capsys)
@@ -258,8 +260,22 @@ def test_other_settings_leave_the_work_alone(clip, tmp_path, capsys):
     assert before.done == 1
 
 
+def test_work_that_is_removed_meanwhile_is_not_called_kept(tmp_path, monkeypatch, capsys):
+    seal = Work.seal
+
+    def removed(work, count, part):
+        if work.done:
+            shutil.rmtree(work.folder)
+        seal(work, count, part)
+
+    monkeypatch.setattr(Work, "seal", removed)
+    assert render(CARPHONE, tmp_path / "out.mp4") == 2
+    assert "out.mp4 cannot be written: No such file or directory.\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_runs_do_not_share_a_film(clip, tmp_path, capsys):
-    first = Work(tmp_path / "out.mp4", (64, 64, 3))
+    first = Work(tmp_path / "out.mp4")
     first.begin({})
     for option in ("--resume", "--overwrite"):
         assert render(clip, tmp_path / "out.mp4", option, "--size", "clip") == 2
@@ -331,14 +347,14 @@ def test_a_long_clip_is_animated_as_if_it_were_in_memory_and_goes_on_after_a_fau
     options += ["--size", "64x64", "--steps", "1", "--seed", "5", "--prompt", "a boat"]
     command = ["render", str(CARPHONE), str(tmp_path / "%d.png"), *options, "--start", "0.4", "--end", "1.9"]
     with monkeypatch.context() as faulty:
-        keep = Work.keep
+        seal = Work.seal
 
-        def full_disk(work, picture):
+        def full_disk(work, count):
             if work.done == 40:
                 raise OSError(28, "No space left on device")
-            keep(work, picture)
+            seal(work, count)
 
-        faulty.setattr(Work, "keep", full_disk)
+        faulty.setattr(Work, "seal", full_disk)
         assert main.main(command) == 2
     assert "is kept; --resume goes on with it" in capsys.readouterr().err
     assert main.main([*command, "--resume"]) == 0
@@ -371,10 +387,14 @@ def start(*arguments, **options) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
 
 
+def pictures_in(folder: Path) -> int:
+    """How many there are for sure, whatever happens to the run."""
+    return sum(int(file.stem.split("-")[1]) for file in folder.glob("*.segment"))
+
+
 def wait_for_pictures(folder: Path, count: int, process: subprocess.Popen) -> None:
-    """Until the run has painted so many pictures of 64x64."""
     while process.poll() is None:
-        if sum(file.stat().st_size for file in folder.glob("*.raw")) >= count * 64 * 64 * 3:
+        if pictures_in(folder) >= count:
             return
         time.sleep(0.01)
     raise AssertionError(process.stderr.read())
@@ -387,7 +407,7 @@ def test_killed_and_resumed_is_the_same_film(tmp_path, capsys):
     killed.kill()
     killed.communicate()
     assert not (tmp_path / "out.mp4").exists()
-    kept = sum(file.stat().st_size for file in (tmp_path / "out.mp4.partial").glob("*.raw")) // (64 * 64 * 3)
+    kept = pictures_in(tmp_path / "out.mp4.partial")
     assert paint(CARPHONE, tmp_path / "out.mp4", *options, "--resume") == 0
     assert f"Resuming: {kept} pictures are there already." in capsys.readouterr().err
     assert paint(CARPHONE, tmp_path / "whole.mp4", *options) == 0
@@ -422,17 +442,19 @@ def test_control_c_leaves_a_film_that_plays(tmp_path):
     assert not (tmp_path / "out.mp4.partial").exists()
 
 
-def test_a_full_disk_is_one_sentence_and_can_be_resumed(tmp_path):
+def test_a_full_disk_is_one_sentence_and_can_be_resumed(tmp_path, capsys):
     """The limit on the size of files stands in for the end of the disk."""
-    noise = list(np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), np.uint8))
-    clip = make_clip(tmp_path / "in.mp4", noise, constant(40, Fraction(25)))
-    limit = (500_000, resource.RLIM_INFINITY)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 128, 128, 3), np.uint8)
+    noise[:20] = 128  # so that the first segment is small, the second too large
+    clip = make_clip(tmp_path / "in.mp4", list(noise), constant(40, Fraction(25)))
+    limit = (100_000, resource.RLIM_INFINITY)
     options = [clip, tmp_path / "out.mp4", "--bypass", "--size", "128x128"]
     process = start(*options, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     said = process.communicate()[1]
     assert process.returncode == 2, said
     assert "Traceback" not in said
-    assert "out.mp4 cannot be written: File too large." in said
+    assert "out.mp4 cannot be written: File too large. What is painted so far is kept" in said
     assert not (tmp_path / "out.mp4").exists()
     assert paint(*options, "--resume") == 0
+    assert f"Resuming: {SEGMENT} pictures are there already." in capsys.readouterr().err
     assert len(pictures_of(tmp_path / "out.mp4")) == 40

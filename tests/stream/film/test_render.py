@@ -14,6 +14,7 @@ from pipeline.settings import Controls
 from stream.film.clip import open_clip
 from stream.film.errors import FilmError
 from stream.film.films import Order, order_film
+from stream.film.packets import PacketFile
 from stream.render import Animate, Take, render
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, flash_and_beep_s, look, make_clip, pictures_of
@@ -27,6 +28,7 @@ class Painter:
 
     def __init__(self, fail_at: int | None = None):
         self.batches: list[int] = []
+        self.seen: list[bytes] = []  # the frames, each once
         self.seeds: list[int] = []
         self._fail_at = fail_at
 
@@ -34,6 +36,7 @@ class Painter:
         if self._fail_at is not None and len(self.batches) == self._fail_at:
             raise RuntimeError("The power went out.")
         self.batches.append(len(frames))
+        self.seen += dict.fromkeys(frame.tobytes() for frame in frames)  # a last batch is filled up
         self.seeds += [one.seed for one in controls]
         return lambda: 255 - frames
 
@@ -63,8 +66,20 @@ class Animator:
         return max(0, done - self.LAG)
 
 
-def paint(source: Path, target: Path, painter=None, *, size=SIZE, batch=4, resume=False, stop_after=None, **take):
-    """One rendering as jobs.run does it, without its checks; returns the film."""
+def paint(
+    source: Path,
+    target: Path,
+    painter=None,
+    *,
+    size=SIZE,
+    batch=4,
+    resume=False,
+    stop_after=None,
+    abandon=False,
+    **take,
+):
+    """One rendering as jobs.run does it, without its checks; returns the film. abandon: what does not happen to a
+    process that is killed."""
     clip = open_clip(source, take.pop("fps", Fraction(25)))
     part = {name: take[name] for name in ("start_s", "end_s") if name in take}
     codec = take.pop("codec", None)
@@ -82,6 +97,8 @@ def paint(source: Path, target: Path, painter=None, *, size=SIZE, batch=4, resum
         )
         film.finish(complete)
     finally:
+        if abandon:
+            film.abandon()
         film.work.close()  # as the system does with what a killed process had open
     if complete:
         film.work.discard()
@@ -228,8 +245,9 @@ def test_side_by_side(tmp_path):
     assert np.abs(picture[:, :64] + picture[:, 64:] - 255).mean() < 8  # the right half is the left one, inverted
 
 
-@pytest.mark.parametrize("killed_at", [0, 1, 3, 11, 14])
-def test_nothing_is_painted_twice_after_a_kill(tmp_path, killed_at):
+@pytest.mark.parametrize("killed_at", [0, 1, 5, 8, 14])
+def test_a_kill_loses_one_segment_at_most(tmp_path, killed_at, monkeypatch):
+    monkeypatch.setattr("stream.film.films.SEGMENT", 10)
     clip = make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)), audio="aac")
     whole = tmp_path / "whole.mp4"
     paint(clip, whole)
@@ -238,19 +256,59 @@ def test_nothing_is_painted_twice_after_a_kill(tmp_path, killed_at):
         paint(clip, tmp_path / "out.mp4", first)
     assert not (tmp_path / "out.mp4").exists()
     paint(clip, tmp_path / "out.mp4", second, resume=True)
-    assert len(first.batches) + len(second.batches) == 15
+    assert len(second.seen) == 60 - 4 * killed_at // 10 * 10
     assert_same_film(tmp_path / "out.mp4", whole)
 
 
-def test_a_picture_cut_off_in_the_middle_is_painted_anew(tmp_path):
-    clip = make_clip(tmp_path / "in.mp4", carphone(20), constant(20, Fraction(25)))
+def test_nothing_raw_lies_on_the_disk(tmp_path):
+    """A picture of 1080p is 6.2 MB."""
+    most, clip = [], make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)))
+
+    def painter(frames, controls, wait):
+        most.append(sum(file.stat().st_size for file in (tmp_path / "out.mp4.partial").iterdir()))
+        return lambda: frames
+
+    paint(clip, tmp_path / "out.mp4", painter, size=(128, 64))
+    assert 0 < max(most) < 60 * 128 * 64 * 3 / 10
+
+
+def test_what_was_put_before_a_fault_is_kept(tmp_path):
+    """No kill: the engine gave up, and the segment in work can be completed."""
+    clip = make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)))
     paint(clip, tmp_path / "whole.mp4")
+    first, second = Painter(fail_at=11), Painter()
     with pytest.raises(RuntimeError):
-        paint(clip, tmp_path / "out.mp4", Painter(fail_at=2))
-    raw = next((tmp_path / "out.mp4.partial").glob("*.raw"))
-    raw.write_bytes(raw.read_bytes()[:-1000])
-    paint(clip, tmp_path / "out.mp4", resume=True)
+        paint(clip, tmp_path / "out.mp4", first, abandon=True)
+    paint(clip, tmp_path / "out.mp4", second, resume=True)
+    assert len(first.seen) + len(second.seen) == 60
     assert_same_film(tmp_path / "out.mp4", tmp_path / "whole.mp4")
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out_%d.png"])
+def test_a_picture_that_could_not_be_written_leaves_no_gap(tmp_path, monkeypatch, name):
+    """The disk was full for a moment, with more pictures waiting to be written."""
+    clip = make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)))
+    numbers = itertools.count()
+    paint(clip, tmp_path / name.replace("out", "whole"))
+
+    def fails_once(write):
+        def attempt(*arguments, **options):
+            if next(numbers) == 30:
+                raise OSError(28, "No space left on device")
+            return write(*arguments, **options)
+
+        return attempt
+
+    with monkeypatch.context() as full:
+        full.setattr(PacketFile, "write", fails_once(PacketFile.write))
+        full.setattr(Image.Image, "save", fails_once(Image.Image.save))
+        with pytest.raises(OSError, match="No space left"):
+            paint(clip, tmp_path / name, batch=8, abandon=True)
+    paint(clip, tmp_path / name, resume=True)
+    for number in range(1, 61) if "%d" in name else ():
+        assert (tmp_path / f"out_{number}.png").read_bytes() == (tmp_path / f"whole_{number}.png").read_bytes()
+    if "%d" not in name:
+        assert_same_film(tmp_path / "out.mp4", tmp_path / "whole.mp4")
 
 
 def test_an_interrupted_film_plays_with_its_sound_and_goes_on(tmp_path):
@@ -296,7 +354,7 @@ def test_other_settings_do_not_resume(tmp_path):
 
 
 def test_many_segments_join_without_a_seam(tmp_path, monkeypatch):
-    monkeypatch.setattr("stream.film.films.RAW_BYTES", 1)  # the shortest segments
+    monkeypatch.setattr("stream.film.films.SEGMENT", 7)
     times_s = sorted({*constant(60, Fraction(25)), *constant(40, Fraction(7))})
     clip = make_clip(tmp_path / "in.mp4", (carphone(60) * 2)[: len(times_s)], times_s)
     paint(clip, tmp_path / "out.mp4")
@@ -364,7 +422,7 @@ def test_pictures_resume(tmp_path):
     with pytest.raises(RuntimeError):
         paint(clip, tmp_path / "out" / "%d.png", first)
     paint(clip, tmp_path / "out" / "%d.png", second, resume=True)
-    assert len(first.batches) + len(second.batches) == 15
+    assert len(first.batches) + len(second.batches) == 15  # each picture is a whole file: none is lost
     assert len(list((tmp_path / "out").iterdir())) == 60
     for number, still in enumerate(open_clip(clip).stills(SIZE), start=1):
         written = np.asarray(Image.open(tmp_path / "out" / f"{number}.png"))
