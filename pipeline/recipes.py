@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import lcm
+from . import capabilities, lcm
 from .loading import Components
 from .painter import Recipe
 from .prompts import PromptEncoder
@@ -20,7 +20,8 @@ class Recipes:
     """Those of one loaded model."""
 
     def __init__(self, spec: ModelSpec, parts: Components, sizes: Sizes):
-        self._spec, self._parts, self._sizes = spec, parts, sizes
+        self._parts, self._sizes = parts, sizes
+        self._capabilities = capabilities.capabilities_of(spec, parts)
         self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
         self._one = lru_cache(64)(self._make)
         self._batch = lru_cache(16)(lambda *keys: Recipe.join([self._one(*key) for key in keys]))
@@ -41,8 +42,7 @@ class Recipes:
             self._batch.cache_clear()
 
     def lora_weights(self, controls: Controls) -> dict[str, float]:
-        loaded = {lora.name: lora.weight for lora in self._spec.loras}
-        return {name: controls.lora_weights.get(name, weight) for name, weight in loaded.items()}
+        return capabilities.lora_weights(self._capabilities, controls)
 
     @property
     def guidance_embedding_dim(self) -> int | None:
@@ -50,7 +50,7 @@ class Recipes:
         return self._parts.unet.config.time_cond_proj_dim
 
     def uses_cfg(self, controls: Controls) -> bool:
-        return self.guidance_embedding_dim is None and controls.guidance > 1.0
+        return capabilities.uses_cfg(self._capabilities, controls)
 
     def key(self, controls: Controls, from_noise: bool, scale: float = 1.0) -> tuple:
         """What a recipe is made from: controls of equal keys have the same."""
@@ -94,5 +94,5 @@ class Recipes:
             else None,
             guidance=None if negative is None else scalar(guidance, torch.float32),
             timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, dtype),
-            control_scale=scalar(control_scale, dtype) if self._spec.annotators else None,
+            control_scale=scalar(control_scale, dtype) if self._capabilities.annotators else None,
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import animation, annotators, color
+from . import animation, annotators, capabilities, color
 from .conversions import Conversions
 from .denoiser import Denoiser
 from .folding import folded
@@ -53,6 +53,7 @@ class Stylizer:
 
     def __init__(self, spec: ModelSpec, parts: Components, graphs: bool | None = None):
         self.spec = spec
+        self.capabilities = capabilities.capabilities_of(spec, parts)  # any thread may ask what these allow
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
         self._transfers = Transfers(parts.device)
@@ -108,56 +109,21 @@ class Stylizer:
 
     @property
     def loras(self) -> tuple[str, ...]:
-        return self.components.loras.names if self.components.loras else ()
+        return tuple(self.capabilities.loras)
 
     @property
     def features(self) -> frozenset[str]:
-        """Which of the controls' `x-needs` this model meets."""
-        here = {
-            "guidance": True,
-            "cfg": self.recipes.guidance_embedding_dim is None,
-            "lora": bool(self.loras),
-            "control": bool(self.spec.annotators),
-            "canny": any(name.startswith("canny") for name in self.spec.annotators),
-        }
-        return frozenset(name for name, present in here.items() if present)
+        return self.capabilities.features
 
     def check(self, controls: Controls) -> None:
-        """Raise ValueError, one sentence, when controls name what this model does not have."""
-        unknown = sorted(set(controls.lora_weights) - set(self.loras))
-        if unknown:
-            loaded = ", ".join(self.loras) or "none"
-            raise ValueError(f"lora_weights: no LoRA {unknown[0]!r} is loaded (loaded: {loaded}).")
-        if controls.steps > self.components.schedule.original_steps:
-            raise ValueError(f"steps: this model's schedule holds {self.components.schedule.original_steps}.")
+        capabilities.check(self.capabilities, controls)
 
     def remarks(self, controls: Controls) -> dict[str, str]:
-        """control -> a sentence, for each setting that has no effect with this model, or a doubtful one."""
-        guided = self.recipes.guidance_embedding_dim is None
-        said = {}
-        if controls.negative_prompt and not guided:
-            said["negative_prompt"] = "No effect: a full LCM takes its guidance as an input, without a second pass."
-        elif controls.negative_prompt and not self.recipes.uses_cfg(controls):
-            said["negative_prompt"] = "No effect at a guidance of 1 or less."
-        with_lcm_lora = any("lcm" in lora.name.lower() for lora in self.spec.loras)
-        if guided and with_lcm_lora and controls.guidance > (4 if self.components.inpaints else 2):
-            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2, or up to 4 to inpaint."
-        if not guided and 1 < controls.guidance < 3 and not self.spec.annotators:
-            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1; only a control image bears less."
-        if controls.reuse and not isinstance(self.painter.denoise, torch.nn.Module):
-            said["reuse"] = "The UNet runs uncompiled while this is on: look whether it is faster."
-        needs = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}
-        for name, feature in needs.items():
-            if feature not in self.features and getattr(controls, name) != Controls.model_fields[name].default:
-                said[name] = "No effect: nothing in this model looks at a control image."
-        return said
+        compiled = not isinstance(self.painter.denoise, torch.nn.Module)
+        return capabilities.remarks(self.capabilities, controls, compiled)
 
     def shape_key(self, controls: Controls) -> Hashable:
-        """Frames whose controls have equal keys can share a batch."""
-        if controls.bypass or controls.strength == 0:
-            return "source"
-        weights = tuple(sorted(self.recipes.lora_weights(controls).items()))
-        return (controls.steps, self.recipes.uses_cfg(controls), weights, controls.reuse > 0)
+        return capabilities.shape_key(self.capabilities, controls)
 
     def __call__(
         self,

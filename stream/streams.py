@@ -147,7 +147,6 @@ class Stream:
             if is_current:
                 self.last_picture = picture
                 self.lag.shown(frame.captured_s, now_s)
-                frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
                 self._sinks = tuple(sink for sink in self._sinks if self._takes(sink, picture))
         if not is_current:  # its publisher was replaced while the engine worked: nobody wants this picture any more
             self.drop(frame)
@@ -156,6 +155,8 @@ class Stream:
         if engine_s is None:
             self._metrics.count(self.name, "skipped")
         self._metrics.observe(now_s - frame.arrived_s, engine_s)
+        # The last thing: a frame that could not be handed on is dropped by the engine room, and counted once.
+        frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
 
     def _takes(self, sink: Callable[[Any], None], item: Picture | Sound) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -630,7 +631,7 @@ def test_a_frame_that_cannot_be_compared_is_blamed_on_its_stream(still):
 def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
     begun, finish = threading.Event(), threading.Event()
 
-    def compile(stylizer, report):
+    def compile(stylizer, report, put_in):
         report("Compiling the UNet.", 0.3)
         begun.set()
         finish.wait(PATIENCE_S)
@@ -647,7 +648,7 @@ def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
 
 
 def test_a_failed_compilation_leaves_the_engine_running(house):
-    def compile(stylizer, report):
+    def compile(stylizer, report, put_in):
         raise RuntimeError("No C++ compiler was found.")
 
     one = house(compile=compile)
@@ -697,9 +698,9 @@ class RememberingStylizer(FakeStylizer):
         self.given = []
 
     def remembering(self, frames, controls, memories, mask=None, live=False):
-        self.given += [(one.prompt, memory) for one, memory in zip(controls, memories, strict=True)]
+        self.given += [(one.prompt, memory and memory.used) for one, memory in zip(controls, memories, strict=True)]
         pictures = self.live(frames, controls) if live else self(frames, controls, mask)
-        return pictures, [1 + (memory or 0) for memory in memories]
+        return pictures, [SimpleNamespace(used=1 + (memory.used if memory else 0)) for memory in memories]
 
 
 def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
@@ -797,8 +798,8 @@ def test_what_is_there_sooner_than_was_expected_is_shown_at_once(ahead, bypass):
     """A first call that took long would else hold back all that follow, and seem to be right."""
     stream, _, shown = ahead.feeds["a"]
     stream.controls = Controls(prompt="a", bypass=bypass)
-    rung = scheduler.Rung(stream.controls.steps)
-    times = ahead.room._batch_times[rung] = scheduler.EngineTimes()
+    (times,) = ahead.room._batch_times.values()
+    times.__init__()
     times.add(time.monotonic(), 1, 10 * PATIENCE_S)
     send(ahead, "a")
     assert shown.take(PATIENCE_S) is not None
