@@ -152,6 +152,10 @@ class EngineRoom:
         """The answer of GET /api/status."""
         return self._status.read()
 
+    def tell(self, **facts: Any) -> None:
+        """What others have to say in the status, under names of their own."""
+        self._status.change(**facts)
+
     def wait_settled(self, timeout_s: float | None = None) -> bool:
         """Block until the model is ready or has failed; True when it is ready."""
         self._settled.wait(timeout_s)

@@ -15,7 +15,7 @@ from pipeline.settings import Controls
 from . import api, keepsakes, signalling
 from .access import Access, security_headers
 from .batches import CannotImagine
-from .engine_room import EngineRoom
+from .engine_room import EngineFailed, EngineRoom
 from .recordings import (
     FOLDER,
     AlreadyRecording,
@@ -43,6 +43,7 @@ STATUS_OF = {
     NoFreeStream: 503,
     TooManySessions: 503,
     api.TooManyListeners: 503,
+    EngineFailed: 503,
     NoRecording: 404,
     CannotImagine: 409,
     AlreadyRecording: 409,
@@ -84,6 +85,7 @@ def make_app(
     async def end_sessions(app: web.Application) -> None:
         await sessions.close_all()
 
+    app.cleanup_ctx.append(api.dismiss_publishers)
     app.on_shutdown.append(api.close_sockets)
     app.on_shutdown.append(end_sessions)
     app.on_shutdown.append(keepsakes.finish_recordings)

@@ -71,6 +71,10 @@ class Stream:
 
     # -- publisher ---------------------------------------------------------------------------------------------------
 
+    def check_served(self) -> None:
+        """Raises EngineFailed when nothing that is published will be painted."""
+        self._engine_room.check_serves()
+
     def publish(self, publisher: Publisher) -> tuple[Publication, Publication | None]:
         """Start publishing, with counters at zero. The newest publisher wins, so a reloaded page is back at once.
 
@@ -325,6 +329,12 @@ class Streams:
 
     def all(self) -> list[Stream]:
         return list(self._streams.values())
+
+    def dismiss_publishers(self) -> None:
+        """Ask every publisher to let go, in the thread that they were made in (the event loop's)."""
+        for stream in self.all():
+            if (publication := stream.publication) is not None:
+                publication.close_publisher()
 
     def _on_status(self) -> None:
         """Controls may be older than the model: what it cannot do must not make every later change and frame fail."""
