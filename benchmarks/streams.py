@@ -117,7 +117,10 @@ def main() -> None:
             controls = controls.model_copy(update={"steps": options.steps})
             stylizer = load(spec, str(device), compile=False)
             if compiled:
-                compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
+                compiling.compile_beside(
+                    stylizer, lambda detail, progress: print(detail, flush=True), compiling.at_once
+                )
+            stylizer.record(controls, lambda detail, progress: None)
         if options.max_batch:
             stylizer = Altered(stylizer, max_batch=options.max_batch)
         about = {

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import queue
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +41,14 @@ def main() -> None:
     done_s: list[float] = []
     stop = threading.Event()
 
+    swaps: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
     def frames() -> None:
+        stylizer.record_calls(lambda: stylizer(frame, preset.defaults))
         while not stop.is_set():
+            if not swaps.empty():
+                swaps.get()()
+                stylizer.record_calls(lambda: stylizer(frame, preset.defaults))
             stylizer(frame, preset.defaults)
             done_s.append(time.perf_counter())
 
@@ -54,7 +62,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["LCMIRROR_CACHE"] = cache
-        compiling.compile_beside(stylizer, mark)
+        compiling.compile_beside(stylizer, mark, swaps.put)
         mark("compiled", None)
         time.sleep(SETTLE_S)
         stop.set()

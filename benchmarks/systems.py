@@ -150,6 +150,7 @@ def measure(system: System, work: Path, device: torch.device, tiny: bool) -> dic
     stylizer = load(replace(spec, dtype="float16"), str(device), compile=False)
     load_s = time.perf_counter() - started_s
     half, times_ms = paint(stylizer, system), []
+    stylizer.record_calls()
     end_s = time.perf_counter() + CALLS_S
     for number in range(WARM_UP + CALLS):
         started_s = time.perf_counter()

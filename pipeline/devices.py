@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import torch
 
@@ -39,6 +42,25 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float16
     capable = torch.cpu.get_capabilities()
     return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
+
+
+def free_memory(device: torch.device) -> None:
+    """Give the device back what nobody holds any more: PyTorch keeps freed memory, Python what is held in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def free_bytes(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """What another process could still have of the device's memory; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and meminfo.is_file():  # on Linux
+        available = re.search(r"^MemAvailable: *(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        return available and 1024 * int(available[1])
+    return None
 
 
 def compiling_pays(device: torch.device) -> bool:
