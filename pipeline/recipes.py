@@ -98,4 +98,21 @@ def _made(
     texts = [prompts(prompt)] if negative is None else [prompts.negative(negative), prompts(prompt)]
     height, width = sizes.picture(scale)
 
-        self._parts, self._capabilities = parts, capabilities.capabilities_of(spec, parts)
+    def scalar(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
+
+    return Recipe(
+        # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
+        timesteps=tuple(torch.tensor([t], device=device) for t in run),
+        rows=tuple(rows.to(device).split(1)),
+        noise=tuple(noise.to(device) for noise in lcm.draw_noise(seed, steps, sizes.latents(scale))),
+        embeds=tuple(text.states for text in texts),
+        pooled=tuple(text.pooled for text in texts if text.pooled is not None),
+        # Original size, crop, target size: as if the picture had been photographed just so.
+        time_ids=torch.tensor([[height, width, 0, 0, height, width]], device=device, dtype=dtype)
+        if parts.family.pooled
+        else None,
+        guidance=None if negative is None else scalar(guidance, torch.float32),
+        timestep_cond=None if dim is None else lcm.guidance_embedding(guidance, dim).to(device, dtype),
+        control_scale=scalar(control_scale, dtype) if scaled else None,
+    )
