@@ -577,7 +577,7 @@ class EngineRoom:
     def _start_over(self) -> None:
         """The engine is another: what its forerunner painted may not stand, nor count for what it took to."""
         with self._lock:
-            self._served = {feed: Served() for feed in self._served}
+            self._served = {feed: Served(asked=state.asked) for feed, state in self._served.items()}
         self._forget_times()
 
     def _forget_times(self) -> None:

@@ -23,6 +23,7 @@ from pipeline.settings import Controls
 from pipeline.transfers import Pending
 from stream import engine_room, scheduler, similarity
 from stream import turns as turns_module
+from stream.batches import Work
 from stream.engine_room import EngineFailed, EngineRoom
 from stream.i420 import to_i420
 from stream.mailbox import Mailbox
@@ -1080,7 +1081,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_tried_once_and_what_it_left_be
             assert one.settle(stream)["detail"] == ""
     tried = one.stylizer.tried
     assert (tried.count(8), tried.count(4)) == (1, 1)
-    assert tried[-3:-1] == [2, 2] or tried[-1] == 2
+    assert 2 in tried[-4:]
     assert (one.stylizer.swept, one.stylizer.held) == (2, [None, None])
 
 
@@ -1094,7 +1095,7 @@ def test_a_single_frame_that_does_not_fit_is_told_and_what_it_left_behind_is_fre
 
 def test_what_one_stream_is_to_blame_for_is_not_held_against_the_batch(house):
     one = house(FakeStylizer(max_batch=2))
-    (good, good_in, good_out), (bad, bad_in, _) = one.open("good"), one.open("bad")
+    (_, good_in, good_out), (bad, bad_in, _) = one.open("good"), one.open("bad")
     bad.set_controls(Controls(prompt="fail"))
     for level in (10, 20, 30):
         one.occupy()
@@ -1106,12 +1107,11 @@ def test_what_one_stream_is_to_blame_for_is_not_held_against_the_batch(house):
     assert [len(call) for call in one.stylizer.calls].count(2) == 3
 
 
-# -- CUDA graphs and compiled code ----------------------------------------------------------------------------------------
+# -- CUDA graphs and compiled code -------------------------------------------------------------------------------------
 
 
 def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_code(house):
     go_on = threading.Event()
-    kinds = {"prompt": "", "plain": Controls(steps=3)}
 
     class Told(FakeStylizer):
         def __init__(self):
@@ -1132,7 +1132,7 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
         put_in(lambda: stylizer.story.append("single"))
         put_in(lambda: stylizer.story.append("batch"))
 
-    one = house(stylizer, compile=compile, controls=kinds["plain"])
+    one = house(stylizer, compile=compile, controls=Controls(steps=3))
     stream, publication, shown = one.open("a")
     stream.set_controls(Controls(steps=2))
     publication.put(solid(1, 0, 0))
@@ -1146,7 +1146,7 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
     stylizer.gate.set()
     wait_for(lambda: one.room.status()["compiled"] == "yes")
     painted = ("paint", 2)
-    again = [("record", 3), painted[:0] or ("record", 2)]
+    again = [("record", 3), ("record", 2)]
     assert stylizer.story == [("record", 3), painted, painted, "single", *again, "batch", *again]
     assert accounts(stream)["frames_out"] == 2
 
@@ -1178,7 +1178,7 @@ def test_when_nothing_comes_in_shapes_that_were_met_are_recorded_one_by_one(hous
             return self.left >= 0
 
     one = house(Meets())
-    stream, publication, shown = one.open("a")
+    _, publication, shown = one.open("a")
     wait_for(lambda: one.stylizer.left == -1)
     for _ in range(2):
         one.stylizer.left = 3
@@ -1259,6 +1259,7 @@ def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_grap
 @pytest.mark.parametrize("kind", [FakeStylizer, TakesI420, AheadStylizer])
 def test_a_picture_holds_no_more_than_itself(house, kind):
     one = house(kind(max_batch=4))
+    one.stylizer.fails = None
     feeds = [one.open(name) for name in "abcd"]
     webcam = VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24").reformat(format="yuv420p")
     for _ in range(2):
@@ -1299,13 +1300,7 @@ def test_engine_times_are_kept_by_what_is_run(house):
     paint(prompt="a third", lora_weights={"ink": 0.5})
     (plain,) = works(one)
     assert works(one)[plain] == 3
-    assert (plain.rung, plain.cfg, plain.masked, plain.live, plain.reuse) == (
-        scheduler.Rung(1),
-        False,
-        False,
-        True,
-        "off",
-    )
+    assert plain == Work(scheduler.Rung(1), cfg=False, masked=False, live=True, imagined=False, reuse="off")
     paint(guidance=2.0, lora_weights={"ink": 0.5})
     stream.set_mask(Mask(np.full((8, 8), 255, np.uint8)))
     paint(2, lora_weights={"ink": 0.5})
@@ -1417,11 +1412,13 @@ def test_streams_of_other_lora_weights_are_painted_in_turns_and_the_status_says_
 
 
 def test_a_stream_alone_may_change_its_weights_with_every_frame(house, monkeypatch):
+    plan, dwells = scheduler.plan, set()
+    monkeypatch.setattr(scheduler, "plan", lambda *args: dwells.add(args[4]) or plan(*args))
     one = house(Rewrites(0.0))
-    monkeypatch.setattr(scheduler, "dwell_s", lambda *args: pytest.fail("nobody else wants any"))
     stream, publication, shown = one.open("a")
     for number in range(10):
         stream.set_controls(Controls(lora_weights={"ink": number / 10}))
         publication.put(solid(1, 2, 3))
         assert shown.take(PATIENCE_S)
     assert one.stylizer.story == [number / 10 for number in range(10)]
+    assert dwells == {None}, "nobody else wants any"
