@@ -8,10 +8,14 @@ import re
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
+import main
+from pipeline import ModelSpec
+from pipeline.errors import CaptureFailed
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +43,7 @@ BAD_USAGE = [
     *((["--lora", f"ink:{weight}"], ["--lora", "ink", "-4 to 4"]) for weight in ("nan", "inf", "-inf", "1e400", "5")),
     *((["--controlnet", f"net:{weight}"], ["--controlnet", "net"]) for weight in ("nan", "canny:inf", "1e9")),
     *((["--model", "mini-canny", "--strength", number], ["--strength"]) for number in ("nan", "inf", "1e400")),
-    (["--lora", "ink", "--lora-weights", "ink=nan"], ["--lora-weights", "finite"]),
+    (["--lora-weights", "lcm=nan"], ["--lora-weights", "finite"]),
     (["--steps", HUGE], ["--steps"]),
     (["--seed", "nan"], ["--seed"]),
     (["--guidance", "-inf"], ["--guidance"]),
@@ -129,6 +133,49 @@ def test_bad_usage_is_one_sentence_and_code_2(refusals, case):
 )
 def test_so_it_is_for_a_command_by_itself(arguments, word):
     assert_refused(run(*arguments), word)
+
+
+def test_how_the_engine_is_loaded_may_be_told_anew(monkeypatch):
+    """After a CUDA graph broke off: without graphs, whatever was asked for."""
+    asked = []
+    monkeypatch.setattr(main, "load", lambda spec, device, **options: asked.append((device, options["graphs"])))
+    monkeypatch.setattr(main.environment, "leave_a_core_free", lambda: None)
+    for given in ([], ["--no-graphs"]):
+        for command in ("serve", "camera"):
+            _, live = main._live(main._parser().parse_args([command, "--device", "cpu", *given]))
+            live["load"](lambda detail, progress: None)
+            live["load"](lambda detail, progress: None, graphs=False)
+    assert asked == [("cpu", None), ("cpu", False)] * 2 + [("cpu", False)] * 4
+
+
+class Recording:
+    """A stylizer, as far as it is recorded."""
+
+    def __init__(self, fails: bool):
+        self.fails = fails
+
+    def record_calls(self, call):
+        call()
+        if self.fails:
+            raise CaptureFailed("Recording a CUDA graph broke off: no reason.")
+
+
+def test_a_film_whose_recording_breaks_off_is_painted_by_a_model_loaded_anew(capsys):
+    loaded, called = [], []
+
+    def load(spec, graphs=None):
+        assert not any(ref() is not None for ref, _ in loaded), "two of them may not fit"
+        stylizer = Recording(fails=graphs is None)
+        loaded.append((weakref.ref(stylizer), graphs))
+        return stylizer
+
+    def call(stylizer):
+        called.append(stylizer.fails)
+
+    assert not main._recorded(load, ModelSpec("base"), call).fails
+    assert [graphs for _, graphs in loaded] == [None, False]
+    assert called == [True]
+    assert "loaded anew, without CUDA graphs" in capsys.readouterr().err
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
