@@ -129,14 +129,14 @@ class TestLoras:
                     raise RuntimeError("it cannot be written")
                 return super().copy_(*given)
 
-        first, second = weights = [Parameter(torch.ones(2, 2)) for _ in range(2)]
+        weights = [Parameter(torch.ones(2, 2)) for _ in range(2)]
         patch = loras._Patch("ink", torch.ones(1, 2), torch.ones(2, 1), 1.0)
         lora_set = loras.LoraSet({one: [patch] for one in weights}, ("ink",), False, torch.device("cpu"))
         lora_set.apply({"ink": 0.5})
-        second.fails = True
+        weights[1].fails = True
         with pytest.raises(RuntimeError):
             lora_set.apply({"ink": 1.0})
-        second.fails = False
+        weights[1].fails = False
         lora_set.apply({"ink": 0.5})
         assert [one.tolist() for one in weights] == [[[1.5, 1.5], [1.5, 1.5]]] * 2
 
