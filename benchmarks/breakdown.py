@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks import report, shapes
 from benchmarks.engine import shaped
 from pipeline import Controls, ModelSpec, annotators, color, compiling, lcm, load
-from pipeline.devices import compiling_pays, pick_device
+from pipeline.devices import compiling_pays, prepared
 from pipeline.presets import TABLE
 from pipeline.stylizer import Stylizer
 
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--frames", type=int, default=FRAMES)
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = prepared(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         name, spec, controls = chosen_model(options, Path(scratch))
         controls = controls.model_copy(update={"steps": options.steps})

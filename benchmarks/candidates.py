@@ -46,9 +46,9 @@ from benchmarks.checks import difference
 from benchmarks.engine import LEAST_CALLS, WARM_UP
 from benchmarks.float8 import to_float8
 from benchmarks.plan import count
-from pipeline import Controls, load
+from pipeline import Controls, devices, load
 from pipeline.compiling import PARTS
-from pipeline.devices import compiling_pays, pick_device
+from pipeline.devices import compiling_pays
 from pipeline.errors import CaptureFailed, first_line
 from pipeline.stylizer import Stylizer
 
@@ -355,7 +355,7 @@ def main() -> None:
     parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
     parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = devices.prepared(options.device)
     compiled = compiling_pays(device) if options.compile is None else options.compile
     with (
         tempfile.TemporaryDirectory() as scratch,

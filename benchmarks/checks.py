@@ -23,7 +23,7 @@ from benchmarks.contenders import Diffusers, Ours
 from benchmarks.plan import Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
 from pipeline import Controls, ModelSpec, canny, compiling, load
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.errors import first_line
 from pipeline.graphs import Graphs, Record, record_in_one_pool, unless_it_waits
 from stream.i420 import to_i420
@@ -166,7 +166,7 @@ def main() -> int:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = prepared(options.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is the measure here
     title, about, made = "Checks before measuring", report.machine(str(device)), []
     with tempfile.TemporaryDirectory() as work:

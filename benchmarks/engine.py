@@ -29,7 +29,7 @@ from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled
 from benchmarks.plan import Plan, Setting, add_options, plan_from
 from benchmarks.streamdiffusion_peer import peers
 from pipeline import Controls, LoadError, ModelSpec, load
-from pipeline.devices import compiling_pays, pick_device
+from pipeline.devices import compiling_pays, pick_device, prepared
 from pipeline.errors import CaptureFailed, first_line
 from pipeline.stylizer import Stylizer
 
@@ -52,7 +52,7 @@ class Results:
 def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, plan: Plan) -> int:
     """Measure; print the table, write JSON and picture; returns the exit code. models: of one size and device, as
     without and with a ControlNet."""
-    target = pick_device(device)
+    target = prepared(device)
     results = None
     for spec, controls in models:
         if controls.bypass or controls.strength == 0:

@@ -25,7 +25,7 @@ from benchmarks import report
 from pipeline import Controls, canny
 from pipeline.annotators import ANNOTATORS, annotate, as_tensors
 from pipeline.conversions import Conversions
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.graphs import Graphs, Way, record_in_one_pool
 
 SIDE, ROUNDS, WARM_UP = 512, 200, 4
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = prepared(options.device)
     if device.type != "cuda":
         parser.error("only CUDA has graphs to record: run this where there is a CUDA GPU.")
     record = record_in_one_pool(device)

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from pipeline import PRESETS, Controls, environment, load
+from pipeline import PRESETS, Controls, load
+from pipeline.devices import prepared
 from pipeline.presets import TABLE
 from stream import jobs
 from stream.film.clip import open_clip
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    environment.prepare()
+    prepared("auto")
     rows, samples = memory(options.clip) if options.memory else throughput(options.clip, options.batch)
     about = {**report.machine("cpu"), "model": "mini", "clip": options.clip.name, "samples": samples}
     report.publish("Rendering a file" + (", bypassed" if options.memory else ""), about, rows, options.json)

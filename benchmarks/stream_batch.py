@@ -25,7 +25,7 @@ import torch
 from benchmarks import report
 from benchmarks.breakdown import add_model_options, chosen_model
 from pipeline import Controls, compiling, load
-from pipeline.devices import compiling_pays, pick_device
+from pipeline.devices import compiling_pays, prepared
 from pipeline.stylizer import Stylizer
 
 STEPS = (2, 4)
@@ -86,7 +86,7 @@ def main() -> None:
     add_model_options(parser)
     parser.add_argument("--calls", type=int, default=100)
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = prepared(options.device)
     compiled = compiling_pays(device) if options.compile is None else options.compile
     with tempfile.TemporaryDirectory() as scratch:
         name, spec, controls = chosen_model(options, Path(scratch))

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import report
 from pipeline import compiling, load
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.presets import TABLE
 
 SETTLE_S = 5.0
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = str(pick_device(options.device))
+    device = str(prepared(options.device))
     preset = TABLE[options.model]
     stylizer = load(preset.spec, device, compile=False)
     frame = np.random.default_rng(0).integers(0, 256, (1, preset.spec.height, preset.spec.width, 3), np.uint8)

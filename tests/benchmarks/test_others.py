@@ -92,7 +92,7 @@ def test_each_kind_of_system_paints(name, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(systems, "CLIP", 2)
     work = tmp_path_factory.getbasetemp() / "systems"
     system = next(each for each in systems.SYSTEMS if each.name == name)
-    row = systems.measure(replace(system, loras={}), work, systems.pick_device("cpu"), tiny=True)
+    row = systems.measure(replace(system, loras={}), work, torch.device("cpu"), tiny=True)
     assert row["within 2"] == "yes"
     assert row["calls"] == 1
 
