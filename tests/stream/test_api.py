@@ -266,6 +266,31 @@ async def test_who_publishes_while_the_engine_fails_is_sent_away_too(server, mon
     await late.peer.close()
 
 
+async def test_only_the_engine_thread_touches_the_model(start_server):
+    touched = []
+
+    class Bound(FakeStylizer):
+        def __getattribute__(self, name):
+            if threading.current_thread().name != "engine":
+                touched.append(name)
+            return super().__getattribute__(name)
+
+    server = await start_server(load=lambda report: Bound())
+    async with (
+        server.http.ws_connect(f"{server.url}/api/streams/one/events") as socket,
+        Publisher(server.http, f"{server.url}/whip/one"),
+    ):
+        assert (await server.patch(CONTROLS, negative_prompt="blurry", lora_weights={"ink": 0.5}))[0] == 200
+        assert (await server.patch(CONTROLS, lora_weights={"oil": 0.5}))[0] == 422
+        while "negative_prompt" not in (await wait_for_event(socket, "controls"))["remarks"]:
+            pass
+        assert (await server.get("/api/schema"))[0] == (await server.get("/api/status"))[0] == 200
+        async with server.http.put(f"{server.url}/api/streams/two/imagine") as response:
+            assert response.status == 201
+        await until(lambda: server.streams.get("two").last_picture)
+    assert touched == []
+
+
 async def wait_for_event(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict:
     while (message := await socket.receive_json(timeout=10))["type"] != kind:
         pass
