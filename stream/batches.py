@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -93,8 +93,7 @@ class Feed(Protocol):
     def drop(self, frame: Frame) -> None: ...
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What a stream asked for when it last had a frame waiting."""
 
     when_s: float
@@ -125,8 +124,7 @@ class Served:
         return self.seen[1]
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What the engine runs for a frame, as far as its time depends on that. There are few of them: nothing that is
     typed or drawn is part of it.
 
@@ -219,7 +217,7 @@ def work_done(batch: Sequence[Job]) -> Work:
     work, memory = batch[0].work, batch[0].served.memory
     if work.reuse == "off" or memory is None:
         return work
-    return replace(work, reuse="again" if memory.used else "anew")
+    return work._replace(reuse="again" if memory.used else "anew")
 
 
 def may_follow(feed: Feed) -> bool:

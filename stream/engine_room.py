@@ -220,7 +220,7 @@ class EngineRoom:
 
     def _serve(self) -> None:
         """Until the room closes."""
-        stylizer = self._stylizer or self._loaded()
+        stylizer = self._loaded() if self._stylizer is None else self._stylizer
         self._flight = Flight(stylizer.stream_batch())
         idle_s: float | None = IDLE_S
         while not self._closing.is_set():
@@ -295,7 +295,8 @@ class EngineRoom:
             self.failure = error
         else:
             log.error("The engine stopped.", exc_info=error)
-            detail = f"The engine broke down too often ({detail.rstrip('.')}): start the server again."
+            what = "does not load again" if self._stylizer is None else "broke down too often"
+            detail = f"The engine {what} ({detail.rstrip('.')}): start the server again."
             for feed in self._served:
                 feed.fault = detail
                 if (waiting := feed.mailbox.clear()) is not None:
@@ -420,7 +421,7 @@ class EngineRoom:
         )
         rung = state.quality.rung or rungs[0]
         feed.quality, feed.scale = rungs.index(rung), rung.scale
-        controls, work = with_steps(controls, rung.steps), replace(work, rung=rung)
+        controls, work = with_steps(controls, rung.steps), work if rung is rungs[0] else work._replace(rung=rung)
         try:
             shape_key, weights = stylizer.shape_key(controls), weights_of(stylizer.capabilities, controls)
             state.asked = Asked(now_s, controls, shape_key, weights)

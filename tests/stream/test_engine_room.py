@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 import weakref
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
@@ -1253,6 +1252,20 @@ def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_grap
     assert "failed" not in told
 
 
+def test_an_engine_that_does_not_load_without_graphs_either_has_failed(house, monkeypatch):
+    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+
+    def load(report, graphs=True):
+        if not graphs:
+            raise RuntimeError("The card is gone.")
+        return Captures("idle")
+
+    one = house(FakeStylizer(), load=load)
+    wait_for(lambda: one.room.status()["state"] == "failed")
+    assert one.room.status()["detail"] == "The engine does not load again (The card is gone): start the server again."
+    assert not one.room.wait_settled(PATIENCE_S)
+
+
 # -- what is held, and measured ----------------------------------------------------------------------------------------
 
 
@@ -1310,9 +1323,9 @@ def test_engine_times_are_kept_by_what_is_run(house):
     seen = works(one)
     assert seen == {
         plain: 3,
-        replace(plain, cfg=True): 1,
-        replace(plain, masked=True, live=False): 2,
-        replace(plain, imagined=True, live=False): 1,
+        plain._replace(cfg=True): 1,
+        plain._replace(masked=True, live=False): 2,
+        plain._replace(imagined=True, live=False): 1,
     }
 
 
