@@ -74,10 +74,9 @@ def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
     _broken.append(graph)
     try:
         torch._C._cuda_endAllocateToPool(device.index, pool)
-    except RuntimeError as error:  # capture_end() had come so far: the pool is the graph's own affair
-        log.debug("The allocator had ended the capture already: %s", error)
-    else:
         torch._C._cuda_releasePool(device.index, pool)
+    except RuntimeError as error:  # capture_end() had told it: then the pool is the graph's own affair
+        log.debug("The allocator knows of no such capture: %s", error)
 
 
 class NeverWaiting(TorchDispatchMode):
