@@ -64,20 +64,22 @@ def record_on_cuda(work: Callable[[], Any], stream: torch.cuda.Stream, pool: Any
 def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
     """End what a capture that broke off has begun, as far as PyTorch lets one.
 
-    Read in 2.13's source: where the driver refuses to end a capture, capture_end() raises before it tells the two
-    caching allocators. That of the device then takes the capture to go on, and does not give out again what other
-    streams have used, as every uploaded frame; it is told here, and its pool may go once nothing lies in it. That of
-    pinned memory cannot be told from Python. It should only look a little longer with each allocation, at a function of
-    this very graph, which therefore stays. Not known is what else a driver leaves behind: nobody has seen it on a card.
-    So the engine is loaded anew, and records no more.
+    Read in the sources of about 2.13: where the driver refuses to end a capture, capture_end() raises before it tells
+    the two caching allocators. That of the device is told here, so that it routes nothing more into the pool, which may
+    go once nothing lies in it. That of pinned memory cannot be told from Python. It should only look a little longer
+    with each allocation, at a function of this very graph, which therefore stays.
+
+    Not known: 2.13 counts captures under way besides (markCaptureBegin in CUDACachingAllocator.h), which nothing in
+    Python lowers. Should capture_end() raise before it does, memory that several streams have used, as every uploaded
+    frame, is never given out again, and grows. Nor what else a driver leaves behind: nobody has seen it on a card. So
+    the engine is loaded anew and records no more, and only a new process is certain.
     """
     _broken.append(graph)
     try:
         torch._C._cuda_endAllocateToPool(device.index, pool)
-    except RuntimeError as error:  # capture_end() had come so far: the pool is the graph's own affair
-        log.debug("The allocator had ended the capture already: %s", error)
-    else:
         torch._C._cuda_releasePool(device.index, pool)
+    except RuntimeError as error:  # capture_end() had told it: then the pool is the graph's own affair
+        log.debug("The allocator knows of no such capture: %s", error)
 
 
 class NeverWaiting(TorchDispatchMode):

@@ -53,7 +53,7 @@ BAD_USAGE = [
     (["--size", "\u00b2x\u00b2"], ["512x512"]),
     (["--max-latency-ms", HUGE], ["--max-latency-ms"]),
     (["--max-latency-ms", "nan"], ["--max-latency-ms"]),
-    (["camera", "--camera", HUGE], ["amera 999"]),
+    (["camera", "--camera", HUGE], ["no camera '999"]),
     (["bench", "--budget-s", HUGE], ["--budget-s"]),
     (["bench", "--row-s", "inf"], ["--row-s"]),
     *(

@@ -200,10 +200,11 @@ def imported(module: str, known: set[str]) -> Iterator[str]:
             base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for name in names:
-            if (ROOT / name.split(".")[0]).exists() or (ROOT / f"{name}.py").exists():
+            first = name.split(".")[0]
+            if (ROOT / first).exists() or (ROOT / f"{first}.py").exists():
                 yield from imported(name, known)
             else:
-                yield name.split(".")[0]
+                yield first
 
 
 @pytest.mark.parametrize("module", sorted({step.module for step in everything.STEPS}))

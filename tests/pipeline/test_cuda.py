@@ -21,6 +21,7 @@ from pipeline import ControlNet, Controls, Lora, ModelSpec, load
 from pipeline.graphs import OFTEN
 from pipeline.loading import Components
 from pipeline.stylizer import BATCHES, CAMERAS, Stylizer
+from stream import scheduler
 from tests import fake_cuda, lora_files, tiny
 
 HEIGHT, WIDTH = 64, 128
@@ -228,6 +229,10 @@ def test_what_a_server_will_be_asked_for_is_recorded_before_it_is(usual, machine
                 assert not traffic.products  # as it was recorded
         assert traffic.recordings == count
         assert not stylizer.record_next()
+
+
+def test_batches_that_are_recorded_are_those_that_the_scheduler_makes():
+    assert BATCHES == scheduler.BATCHES
 
 
 def test_where_a_batch_does_not_fit_the_smaller_ones_are_recorded(machine, model, monkeypatch, caplog):

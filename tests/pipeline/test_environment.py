@@ -18,8 +18,9 @@ FAULTS = """
 import resource, sys, threading
 from pipeline import environment
 environment.prepare()
-import torch, diffusers, cv2
+import torch
 from pipeline import devices
+assert "diffusers" not in sys.modules
 if sys.argv[1] == "cuda":
     devices.pick_device = lambda name: torch.device("cuda")
 devices.prepared(sys.argv[1])

@@ -101,9 +101,10 @@ class TestLoras:
     def test_weights_that_were_written_by_half_are_written_anew(self, base, text, tmp_path, monkeypatch):
         """Whichever are asked for next: those from before, or the new ones."""
         lora = Lora(str(tiny.lora(tmp_path, base, text=text)))
-        stylizer = load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu")
-        off = CONTROLS.merged({"lora_weights": {lora.name: 0.0}})
-        expected = [(each, stylizer(FRAME, each)) for each in (CONTROLS, off, CONTROLS)]
+        stylizer, whole = (load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu") for _ in range(2))
+        off = {"lora_weights": {lora.name: 0.0}}
+        asked = [CONTROLS.merged({"prompt": str(i), **change}) for i, change in enumerate(({}, off, {}))]
+        expected = [(each, whole(FRAME, each)) for each in asked]
         patches = len(stylizer.components.loras._patches)
         delta = loras._Patch.delta
         for controls, picture in expected:
@@ -117,7 +118,7 @@ class TestLoras:
             with monkeypatch.context() as half:
                 half.setattr(loras._Patch, "delta", scarce)
                 with pytest.raises(torch.OutOfMemoryError):
-                    stylizer(FRAME, off.merged({"lora_weights": {lora.name: 2.0}}))
+                    stylizer(FRAME, CONTROLS.merged({"lora_weights": {lora.name: 2.0}}))
             assert np.array_equal(stylizer(FRAME, controls), picture)
 
     def test_a_parameter_that_cannot_be_written_leaves_no_mixture(self):
