@@ -112,6 +112,7 @@ class EngineRoom:
         self._capabilities: Capabilities | None = None  # of the model, once it is loaded; for any thread
         self._lock = threading.Lock()
         self._status = Status(model, device)
+        self._stopped: str | None = None  # why an engine that was ready paints no more
         self._dwell_s = 0.0  # of LoRA weights, as the status tells it
         self._served: dict[Feed, Served] = {}
         # For the engine thread alone; flight and turns are made when the stylizer is loaded.
@@ -197,6 +198,7 @@ class EngineRoom:
     def attach(self, feed: Feed) -> None:
         with self._lock:
             self._served = {**self._served, feed: Served()}
+            feed.fault = self._stopped
 
     def detach(self, feed: Feed) -> None:
         with self._lock:
@@ -297,7 +299,9 @@ class EngineRoom:
             log.error("The engine stopped.", exc_info=error)
             what = "does not load again" if self._stylizer is None else "broke down too often"
             detail = f"The engine {what} ({detail.rstrip('.')}): start the server again."
-            for feed in self._served:
+            with self._lock:
+                self._stopped, feeds = detail, list(self._served)
+            for feed in feeds:
                 feed.fault = detail
                 if (waiting := feed.mailbox.clear()) is not None:
                     feed.drop(waiting)

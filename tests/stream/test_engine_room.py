@@ -980,6 +980,7 @@ def test_an_engine_that_breaks_down_again_and_again_has_failed_and_says_why(hous
     for _ in range(5):
         publication.put(solid(0, 0, 0))
     assert accounts(stream)["in_flight"] <= 1
+    assert one.streams.get("late").snapshot()["detail"] == one.room.status()["detail"]
 
 
 def test_a_library_that_wants_to_end_the_program_while_it_loads_does_not_leave_it_loading(house):
