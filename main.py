@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import plan
-from options import UsageError, add_control_options, add_model_options, controls_from, model_from, size_or_clip
+from options import (
+    UsageError,
+    add_control_options,
+    add_model_options,
+    controls_from,
+    model_from,
+    shortened,
+    size_or_clip,
+    whole,
+)
 from pipeline import environment, load
-from pipeline.errors import LoadError
+from pipeline.errors import CaptureFailed, LoadError
 from pipeline.presets import TABLE
-from pipeline.settings import ModelSpec
+from pipeline.settings import Controls, ModelSpec
 from stream import logs
 from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.stylizer import Stylizer
+
+DECIMAL = r"([0-9]{1,9}(\.[0-9]{0,18})?|\.[0-9]{1,18})"
 COMMANDS = ("serve", "render", "camera", "models", "bench")
 
 
@@ -58,8 +75,9 @@ def _parser() -> Parser:
     serve = commands.add_parser("serve", prog="serve", help="the studio page and the WebRTC server (the default)")
     serve.set_defaults(run=_serve)
     add_model_options(serve)
+    _graphs_option(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (beyond loopback: with --token)")
-    serve.add_argument("--port", type=_port, default=8080)
+    serve.add_argument("--port", type=whole(0, 65535, "a port"), default=8080)
     _latency_option(serve)
     serve.add_argument("--token", help="secret that every request must carry")
     serve.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site that may call")
@@ -75,17 +93,19 @@ def _parser() -> Parser:
     add_model_options(
         render, size_type=size_or_clip, size_help="output size, multiples of 8, or `clip` for the clip's shape"
     )
+    _graphs_option(render)
     render.add_argument("--text-to-image", action="store_true", help="from the prompt alone; INPUT only for a control")
-    render.add_argument("--count", type=_positive, metavar="N", help="pictures from text, seed after seed; or frames")
+    render.add_argument("--count", type=plan.count, metavar="N", help="pictures from text, seed after seed; or frames")
     render.add_argument("--motion", metavar="PATH", help="an AnimateDiff motion adapter: whole clips, from text too")
     render.add_argument("--mask", type=Path, metavar="FILE", help="picture or video, white where to repaint")
-    render.add_argument("--feather", type=_pixels, default=8, metavar="PIXELS", help="how soft the mask's border is")
+    pixels, quality = whole(0, 1000, "a number of pixels"), whole(1, 100, "a quality")
+    render.add_argument("--feather", type=pixels, default=8, metavar="PIXELS", help="how soft the mask's border is")
     render.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     render.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     render.add_argument("--start", type=_time, default=Fraction(0), metavar="TIME", help="seconds, or [H:]M:S")
     render.add_argument("--end", type=_time, metavar="TIME")
     render.add_argument("--codec", metavar="NAME", help="h264, hevc, vp9, av1, prores, ffv1, or an encoder's own name")
-    render.add_argument("--quality", type=_quality, default=80, metavar="1-100", help="of the encoding; default 80")
+    render.add_argument("--quality", type=quality, default=80, metavar="1-100", help="of the encoding; default 80")
     render.add_argument("--fps", type=_fps, metavar="N", help="of pictures that become a video; default 25")
     render.add_argument("--side-by-side", action="store_true", help="the source on the left of the picture")
     render.add_argument("--cuts", action=argparse.BooleanOptionalAction, default=False, help="new noise for each shot")
@@ -94,7 +114,10 @@ def _parser() -> Parser:
     camera = commands.add_parser("camera", prog="camera", help="a local camera repainted as a virtual camera")
     camera.set_defaults(run=_camera)
     add_model_options(camera)
-    camera.add_argument("--camera", default="0", metavar="NUMBER|FILE", help="which camera, or a video played as one")
+    _graphs_option(camera)
+    camera.add_argument(
+        "--camera", type=_camera_name, default="0", metavar="NUMBER|FILE", help="which camera, or a video played as one"
+    )
     camera.add_argument("--virtual-camera", default="auto", metavar="DEVICE", help="which one, if there are several")
     _latency_option(camera)
     add_control_options(camera)
@@ -114,52 +137,37 @@ def _parser() -> Parser:
 
 
 def _latency_option(parser: Parser) -> None:
-    parser.add_argument("--max-latency-ms", type=_positive, default=1000, metavar="N", help="drop older frames unseen")
+    number = whole(1, 3_600_000)  # an hour, by which everybody has gone
+    parser.add_argument("--max-latency-ms", type=number, default=1000, metavar="N", help="drop older frames unseen")
 
 
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port (0 to 65535)")
-    return int(text)
+def _graphs_option(parser: Parser) -> None:
+    parser.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, default=None, help="CUDA graphs; the default on CUDA"
+    )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
-    return int(text)
-
-
-def _pixels(text: str) -> int:
-    if not text.isdecimal() or int(text) > 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels from 0 to 1000")
-    return int(text)
+def _camera_name(text: str) -> str:
+    if len(text) > 18 and text.isdecimal():
+        raise argparse.ArgumentTypeError(f"there is no camera {shortened(text)}")
+    return text
 
 
 def _time(text: str) -> Fraction:
-    """Seconds, M:S or H:M:S, each with decimals."""
-    try:
-        parts = [Fraction(part) for part in text.split(":")]
-    except (ValueError, ZeroDivisionError):
-        parts = []
-    if not 1 <= len(parts) <= 3 or min(parts) < 0 or "/" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 12.5 or 1:02:03")
+    """Seconds, M:S or H:M:S, each with decimals. No exponents: that of 1e999999999 would be reckoned out."""
+    if not re.fullmatch(rf"{DECIMAL}(:{DECIMAL}){{0,2}}", text):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a time like 12.5 or 1:02:03")
+    parts = [Fraction(part) for part in text.split(":")]
     return sum((part * 60**place for place, part in enumerate(reversed(parts))), Fraction(0))
 
 
 def _fps(text: str) -> Fraction:
-    try:
+    fps = Fraction(0)
+    if re.fullmatch(rf"{DECIMAL}|[0-9]{{1,9}}/0*[1-9][0-9]{{0,8}}", text):
         fps = Fraction(text).limit_denominator(1_001_000)  # 23.976023976 means 24000/1001
-    except (ValueError, ZeroDivisionError):
-        fps = Fraction(0)
     if not Fraction(1, 3600) <= fps <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a rate like 25 or 30000/1001")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a rate like 25 or 30000/1001")
     return fps
-
-
-def _quality(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a quality from 1 to 100")
-    return int(text)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -206,14 +214,16 @@ def _camera(options: argparse.Namespace) -> int:
 def _live(options: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
     """The model, and what `serve` and `mirror` share: how it is loaded and compiled, and what it starts with."""
     environment.leave_a_core_free()
+    device = _device(options)
     name, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
-    from pipeline.devices import compiling_pays_beside, pick_device
+    from pipeline.devices import compiling_pays_beside
 
-    device = pick_device(options.device)
     compile_wanted = compiling_pays_beside(spec, device) if options.compile is None else options.compile
     return spec, {
-        "load": lambda report: load(spec, str(device), compile=False, report=report),
+        "load": lambda report, graphs=options.graphs: load(
+            spec, str(device), compile=False, graphs=graphs, report=report
+        ),
         "compile": _compile_beside if compile_wanted else None,
         "model": name,
         "device": str(device),
@@ -223,10 +233,20 @@ def _live(options: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
     }
 
 
-def _compile_beside(stylizer, report) -> None:
+def _device(options: argparse.Namespace) -> torch.device:
+    """What --device asks for. Raises LoadError where it is not here, UsageError for --graphs where it has none."""
+    from pipeline.devices import prepared
+
+    device = prepared(options.device)
+    if getattr(options, "graphs", False) and device.type != "cuda":
+        raise UsageError(f"--graphs is for CUDA, and this is {device}: leave it out.")
+    return device
+
+
+def _compile_beside(stylizer, report, put_in) -> None:
     from pipeline.compiling import compile_beside  # imports all of the model libraries: after listening
 
-    compile_beside(stylizer, report)
+    compile_beside(stylizer, report, put_in)
 
 
 def _preset_rows() -> list[dict[str, object]]:
@@ -328,23 +348,54 @@ def _render(options: argparse.Namespace) -> int:
             jobs.check(job, wishes)
     except (FilmError, OSError) as error:  # a name may be longer than the system takes
         raise UsageError(str(error)) from error
+    device = _device(options)
     _, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
-    from pipeline.devices import pick_device
+    # Elsewhere than on CUDA compiled code is for single frames.
+    batch = 1 if options.compile and device.type != "cuda" else jobs.BATCH[device.type]
 
-    device = pick_device(options.device)
+    def load_for_film(spec: ModelSpec, graphs: bool | None = options.graphs) -> Stylizer:
+        return load(spec, str(device), compile=bool(options.compile), graphs=graphs)
+
     return jobs.run(
         work,
         wishes,
         controls,
         jobs.Studio(
             spec,
-            lambda spec: load(spec, str(device), compile=bool(options.compile)),
-            # Elsewhere compiled code is for single frames.
-            batch=1 if options.compile and device.type != "cuda" else jobs.BATCH[device.type],
+            lambda spec: _recorded(load_for_film, spec, _film_call(options, controls, batch)),
+            batch=batch,
             way={"device": device.type, "compiled": bool(options.compile)},
         ),
     )
+
+
+def _film_call(options: argparse.Namespace, controls: Controls, batch: int) -> Callable[[Stylizer], object]:
+    """What is asked of a stylizer for each batch of a film, or picture from text."""
+    import numpy as np
+
+    def call(stylizer: Stylizer) -> object:
+        frames = np.zeros((batch, stylizer.spec.height, stylizer.spec.width, 3), np.uint8)
+        if options.text_to_image:
+            return stylizer.imagine(controls, control_frames=frames[:1] if options.inputs else None)
+        return stylizer(frames, controls, mask=None if options.mask is None else frames[..., 0])
+
+    return call
+
+
+def _recorded(load: Callable[..., Stylizer], spec: ModelSpec, call: Callable[[Stylizer], object]) -> Stylizer:
+    """A stylizer with this call recorded (pipeline.graphs); should that break off, one loaded anew without graphs."""
+    stylizer = load(spec)
+    if spec.motion is not None:
+        return stylizer
+    try:
+        stylizer.record_calls(partial(call, stylizer))
+    except CaptureFailed as error:
+        print(f"{error} The model is loaded anew, without CUDA graphs.", file=sys.stderr)
+    else:
+        return stylizer
+    del stylizer
+    return load(spec, graphs=False)
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -369,11 +420,12 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    device = _device(options)
     name, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
     from benchmarks import engine
 
-    return engine.run(name, [(spec, controls)], options.device, plan.plan_from(options))
+    return engine.run(name, [(spec, controls)], str(device), plan.plan_from(options))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,16 +15,34 @@ from pipeline.errors import LoadError
 from pipeline.presets import TABLE
 from pipeline.settings import ControlNet, Controls, Lora, ModelSpec
 
+T = TypeVar("T")
+
 
 class UsageError(Exception):
     """Wrong usage; the text is the one sentence that the user reads."""
 
 
+def whole(least: int, most: int, what: str = "a whole number") -> Callable[[str], int]:
+    """An option's type: what is neither too small nor too large to be reckoned with."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is not {what} from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def shortened(text: str) -> str:
+    """What was typed, to be quoted in a sentence."""
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
 def size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 512x512")
-    return int(width), int(height)
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a size like 512x512")
+    return int(found[1]), int(found[2])
 
 
 def size_or_clip(text: str) -> tuple[int, int] | str:
@@ -90,7 +108,7 @@ def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Contro
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"{flag}: {first['msg']}, not {first['input']!r}.") from error
+        raise UsageError(f"{flag}: {first['msg']}, not {shortened(str(first['input']))}.") from error
 
 
 def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
@@ -179,19 +197,29 @@ def _controlnet(text: str) -> ControlNet:
         weight = float(last)
     except ValueError:
         path, weight = text, 1.0
-    if not math.isfinite(weight):
-        raise UsageError(f"--controlnet: {last} is no weight.")
     before, _, control = path.rpartition(":")
     names_control = bool(before) and (control in ANNOTATORS or (not Path(path).exists() and "/" not in control))
-    return ControlNet(before, control, weight) if names_control and len(before) > 1 else ControlNet(path, weight=weight)
+    if names_control and len(before) > 1:
+        return _weighted("--controlnet", lambda: ControlNet(before, control, weight))
+    return _weighted("--controlnet", lambda: ControlNet(path, weight=weight))
 
 
 def _lora(text: str) -> Lora:
-    path, _, weight = text.rpartition(":")
+    """PATH or PATH:WEIGHT; what follows a colon and is no number belongs to the path."""
+    path, _, last = text.rpartition(":")
     try:
-        return Lora(path, float(weight)) if path else Lora(text)
+        weight = float(last)
     except ValueError:
-        return Lora(text)
+        path = ""
+    return _weighted("--lora", lambda: Lora(path, weight) if path else Lora(text))
+
+
+def _weighted(option: str, part: Callable[[], T]) -> T:
+    """A part of a model. Raises UsageError where its weight is none."""
+    try:
+        return part()
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
 
 
 def _auto(device: str) -> str:

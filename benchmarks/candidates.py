@@ -46,11 +46,10 @@ from benchmarks.checks import difference
 from benchmarks.engine import LEAST_CALLS, WARM_UP
 from benchmarks.float8 import to_float8
 from benchmarks.plan import count
-from pipeline import Controls, load
+from pipeline import Controls, devices, load
 from pipeline.compiling import PARTS
-from pipeline.devices import compiling_pays, pick_device
-from pipeline.errors import first_line
-from pipeline.graphs import Recording
+from pipeline.devices import compiling_pays
+from pipeline.errors import CaptureFailed, first_line
 from pipeline.stylizer import Stylizer
 
 LEAST_GAIN, MOST_DIFFERENCE = 3.0, 2.0  # percent of a frame; of 255
@@ -245,10 +244,12 @@ def measure(
     with candidate.around():
         own = prepared(candidate, plain, compiled)
         own(frames[0], controls)
+        own.record_calls()
     prepare_s = time.perf_counter() - started_s
+    plain.record_calls(lambda: plain(frames[0], controls))
     ways = [Way(lambda frame: plain(frame, controls)), Way(lambda frame: own(frame, controls), candidate.around)]
     plain_ms, own_ms = times_ms(ways, frames, calls, row_s)
-    if own.graphs and not any(isinstance(known, Recording) for known in own._paint._known.values()):
+    if own.graphs and not own._paint.recorded:
         raise RuntimeError("it cannot be recorded as a CUDA graph")
     with candidate.around():
         painted = own(frames[0], controls)
@@ -324,8 +325,9 @@ def rows(
     noise = measure(NOTHING, plain, controls, compiled, calls, row_s)
     yield noise
     yield from measure_transfers(plain, noise["plain p50 ms"], calls, row_s)
+    broken = None
     for candidate in CANDIDATES:
-        reason = candidate.left_out(plain, compiled)
+        reason = broken or candidate.left_out(plain, compiled)
         if reason is None and time.monotonic() > end_s:
             reason = "the time was up"
         if reason is not None:
@@ -334,6 +336,9 @@ def rows(
         candidate = replace(candidate, least_gain=max(candidate.least_gain, abs(noise["gain %"])))
         try:
             yield measure(candidate, plain, controls, compiled, calls, row_s)
+        except CaptureFailed as error:  # memory may be corrupt: nothing is measured with that
+            broken = f"{candidate.name} came before ({first_line(error)})"
+            yield left_out(candidate.name, f"it failed ({first_line(error)})")
         except Exception as error:  # whoever fails is named, the others are measured
             yield left_out(candidate.name, f"it failed ({type(error).__name__}: {first_line(error)})")
         gc.collect()  # its graphs and weights
@@ -350,7 +355,7 @@ def main() -> None:
     parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
     parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = devices.prepared(options.device)
     compiled = compiling_pays(device) if options.compile is None else options.compile
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -23,9 +23,9 @@ from benchmarks.contenders import Diffusers, Ours
 from benchmarks.plan import Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
 from pipeline import Controls, ModelSpec, canny, compiling, load
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.errors import first_line
-from pipeline.graphs import FIRST_RUNS, Graphs, Record, record_in_one_pool, unless_it_waits
+from pipeline.graphs import Graphs, Record, record_in_one_pool, unless_it_waits
 from stream.i420 import to_i420
 
 CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
@@ -73,8 +73,9 @@ def replayed_as_launched(device: torch.device, record: Record | None) -> tuple[f
 
     made = recorded.cases(device)
     for of, make in made.values():
-        plain, replayed = of(lambda way: way), of(lambda way: Graphs(way, unless_it_waits(counted)))
-        for given in [make() for _ in range(FIRST_RUNS + 3)]:
+        plain = of(lambda way: way)
+        replayed = recorded.ready(of, make, lambda way: Graphs(way, unless_it_waits(counted)))
+        for given in [make() for _ in range(3)]:
             apart.append(float((replayed(given).float() - plain(given).float()).abs().max()))
     if len(taken) != len(made):
         raise RuntimeError(f"{len(taken)} of {len(made)} were recorded")
@@ -88,7 +89,10 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     frame = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
 
     def model(name: str, dtype: str, target: str = str(device)):
-        return load(ModelSpec(str(bases[name]), width=side, height=side, dtype=dtype), target, compile=False)
+        spec = ModelSpec(str(bases[name]), width=side, height=side, dtype=dtype)
+        stylizer = load(spec, target, compile=False)
+        stylizer.record_calls(lambda: stylizer(frame, CONTROLS))
+        return stylizer
 
     def as_on_the_cpu(name: str, dtype: str, allowed: float) -> tuple[float, float]:
         reference = model(name, "float32", "cpu")(frame, CONTROLS)
@@ -97,7 +101,8 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     def as_uncompiled(dtype: str, allowed: float) -> tuple[float, float]:
         stylizer = model("sd15", dtype)
         reference = stylizer(frame, CONTROLS)
-        compiling.compile_beside(stylizer, lambda detail, progress: None)
+        compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
+        stylizer.record_calls(lambda: stylizer(frame, CONTROLS))
         return difference(stylizer(frame, CONTROLS), reference), allowed
 
     def as_ours(kind: type) -> tuple[float, float]:
@@ -161,7 +166,7 @@ def main() -> int:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = prepared(options.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 is the measure here
     title, about, made = "Checks before measuring", report.machine(str(device)), []
     with tempfile.TemporaryDirectory() as work:

@@ -84,6 +84,12 @@ class OursReplayed(Ours):
     def twin(self) -> Contender:
         return self._ours
 
+    def call(self, setting: Setting) -> Call:
+        call, spec = super().call(setting), self._stylizer.spec
+        frames = np.zeros((setting.batch, spec.height, spec.width, 3), np.uint8)
+        self._stylizer.record_calls(lambda: call(frames))
+        return call
+
 
 class OursCompiled(OursReplayed):
     """With compiled code in these graphs (on a CPU, without). It compiles when it is first asked for a frame, and again
@@ -101,7 +107,9 @@ class OursCompiled(OursReplayed):
         if batches not in self._tried:
             self._tried.add(batches)  # once, even if it fails
             started_s = time.perf_counter()
-            compiling.compile_beside(self._stylizer, lambda detail, progress: print(detail, flush=True), batches)
+            compiling.compile_beside(
+                self._stylizer, lambda detail, progress: print(detail, flush=True), compiling.at_once, batches
+            )
             print(f"compiled in {time.perf_counter() - started_s:.0f} s", flush=True)
         if self._runs_uncompiled(setting):
             return f"it has no compiled code for batches of {setting.batch}, which run as uncompiled ones"
@@ -114,7 +122,7 @@ class OursCompiled(OursReplayed):
         hook = self._stylizer.components.unet.register_forward_pre_hook(lambda module, args: seen.append(module))
         try:
             with patch.object(self._stylizer, "_paint", self._stylizer.painter):
-                self.call(setting)(frames)
+                Ours.call(self, setting)(frames)
         finally:
             hook.remove()
         return bool(seen)
@@ -132,7 +140,10 @@ class OursStreamBatch(OursReplayed):
         return setting.steps - 1
 
     def call(self, setting: Setting) -> Call:
-        controls, batch = applied(setting, self._controls), self._stylizer.stream_batch()
+        controls, spec = applied(setting, self._controls), self._stylizer.spec
+        batch, filling = self._stylizer.stream_batch(), self._stylizer.stream_batch()
+        frames = np.zeros((setting.batch, spec.height, spec.width, 3), np.uint8)
+        self._stylizer.record_calls(*[lambda: filling(frames, controls) for _ in range(setting.steps)])
         return lambda frames: batch(frames, controls)
 
 

@@ -29,8 +29,8 @@ from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled
 from benchmarks.plan import Plan, Setting, add_options, plan_from
 from benchmarks.streamdiffusion_peer import peers
 from pipeline import Controls, LoadError, ModelSpec, load
-from pipeline.devices import compiling_pays, pick_device
-from pipeline.errors import first_line
+from pipeline.devices import compiling_pays, pick_device, prepared
+from pipeline.errors import CaptureFailed, first_line
 from pipeline.stylizer import Stylizer
 
 WARM_UP = 5
@@ -52,7 +52,7 @@ class Results:
 def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, plan: Plan) -> int:
     """Measure; print the table, write JSON and picture; returns the exit code. models: of one size and device, as
     without and with a ControlNet."""
-    target = pick_device(device)
+    target = prepared(device)
     results = None
     for spec, controls in models:
         if controls.bypass or controls.strength == 0:
@@ -60,7 +60,11 @@ def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, pl
         stylizer = load(spec, str(target), compile=False)
         beside = results is not None
         results = results or _about(name, stylizer, controls)
-        _measure_model(stylizer, controls, plan.settings(beside=beside), plan, results)
+        try:
+            _measure_model(stylizer, controls, plan.settings(beside=beside), plan, results)
+        except CaptureFailed as error:
+            results.leave_out(f"The rest: left out. {error}")
+            break
         del stylizer
         gc.collect()
     report.publish(results.title, results.about, results.rows, plan.json)
@@ -106,6 +110,8 @@ def _measure_model(
             frames = _frames(stylizer.spec, setting)
             differs = picture_difference(contender, setting, frames[0])
             times_ms = time_calls(contender.call(setting), frames, plan.frames, plan.row_s)
+        except CaptureFailed:  # memory may be corrupt: nothing is measured with that
+            raise
         except Exception as error:  # whoever fails is named, the others are measured
             results.leave_out(f"{contender.name}: left out, it failed ({type(error).__name__}: {first_line(error)}).")
             continue

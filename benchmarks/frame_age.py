@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks import report
 from pipeline import Controls, ModelSpec
+from pipeline.capabilities import Capabilities
 from pipeline.stream_batch import StreamBatch
 from pipeline.transfers import Pending
 from stream.engine_room import EngineRoom
@@ -32,17 +33,21 @@ class SleepingStylizer:
     """Takes `engine_s` a batch and returns what it got."""
 
     spec = ModelSpec("nothing", width=256, height=256)
-    device, features, loras, max_batch, scales = "cpu", frozenset(), (), 1, (1.0,)
+    capabilities = Capabilities(256, 256)
+    device, max_batch, scales = "cpu", 1, (1.0,)
     takes_i420 = runs_ahead = False
 
     def __init__(self, engine_s: float):
         self.engine_s = engine_s
 
-    def check(self, controls: Controls) -> None:
+    def record(self, controls: Controls, report) -> None:
         pass
 
-    def remarks(self, controls: Controls) -> dict[str, str]:
-        return {}
+    def record_next(self) -> bool:
+        return False
+
+    def free_memory(self) -> None:
+        pass
 
     def shape_key(self, controls: Controls) -> int:
         return controls.steps

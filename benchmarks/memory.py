@@ -54,6 +54,7 @@ def _measure(stylizer: Stylizer, frames: int) -> dict[str, float]:
             times_ms.append(1000 * (time.perf_counter() - started_s))
         return report.percentile(times_ms, 50)
 
+    stylizer.record_calls(lambda: stylizer(frame, controls))
     median_ms([controls] * 3)
     held_mb = torch.cuda.memory_allocated() / 1e6
     row = {

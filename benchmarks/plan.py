@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from options import whole
+
 STEPS, BATCHES = (1, 2, 4), (1, 2, 4, 8)
+count = whole(1, 1_000_000_000)  # an option of a command line
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--everything", action="store_true", help="every batch, number of steps and guidance")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="and draw them as bars, an .svg file")
-
-
-def count(text: str) -> int:
-    """An option of a command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
-    return int(text)
 
 
 def plan_from(options: argparse.Namespace) -> Plan:

@@ -25,14 +25,14 @@ from benchmarks import report
 from pipeline import Controls, canny
 from pipeline.annotators import ANNOTATORS, annotate, as_tensors
 from pipeline.conversions import Conversions
-from pipeline.devices import pick_device
-from pipeline.graphs import FIRST_RUNS, Graphs, Way, record_in_one_pool
+from pipeline.devices import prepared
+from pipeline.graphs import Graphs, Way, record_in_one_pool
 
-SIDE, ROUNDS = 512, 200
+SIDE, ROUNDS, WARM_UP = 512, 200, 4
 BATCH = (Controls(canny_low=60, canny_high=120), Controls(canny_low=20, canny_high=250))
 SIZES = SimpleNamespace(picture=lambda scale=1.0: (round(SIDE * scale),) * 2, scales=(1.0, 0.5))
 
-Recorded = Callable[[Way], Way]
+Recorded = Callable[[Way], Graphs]
 Case = tuple[Callable[[Recorded], Way], Callable[[], Any]]  # the way, of what records it; what is given, new each time
 
 
@@ -66,9 +66,19 @@ def grown(given: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
     return canny.by_growing(*canny.ridges(pixels, *turned.values()))
 
 
+def ready(of: Callable[[Callable[[Way], Way]], Way], make: Callable[[], Any], recorded: Recorded) -> Way:
+    """A case's way, recorded: what of it can be."""
+    made: list[Graphs] = []
+    way = of(lambda part: made.append(recorded(part)) or made[-1])
+    way(make())
+    for graphs in made:
+        graphs.record_next(1)
+    return way
+
+
 def row(name: str, ways: dict[str, Way], make: Callable[[], Any], rounds: int, wait: Callable[[], object]) -> dict:
     times_ms: dict[str, list[float]] = {f"{way}, {what} ms": [] for way in ways for what in ("launched", "done")}
-    for number in range(FIRST_RUNS + 2 + rounds):
+    for number in range(WARM_UP + rounds):
         for way, run in ways.items():
             given = make()
             wait()
@@ -76,7 +86,7 @@ def row(name: str, ways: dict[str, Way], make: Callable[[], Any], rounds: int, w
             run(given)
             launched_s = time.perf_counter()
             wait()
-            if number >= FIRST_RUNS + 2:
+            if number >= WARM_UP:
                 times_ms[f"{way}, launched ms"].append(1000 * (launched_s - started_s))
                 times_ms[f"{way}, done ms"].append(1000 * (time.perf_counter() - started_s))
     return {"of two frames": name, **{column: report.percentile(taken, 50) for column, taken in times_ms.items()}}
@@ -85,7 +95,7 @@ def row(name: str, ways: dict[str, Way], make: Callable[[], Any], rounds: int, w
 def measure(device: torch.device, recorded: Recorded, rounds: int, wait: Callable[[], object]) -> list[dict[str, Any]]:
     made = cases(device)
     rows = [
-        row(name, {"plain": of(lambda way: way), "recorded": of(recorded)}, make, rounds, wait)
+        row(name, {"plain": of(lambda way: way), "recorded": ready(of, make, recorded)}, make, rounds, wait)
         for name, (of, make) in made.items()
     ]
     return [*rows, row("canny, grown", {"plain": grown}, made["canny"][1], rounds, wait)]
@@ -97,7 +107,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = pick_device(options.device)
+    device = prepared(options.device)
     if device.type != "cuda":
         parser.error("only CUDA has graphs to record: run this where there is a CUDA GPU.")
     record = record_in_one_pool(device)

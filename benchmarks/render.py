@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from pipeline import PRESETS, Controls, environment, load
+from pipeline import PRESETS, Controls, load
+from pipeline.devices import prepared
 from pipeline.presets import TABLE
 from stream import jobs
 from stream.film.clip import open_clip
@@ -61,6 +62,7 @@ def throughput(clip_path: Path, batch: int | None) -> tuple[list[dict], list[dic
     frames = [still.rgb for still in open_clip(clip_path).stills(size)]
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
+        stylizer.record_calls(lambda: engine_fps(stylizer, frames[: 4 * batch], controls, batch))
         engine_fps(stylizer, frames[: 4 * batch], controls, batch)  # warm-up
         before = engine_fps(stylizer, frames, controls, batch)
         for _ in range(ROUNDS):
@@ -129,7 +131,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    environment.prepare()
+    prepared("auto")
     rows, samples = memory(options.clip) if options.memory else throughput(options.clip, options.batch)
     about = {**report.machine("cpu"), "model": "mini", "clip": options.clip.name, "samples": samples}
     report.publish("Rendering a file" + (", bypassed" if options.memory else ""), about, rows, options.json)

@@ -29,7 +29,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from benchmarks import floor, report, shapes
 from pipeline import Controls, ModelSpec, load
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.families import SD, SDXL
 from pipeline.presets import MINI, TABLE
 from pipeline.reuse import input_of, shallow
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where checkpoints are kept between runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = str(pick_device(options.device))
+    device = str(prepared(options.device))
     if options.operations:
         rows = [row for name in ("mini", *shapes.SHAPES) for row in operations(name)]
         report.publish("What reuse leaves to compute", report.machine("cpu"), rows, options.json)
@@ -118,6 +118,12 @@ def times_ms(stylizer: Stylizer, controls: Controls) -> tuple[list[float], list[
     reusing, memories = [controls.merged({"reuse": 1})], [None]
     whole: list[float] = []
     reused: list[float] = []
+
+    def on_features() -> None:
+        _, kept = stylizer.remembering(frame, reusing, [None])
+        stylizer.remembering(frame, reusing, kept)
+
+    stylizer.record_calls(lambda: stylizer(frame, controls), on_features)
     for _ in range(CALLS + 5):
         started_s = clock()
         stylizer(frame, controls)

@@ -24,7 +24,7 @@ from benchmarks import report
 from benchmarks.breakdown import add_model_options, chosen_model
 from benchmarks.frame_age import Publisher, SleepingCard, SleepingStylizer
 from pipeline import Controls, compiling, load
-from pipeline.devices import compiling_pays, pick_device
+from pipeline.devices import compiling_pays, prepared
 from stream.batches import Stylizer
 from stream.engine_room import EngineRoom
 from stream.streams import Streams
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--streams", type=int, nargs="+", default=COUNTS, metavar="N")
     options = parser.parse_args()
-    device = pick_device("cpu" if options.sleep_ms else options.device)
+    device = prepared("cpu" if options.sleep_ms else options.device)
     compiled = compiling_pays(device) if options.compile is None else options.compile
     with tempfile.TemporaryDirectory() as scratch:
         if options.sleep_ms:
@@ -117,7 +117,10 @@ def main() -> None:
             controls = controls.model_copy(update={"steps": options.steps})
             stylizer = load(spec, str(device), compile=False)
             if compiled:
-                compiling.compile_beside(stylizer, lambda detail, progress: print(detail, flush=True))
+                compiling.compile_beside(
+                    stylizer, lambda detail, progress: print(detail, flush=True), compiling.at_once
+                )
+            stylizer.record(controls, lambda detail, progress: None)
         if options.max_batch:
             stylizer = Altered(stylizer, max_batch=options.max_batch)
         about = {

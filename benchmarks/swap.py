@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import queue
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import report
 from pipeline import compiling, load
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.presets import TABLE
 
 SETTLE_S = 5.0
@@ -32,15 +34,21 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = str(pick_device(options.device))
+    device = str(prepared(options.device))
     preset = TABLE[options.model]
     stylizer = load(preset.spec, device, compile=False)
     frame = np.random.default_rng(0).integers(0, 256, (1, preset.spec.height, preset.spec.width, 3), np.uint8)
     done_s: list[float] = []
     stop = threading.Event()
 
+    swaps: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
     def frames() -> None:
+        stylizer.record_calls(lambda: stylizer(frame, preset.defaults))
         while not stop.is_set():
+            if not swaps.empty():
+                swaps.get()()
+                stylizer.record_calls(lambda: stylizer(frame, preset.defaults))
             stylizer(frame, preset.defaults)
             done_s.append(time.perf_counter())
 
@@ -54,7 +62,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["LCMIRROR_CACHE"] = cache
-        compiling.compile_beside(stylizer, mark)
+        compiling.compile_beside(stylizer, mark, swaps.put)
         mark("compiled", None)
         time.sleep(SETTLE_S)
         stop.set()

@@ -24,7 +24,7 @@ import torch
 from benchmarks import report, shapes
 from benchmarks.plan import count
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.devices import pick_device
+from pipeline.devices import prepared
 from pipeline.errors import first_line
 from pipeline.stylizer import Stylizer
 
@@ -150,6 +150,7 @@ def measure(system: System, work: Path, device: torch.device, tiny: bool) -> dic
     stylizer = load(replace(spec, dtype="float16"), str(device), compile=False)
     load_s = time.perf_counter() - started_s
     half, times_ms = paint(stylizer, system), []
+    stylizer.record_calls()
     end_s = time.perf_counter() + CALLS_S
     for number in range(WARM_UP + CALLS):
         started_s = time.perf_counter()
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new system after that")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device, started_s = pick_device(options.device), time.monotonic()
+    device, started_s = prepared(options.device), time.monotonic()
     torch.backends.cudnn.allow_tf32 = False  # float32 is the measure here
     about = {**report.machine(str(device)), "left out": []}
     title, made = "Every LCM system, random weights" + (", tiny shapes" if options.tiny else ""), []

@@ -3,8 +3,9 @@
 Tracing holds the interpreter lock for seconds, so compiling in a thread would stall every stream. Instead a child
 process loads the same model, exports its three parts and builds one AOTInductor package for each set of input shapes:
 first for single frames, then, where streams may share a batch, for any batch of several. Loading a package is a dlopen.
-The packages hold code and no weights: they read this process's own tensors, so memory is not doubled, a LoRA's weights
-written in place take effect at once, and every checkpoint of a shape shares one package.
+The packages hold code and no weights: they read this process's own tensors, so a LoRA's weights written in place take
+effect at once, and every checkpoint of a shape shares one package. Only while the child builds do the weights lie in
+memory twice, and it is not begun where there is no room for that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import native
+from .devices import free_bytes
 from .errors import LoadError, first_line
 from .fetching import Report
 from .settings import Controls, ModelSpec
@@ -41,6 +45,9 @@ PARTS = ("encode", "denoise", "decode")
 MANIFEST = "manifest.json"
 MOST = 16  # frames in a batch that there is code for
 EXAMPLE = 4  # frames in the batch that is traced, and that kernels are chosen for
+# Free memory that the child wants beside the weights: on a CPU libraries and the compiler, 0.6 GB at most for the
+# bundled model (measured); on CUDA its context and a frame's activations (reckoned: nobody measured it).
+MARGIN_BYTES = {"cpu": 1 << 30, "cuda": 2 << 30}
 # What the generated code is made from, besides diffusers' own modules.
 EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py", "native.py")
 CUDA_TOOLKIT = Path("/usr/local/cuda")  # its usual place
@@ -56,17 +63,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LCMIRROR_CACHE") or default).resolve() / "compiled"
 
 
-def compile_beside(stylizer: Stylizer, report: Report, batches: bool | None = None) -> None:
+def at_once(swap: Callable[[], None]) -> None:
+    """A PutIn for who runs no frames meanwhile."""
+    swap()
+
+
+def compile_beside(stylizer: Stylizer, report: Report, put_in: PutIn, batches: bool | None = None) -> None:
     """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
 
-    batches: for them too; None where streams may share them. Call from any thread but the one that runs frames. Raises
-    LoadError when it fails for single frames; the stylizer then goes on uncompiled. Should only batches fail, only
-    these do, with a warning in the log.
+    put_in: is given what swaps the code in, for single frames and then for batches, and has it called by the thread
+    that runs frames, between two batches; CUDA graphs are to be recorded anew behind it (Stylizer.record). batches: for
+    them too; None where streams may share them. Call from any thread but that one. Raises LoadError when it fails for
+    single frames; the stylizer then goes on uncompiled. Should only batches fail, only these do, with a warning in the
+    log.
     """
     folder = cache_folder() / cache_key(stylizer)
     modules = {name: _uncompiled(getattr(stylizer.painter, name)) for name in PARTS}
     runners = _found_or_built(stylizer, modules, 1, folder / "single", report, "Compiling")
-    _swap_in(stylizer, modules, runners)
+    put_in(partial(_swap_in, stylizer, modules, runners))
     if not (stylizer.max_batch > 1 if batches is None else batches):
         return
     try:
@@ -74,7 +88,8 @@ def compile_beside(stylizer: Stylizer, report: Report, batches: bool | None = No
     except LoadError as error:
         log.warning("%s Single frames run compiled, batches do not.", error)
     else:
-        _swap_in(stylizer, modules, {name: runners[name] | batched[name] for name in PARTS})
+        both = {name: runners[name] | batched[name] for name in PARTS}
+        put_in(partial(_swap_in, stylizer, modules, both))
 
 
 def _found_or_built(
@@ -110,6 +125,7 @@ def cache_key(stylizer: Stylizer) -> str:
         str(device),
         [str(stylizer.dtype), str(parts.vae.dtype)],
         (stylizer.spec.width, stylizer.spec.height),
+        stylizer.spec.low_memory,  # the VAE then takes a batch apart
         [tokenizer.model_max_length for tokenizer in parts.tokenizers],
         [
             {name: value for name, value in module.config.items() if name != "_name_or_path"}
@@ -120,7 +136,22 @@ def cache_key(stylizer: Stylizer) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
+def _check_memory(stylizer: Stylizer) -> None:
+    """Raises LoadError where the child would not fit beside this process."""
+    parts, device = stylizer.components, stylizer.device
+    modules = (parts.unet, parts.vae, *parts.extras, *parts.text_encoders)
+    tensors = chain.from_iterable(chain(module.parameters(), module.buffers()) for module in modules)
+    weights = sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
+    wanted, free = weights + MARGIN_BYTES.get(device.type, 0), free_bytes(device)
+    if free is not None and free < wanted:
+        raise LoadError(
+            f"Compiling loads the model a second time for a while and wants {wanted / 1e9:.1f} GB of free memory on "
+            f"{device}, where {free / 1e9:.1f} GB are free: frames go on uncompiled."
+        )
+
+
 def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
+    _check_memory(stylizer)
     spec = replace(stylizer.spec, loras=())  # fused LoRAs change no shape
     order = {"spec": asdict(spec), "device": str(stylizer.device), "batch": batch, "folder": str(folder)}
     root = str(Path(__file__).resolve().parent.parent)
@@ -187,6 +218,7 @@ class _Recorder:
         return self.part(*args)
 
 
+PutIn = Callable[[Callable[[], None]], None]  # given what swaps, calls it where no frame is on its way
 Runners = dict[str, dict[tuple, Callable[[list[Tensor]], list[Tensor]]]]  # part -> signature -> compiled code
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import torch
 
+from . import environment
 from .errors import LoadError
 from .presets import MINI
 from .settings import ModelSpec
@@ -15,20 +19,31 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises LoadError for a device this machine lacks."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
+    """`auto` is CUDA, else Apple's MPS, else the CPU; cuda:N one of several. Raises LoadError for a device this machine
+    lacks."""
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
     }
     if name == "auto":
-        return torch.device(next(kind for kind, here in available.items() if here))
-    kind = name.partition(":")[0]
-    if kind not in available:
-        raise LoadError(f"There is no device {name!r}: choose auto, cpu, cuda or mps.")
-    if not available[kind]:
+        return torch.device(next(kind for kind, count in counts.items() if count))
+    kind, colon, number = name.partition(":")
+    if counts.get(kind) == 0:
         raise LoadError(f"PyTorch {torch.__version__} finds no {kind} device here: use --device cpu.")
-    return torch.device(name)
+    numbered = [f"{kind}:{index}" for kind, count in counts.items() for index in range(count) if count > 1]
+    here = ["auto", *(kind for kind, count in counts.items() if count), *numbered]
+    if kind not in counts or (colon and number not in map(str, range(counts[kind]))):
+        raise LoadError(f"There is no device {name!r} here: choose {', '.join(here[:-1])} or {here[-1]}.")
+    return torch.device("cpu" if kind == "cpu" else name)  # to torch cpu:0 would be another
+
+
+def prepared(name: str) -> torch.device:
+    """pick_device for a program of its own, before it makes threads: on a CPU what frames free is kept."""
+    device = pick_device(name)
+    if device.type == "cpu":
+        environment.keep_freed_memory()
+    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -39,6 +54,25 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float16
     capable = torch.cpu.get_capabilities()
     return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
+
+
+def free_memory(device: torch.device) -> None:
+    """Give the device back what nobody holds any more: PyTorch keeps freed memory, Python what is held in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def free_bytes(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """What another process could still have of the device's memory; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and meminfo.is_file():  # on Linux
+        available = re.search(r"^MemAvailable: *(\d+) kB$", meminfo.read_text(), re.MULTILINE)
+        return available and 1024 * int(available[1])
+    return None
 
 
 def compiling_pays(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""What has to be set for the process before torch and the model libraries are imported."""
+"""What has to be set for the process: before torch is imported, and before threads are made."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ def prepare() -> None:
     """Set what the user has not set."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if sys.platform == "linux" and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a frame frees: the next frame needs just as much.
+    """Have glibc keep what a frame frees: the next frame needs just as much. For who infers on a CPU.
 
     By default, more often than not, the bundled model's activations go back to the system after every frame on a CPU
     and come back as 2,400 page faults, some 6 ms of processor time of 80. Heaps of threads give memory back whatever
-    the thresholds say, so there is one heap. Elsewhere than in glibc nothing is done.
+    the thresholds say, so there is one heap. It is for a process that has made no threads yet: glibc settles how many
+    heaps there may be with the first thread that asks. Elsewhere than in glibc, and where the user has set something of
+    the kind, nothing is done.
     """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in MALLOC.items():

@@ -1,4 +1,4 @@
-"""The one exception a user may see from loading: a sentence that names the thing and the remedy."""
+"""What a user may be told, in a sentence that names the thing and the remedy, and what kinds of failure are known."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import re
 
 class LoadError(Exception):
     """A model cannot be had as asked. `str(error)` is one sentence fit for a terminal or an API answer."""
+
+
+class CaptureFailed(RuntimeError):
+    """Recording a CUDA graph broke off: the engine's memory may be corrupt."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host, or of a device: known by its name, so that nobody imports torch for it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def first_line(error: BaseException) -> str:

@@ -51,14 +51,22 @@ class LoraSet:
         self.touch_prompts = touch_prompts  # whether any of them changes the text encoder
         self._patches = patches
         self._pristine = {parameter: parameter.detach().to(keep_on, copy=True) for parameter in patches}
-        self._applied: dict[str, float] = {}
+        self._applied: dict[str, float] = {}  # empty while it is not known: all is written then
+
+    def stand_at(self, weights: dict[str, float]) -> bool:
+        """Whether the LoRAs act with these weights (name -> weight) already."""
+        return weights == self._applied
 
     @torch.no_grad()
-    def apply(self, weights: dict[str, float]) -> bool:
-        """Write W0 + sum of the LoRAs at `weights` (name -> weight); False when they stood so already."""
-        if weights == self._applied:
-            return False
-        changed = {name for name in weights if weights[name] != self._applied.get(name)}
+    def apply(self, weights: dict[str, float]) -> None:
+        """Write W0 + sum of the LoRAs at `weights` (name -> weight), where they do not stand so already.
+
+        Whatever is raised in the middle leaves a mixture, which the next call writes over, all of it.
+        """
+        if self.stand_at(weights):
+            return
+        applied, self._applied = self._applied, {}
+        changed = {name for name in weights if weights[name] != applied.get(name)}
         for parameter, patches in self._patches.items():
             if changed.isdisjoint(patch.lora for patch in patches):
                 continue
@@ -67,7 +75,6 @@ class LoraSet:
                 total = total + patch.delta(weights[patch.lora], parameter)
             parameter.copy_(total)
         self._applied = dict(weights)
-        return True
 
 
 def extract(

@@ -147,8 +147,12 @@ class Memory:
 
 
 def part(deep: Deep, number: int) -> Deep:
-    """Those of one picture of a batch."""
-    return tuple(tuple(features[number : number + 1] for features in step) for step in deep)
+    """Those of one picture of a batch, which do not hold the others'."""
+    return tuple(tuple(_one(features, number) for features in step) for step in deep)
+
+
+def _one(features: Tensor, number: int) -> Tensor:
+    return features if len(features) == 1 else features[number : number + 1].clone()
 
 
 def reduced(frame: np.ndarray) -> np.ndarray:

@@ -12,9 +12,17 @@ from pydantic_core import PydanticCustomError
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
+LEAST_WEIGHT, MOST_WEIGHT = -4.0, 4.0  # of a LoRA, or a ControlNet beside others
+
+
+def _check_weight(owner: str, weight: float) -> None:
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:  # so that nan is refused, too
+        raise ValueError(f"{owner}: a weight is from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight:g}.")
+
+
 @dataclass(frozen=True)
 class Lora:
-    """One LoRA file (or hub id, or folder) and the weight it starts with."""
+    """One LoRA file (or hub id, or folder) and the weight it starts with, from -4 to 4. Raises ValueError."""
 
     path: str
     weight: float = 1.0
@@ -23,15 +31,20 @@ class Lora:
     def __post_init__(self):
         if self.name is None:
             object.__setattr__(self, "name", PurePath(self.path).stem)
+        _check_weight(f"LoRA {self.path}", self.weight)
 
 
 @dataclass(frozen=True)
 class ControlNet:
-    """One ControlNet, the annotator that feeds it, and its weight beside others (times the live `control_scale`)."""
+    """One ControlNet, the annotator that feeds it, and its weight beside others, from -4 to 4 (times the live
+    `control_scale`). Raises ValueError."""
 
     path: str
     control: str = "canny"
     weight: float = 1.0
+
+    def __post_init__(self):
+        _check_weight(f"ControlNet {self.path}", self.weight)
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ def _unicode(text: str) -> str:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_unicode)]
-LoraWeight = Annotated[FiniteFloat, Field(ge=-4.0, le=4.0)]
+LoraWeight = Annotated[FiniteFloat, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)]
 
 
 class Controls(BaseModel):

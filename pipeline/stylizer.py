@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -11,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import animation, annotators, color
+from . import animation, annotators, capabilities, color
 from .conversions import Conversions
 from .denoiser import Denoiser
+from .devices import free_memory
+from .errors import first_line, is_out_of_memory
+from .fetching import Report
 from .folding import folded
 from .graphs import Graphs, Record, Way, record_in_one_pool, unless_it_waits
 from .loading import Components
@@ -26,6 +31,10 @@ from .stream_batch import StreamBatch
 from .transfers import Pending, Transfers, there
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
+BATCHES = (1, 2, 4, 8)  # in which live streams share a call
+CAMERAS = ((640, 480), (1280, 720), (512, 512))  # usual sizes of live video: (width, height)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,12 @@ class InFlight:
 class Stylizer:
     """Frames in, stylized frames out: it checks what is asked, turns controls into tensors, and has them painted.
 
-    graphs: record each shape of work as a CUDA graph; None where there is CUDA.
+    graphs: replay CUDA graphs of what `record` and its like have recorded; None where there is CUDA.
     """
 
     def __init__(self, spec: ModelSpec, parts: Components, graphs: bool | None = None):
         self.spec = spec
+        self.capabilities = capabilities.capabilities_of(spec, parts)  # any thread may ask what these allow
         self.components = parts
         self.device, self.dtype = parts.device, parts.dtype
         self._transfers = Transfers(parts.device)
@@ -64,12 +74,14 @@ class Stylizer:
         self.sizes = Sizes(spec, parts)
         self.recipes = Recipes(spec, parts, self.sizes)
         record = record_in_one_pool(self.device) if self.graphs else None
-        self._conversions = Conversions(self.sizes, self.dtype, recorded_by(record))
-        recorded = recorded_by(record and unless_it_waits(record))  # annotators may be anybody's
-        self._annotate = {name: recorded(self._annotation(name)) for name in spec.annotators}
+        self._around: list[Graphs] = []
+        self._conversions = Conversions(self.sizes, self.dtype, recorded_by(record, self._around))
+        # Annotators may be anybody's.
+        recorded = recorded_by(record and unless_it_waits(record), self._around)
+        self._annotate = {name: recorded(annotation(name, self.dtype)) for name in spec.annotators}
 
     def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
-        """Paint with these parts from the next batch on: modules, or compiled code. Any thread may call it."""
+        """Paint with these parts from the next batch on: modules, or compiled code. What was recorded is let go."""
         parts, spec = self.components, self.spec
         self.painter = Painter(
             encode,
@@ -82,7 +94,9 @@ class Stylizer:
             keeping=self._keeping,
             shallow=self._shallow,
         )
-        painter, recorded = self.painter, recorded_by(record_in_one_pool(self.device) if self.graphs else None)
+        self._within: list[Graphs] = []
+        record = record_in_one_pool(self.device) if self.graphs else None
+        painter, recorded = self.painter, recorded_by(record, self._within)
         ways = (painter, painter.begin, painter.step_together, painter.finish, painter.keep, painter.reuse)
         self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = map(recorded, ways)
 
@@ -108,56 +122,98 @@ class Stylizer:
 
     @property
     def loras(self) -> tuple[str, ...]:
-        return self.components.loras.names if self.components.loras else ()
+        return tuple(self.capabilities.loras)
 
     @property
     def features(self) -> frozenset[str]:
-        """Which of the controls' `x-needs` this model meets."""
-        here = {
-            "guidance": True,
-            "cfg": self.recipes.guidance_embedding_dim is None,
-            "lora": bool(self.loras),
-            "control": bool(self.spec.annotators),
-            "canny": any(name.startswith("canny") for name in self.spec.annotators),
-        }
-        return frozenset(name for name, present in here.items() if present)
+        return self.capabilities.features
 
     def check(self, controls: Controls) -> None:
-        """Raise ValueError, one sentence, when controls name what this model does not have."""
-        unknown = sorted(set(controls.lora_weights) - set(self.loras))
-        if unknown:
-            loaded = ", ".join(self.loras) or "none"
-            raise ValueError(f"lora_weights: no LoRA {unknown[0]!r} is loaded (loaded: {loaded}).")
-        if controls.steps > self.components.schedule.original_steps:
-            raise ValueError(f"steps: this model's schedule holds {self.components.schedule.original_steps}.")
+        capabilities.check(self.capabilities, controls)
 
     def remarks(self, controls: Controls) -> dict[str, str]:
-        """control -> a sentence, for each setting that has no effect with this model, or a doubtful one."""
-        guided = self.recipes.guidance_embedding_dim is None
-        said = {}
-        if controls.negative_prompt and not guided:
-            said["negative_prompt"] = "No effect: a full LCM takes its guidance as an input, without a second pass."
-        elif controls.negative_prompt and not self.recipes.uses_cfg(controls):
-            said["negative_prompt"] = "No effect at a guidance of 1 or less."
-        with_lcm_lora = any("lcm" in lora.name.lower() for lora in self.spec.loras)
-        if guided and with_lcm_lora and controls.guidance > (4 if self.components.inpaints else 2):
-            said["guidance"] = "High for LCM-LoRA, which was made for 1 to 2, or up to 4 to inpaint."
-        if not guided and 1 < controls.guidance < 3 and not self.spec.annotators:
-            said["guidance"] = "Low for a full LCM, which was made for 3 to 13, or 1; only a control image bears less."
-        if controls.reuse and not isinstance(self.painter.denoise, torch.nn.Module):
-            said["reuse"] = "The UNet runs uncompiled while this is on: look whether it is faster."
-        needs = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}
-        for name, feature in needs.items():
-            if feature not in self.features and getattr(controls, name) != Controls.model_fields[name].default:
-                said[name] = "No effect: nothing in this model looks at a control image."
-        return said
+        compiled = not isinstance(self.painter.denoise, torch.nn.Module)
+        return capabilities.remarks(self.capabilities, controls, compiled)
 
     def shape_key(self, controls: Controls) -> Hashable:
-        """Frames whose controls have equal keys can share a batch."""
-        if controls.bypass or controls.strength == 0:
-            return "source"
-        weights = tuple(sorted(self.recipes.lora_weights(controls).items()))
-        return (controls.steps, self.recipes.uses_cfg(controls), weights, controls.reuse > 0)
+        return capabilities.shape_key(self.capabilities, controls)
+
+    def record(self, controls: Controls, report: Report) -> None:
+        """Record what a server that starts with these controls will soon be asked for. Nothing without graphs.
+
+        To be called where no stream waits: it takes as long as some hundred frames. Raises CaptureFailed: whoever
+        catches it lets this stylizer go, its error too, and loads the model anew without graphs.
+        """
+        if self.graphs and self.spec.motion is None:
+            self.record_calls(*self._usual_calls(controls), report=report)
+
+    def record_calls(self, *calls: Callable[[], object], report: Report = lambda detail, progress: None) -> None:
+        """Make each call as it is, then record every shape that was met. Nothing without graphs.
+
+        A call that runs out of memory is passed over, with a line in the log. Raises CaptureFailed.
+        """
+        if not self.graphs:
+            return
+        for call in calls:
+            if (reason := _out_of_memory(call)) is not None:
+                self.free_memory()
+                log.warning("One of the usual shapes does not fit into memory, it is not recorded: %s", reason)
+        total, done = sum(graphs.waiting(1) for graphs in self._all_graphs), 0
+        for graphs in self._all_graphs:
+            while graphs.waiting(1):
+                report("Recording CUDA graphs", done / total)
+                graphs.record_next(1)
+                done += 1
+
+    def record_next(self) -> bool:
+        """Record one more shape of work that was met often and ran as it is; False when there is none.
+
+        For when the device idles. Raises CaptureFailed, as `record` does.
+        """
+        return any(graphs.record_next() for graphs in self._all_graphs)
+
+    @property
+    def _all_graphs(self) -> tuple[Graphs, ...]:
+        return (*self._within, *self._around)
+
+    def _usual_calls(self, controls: Controls) -> Iterator[Callable[[], object]]:
+        """One for each shape that is recorded before frames are taken; other shapes wait until they were met.
+
+        Every batch that streams may share, with CFG and without, as both are a touch of a slider away. Of one frame
+        alone the rungs below, fewer steps and then smaller pictures: where they are needed a batch takes too long. What
+        shares steps, as the scheduler compares that with whole frames, which are replayed. Usual cameras in each batch,
+        little work each. With two steps that makes 11 ways to paint, 4 to share steps, and 20 small graphs around them.
+        """
+        asked = controls.model_copy(update={"bypass": False, "strength": controls.strength or 0.5})
+        batches = [size for size in BATCHES if size <= self.max_batch]
+        other = asked.model_copy(update={"guidance": 1.0 if self.recipes.uses_cfg(asked) else 2.0})
+        kinds = [asked] if self.recipes.guidance_embedding_dim is not None else [asked, other]
+        for kind in kinds:
+            yield from (partial(self._paint_blank, kind, size) for size in batches)
+        for steps in range(asked.steps - 1, 0, -1):
+            yield partial(self._paint_blank, asked.model_copy(update={"steps": steps}), 1)
+        for scale in self.scales[1:]:
+            yield partial(self._paint_blank, asked.model_copy(update={"steps": 1}), 1, scale)
+        if 1 < asked.steps <= self.max_batch and not asked.reuse:
+            yield partial(self._share_steps_blank, asked)
+        for camera in CAMERAS:
+            yield from (partial(self._fitted_i420, blank_i420(size, camera)) for size in batches)
+
+    def _paint_blank(self, controls: Controls, size: int, scale: float = 1.0) -> None:
+        """A batch of live video; twice, where features are reused."""
+        memories = [None] * size
+        for _ in range(2 if controls.reuse else 1):
+            each = [controls] * size
+            _, memories = self.remembering(blank_i420(size, CAMERAS[0]), each, memories, live=True, scale=scale)
+
+    def _share_steps_blank(self, controls: Controls) -> None:
+        batch = self.stream_batch()
+        for _ in range(controls.steps):
+            batch(blank_i420(1, CAMERAS[0]), controls, live=True)
+
+    def free_memory(self) -> None:
+        """What a call that ran out of memory left behind. Its error must be let go of before: it holds tensors."""
+        free_memory(self.device)
 
     def __call__(
         self,
@@ -428,9 +484,6 @@ class Stylizer:
         images = {name: annotated((control, turned)) for name, annotated in self._annotate.items()}
         return Order(self.recipes(controls, from_noise, scale), pixels, mask, images)
 
-    def _annotation(self, name: str) -> Way:
-        return lambda given: annotators.annotate(name, *given, self.dtype)
-
     def _hand_over(self, frames, live: bool = False, wait: bool = True) -> Callable[[Tensor], Any]:
         """Makes of pictures, uint8 [N, H, W, 3] on the device, the same kind as `frames`, or with `live` both ways;
         without `wait` the same as Pending."""
@@ -454,9 +507,37 @@ class Stylizer:
         return self._transfers.to_host(self._conversions.in_both_ways(rgb)).then(split)
 
 
-def recorded_by(record: Record | None) -> Callable[[Way], Way]:
-    """Makes of a way one that is recorded and replayed; None leaves it as it is."""
-    return lambda way: way if record is None else Graphs(way, record)
+def recorded_by(record: Record | None, made: list[Graphs]) -> Callable[[Way], Way]:
+    """Makes of a way one that can be recorded, and adds it to `made`; None leaves it as it is."""
+
+    def recorded(way: Way) -> Way:
+        if record is None:
+            return way
+        made.append(Graphs(way, record))
+        return made[-1]
+
+    return recorded
+
+
+def annotation(name: str, dtype: torch.dtype) -> Way:
+    return lambda given: annotators.annotate(name, *given, dtype)
+
+
+def blank_i420(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Frames as pipeline.color has them. size: (width, height)."""
+    width, height = size
+    return np.zeros((count, height * 3 // 2, width), np.uint8)
+
+
+def _out_of_memory(call: Callable[[], object]) -> str | None:
+    """Make the call; why it ran out of memory, if it did, without the error, which would hold its tensors."""
+    try:
+        call()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return first_line(error)
+    return None
 
 
 def _clips(frames: Iterable) -> Iterator[Tensor]:

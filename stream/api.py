@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.settings import Controls
 
-from .engine_room import EngineRoom
+from .engine_room import EngineFailed, EngineRoom
 from .imagination import Imagination, imagination_of, remarks
 from .masks import BadMask, read_mask
 from .signalling import STREAMS
@@ -62,6 +63,11 @@ def routes() -> list[web.RouteDef]:
 
 
 async def healthz(request: web.Request) -> web.Response:
+    """503 once no frame will be painted any more."""
+    try:
+        request.app[ENGINE_ROOM].check_serves()
+    except EngineFailed as error:
+        return web.json_response({"serving": False, "error": str(error)}, status=503)
     return web.json_response({"serving": True})
 
 
@@ -147,6 +153,7 @@ async def clear_mask(request: web.Request) -> web.Response:
 async def imagine(request: web.Request) -> web.Response:
     """Pictures from the controls alone, one whenever they change. Takes over from another publisher, as any does; 201
     when it begins, 200 where it goes on."""
+    request.app[ENGINE_ROOM].check_serves()
     request.app[ENGINE_ROOM].check_imagines()
     stream = request.app[STREAMS].get(request.match_info["stream"])
     begins = imagination_of(stream) is None
@@ -222,6 +229,20 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
             await socket.send_json({"type": "stats", **watched.snapshot()})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), max(0.0, next_stats_s - asyncio.get_running_loop().time()))
+
+
+async def dismiss_publishers(app: web.Application) -> AsyncIterator[None]:
+    """While the application runs: with an engine that failed for good, whoever publishes is told by the end of the
+    session. Viewers keep the last picture."""
+    loop, room = asyncio.get_running_loop(), app[ENGINE_ROOM]
+
+    def dismiss() -> None:
+        if room.status()["state"] == "failed":
+            app[STREAMS].dismiss_publishers()
+
+    leave = room.subscribe(lambda: loop.call_soon_threadsafe(dismiss))
+    yield
+    leave()
 
 
 async def close_sockets(app: web.Application) -> None:

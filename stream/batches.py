@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.capabilities import Capabilities, lora_weights, paints, uses_cfg
 from pipeline.settings import Controls, ModelSpec
 
 from . import scheduler, similarity
@@ -16,22 +17,26 @@ from .frames import Frame, Picture
 from .mailbox import Mailbox
 from .masks import Mask, pasted
 
+Report = Callable[[str, float | None], None]
+Weights = tuple[tuple[str, float], ...] | None  # LoRA and weight, by name
+
 
 class Stylizer(Protocol):
-    """What the engine room asks of pipeline.Stylizer; only the engine thread calls it."""
+    """What the engine room asks of pipeline.Stylizer. The engine thread alone calls it: others ask the capabilities."""
 
     spec: ModelSpec
     device: Any
-    features: frozenset[str]
-    loras: tuple[str, ...]
+    capabilities: Capabilities
     max_batch: int
     takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
     runs_ahead: bool  # calls without `wait` return before the pictures are there; where it is False, nobody makes any
     scales: tuple[float, ...]
 
-    def check(self, controls: Controls) -> None: ...
+    def record(self, controls: Controls, report: Report) -> None: ...
 
-    def remarks(self, controls: Controls) -> dict[str, str]: ...
+    def record_next(self) -> bool: ...
+
+    def free_memory(self) -> None: ...
 
     def shape_key(self, controls: Controls) -> Hashable: ...
 
@@ -50,11 +55,17 @@ class Stylizer(Protocol):
         live: bool = False,
         scale: float = 1.0,
         wait: bool = True,
-    ) -> tuple[Any, Sequence[Any]]: ...
+    ) -> tuple[Any, Sequence[Memory]]: ...
 
     def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
 
     def stream_batch(self) -> StreamBatch: ...
+
+
+class Memory(Protocol):
+    """What Stylizer.remembering hands back; used: for how many frames the features in it have been used again."""
+
+    used: int
 
 
 class Feed(Protocol):
@@ -82,21 +93,55 @@ class Feed(Protocol):
     def drop(self, frame: Frame) -> None: ...
 
 
+class Asked(NamedTuple):
+    """What a stream asked for when it last had a frame waiting."""
+
+    when_s: float
+    controls: Controls
+    shape_key: Hashable  # of these controls
+    weights: Weights
+
+
 @dataclass
 class Served:
     """What the engine thread remembers of one stream."""
 
     quality: scheduler.Quality = field(default_factory=scheduler.Quality)
-    times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by rung
+    times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by way of working, and rung
+    asked: Asked | None = None
     painted: similarity.Painted | None = None
     seen: tuple[Frame, np.ndarray] | None = None
-    memory: Any = None  # of its last frames, where features are reused (Stylizer.remembering)
+    memory: Memory | None = None  # of its last frames, where features are reused (Stylizer.remembering)
+
+    def times_of(self, work: Work, now_s: float) -> dict[scheduler.Rung, list[float]]:
+        """By rung, of what was painted in the same way."""
+        return {rung: times for (way, rung), times in self.times.recent(now_s).items() if way == work.way}
 
     def reduced(self, frame: Frame) -> np.ndarray:
         """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
         if self.seen is None or self.seen[0] is not frame:
             self.seen = frame, similarity.reduced(frame.pixels)
         return self.seen[1]
+
+
+class Work(NamedTuple):
+    """What the engine runs for a frame, as far as its time depends on that. There are few of them: nothing that is
+    typed or drawn is part of it.
+
+    reuse: with `controls.reuse`, whether the deep features are made anew or used again.
+    """
+
+    rung: scheduler.Rung
+    cfg: bool
+    masked: bool
+    live: bool
+    imagined: bool
+    reuse: Literal["off", "anew", "again"]
+
+    @property
+    def way(self) -> Hashable:
+        """Equal for what a stream is painted by on other rungs, and with its features made anew and used again."""
+        return self.cfg, self.masked, self.live, self.imagined, self.reuse == "off"
 
 
 @dataclass(frozen=True)
@@ -108,7 +153,8 @@ class Job:
     frame: Frame
     controls: Controls
     mask: Mask | None
-    rung: scheduler.Rung
+    work: Work
+    weights: Weights
     shape_key: Hashable
     served: Served
     reduced: np.ndarray | None = None
@@ -117,38 +163,61 @@ class Job:
     @property
     def circumstances(self) -> Hashable:
         """Frames that differ in this are painted differently, however alike they look."""
-        return self.controls, self.rung, self.mask, self.frame.size, self.frame.statistics
+        return self.controls, self.work.rung, self.mask, self.frame.size, self.frame.statistics
 
     @property
     def smaller(self) -> dict[str, float]:
         """What an engine without smaller sizes need not know of."""
-        return {} if self.rung.scale == 1 else {"scale": self.rung.scale}
+        return {} if self.work.rung.scale == 1 else {"scale": self.work.rung.scale}
+
+    @property
+    def look(self) -> Hashable:
+        """Frames of equal looks can be stacked."""
+        return self.frame.size, self.frame.is_i420
 
     def of(self, frame: Frame) -> Job:
         """The same with another frame, of which nothing is known yet."""
         return self if frame is self.frame else replace(self, frame=frame, reduced=None, standing=None)
 
 
-def paints(controls: Controls) -> bool:
-    """Else the source passes through."""
-    return not controls.bypass and controls.strength > 0
-
-
 class CannotImagine(ValueError):
     """The loaded model paints from pictures only."""
 
 
-def check_imagines(stylizer: Stylizer) -> None:
-    if "control" in stylizer.features:
+def check_imagines(model: Capabilities) -> None:
+    if "control" in model.features:
         raise CannotImagine(
             "This model follows a picture's lines, so it needs one: to imagine, start with a model that has no "
             "ControlNet or adapter."
         )
 
 
-def is_live(stylizer: Stylizer, job: Job) -> bool:
-    """Does its frame go to the engine as it came?"""
-    return job.mask is None and stylizer.takes_i420
+def weights_of(model: Capabilities, controls: Controls) -> Weights:
+    """Those that the model's LoRAs must have for a frame; None where it does not matter."""
+    return tuple(sorted(lora_weights(model, controls).items())) if model.loras and paints(controls) else None
+
+
+def work_of(
+    stylizer: Stylizer, frame: Frame, controls: Controls, mask: Mask | None, memory: Memory | None, rung: scheduler.Rung
+) -> Work:
+    """As far as it is known beforehand: features that may be used again will be, as long as little moves."""
+    may_reuse = memory is not None and memory.used < controls.reuse
+    return Work(
+        rung,
+        uses_cfg(stylizer.capabilities, controls),
+        masked=mask is not None,
+        live=mask is None and stylizer.takes_i420 and not frame.is_imagined,
+        imagined=frame.is_imagined,
+        reuse="off" if not controls.reuse else "again" if may_reuse else "anew",
+    )
+
+
+def work_done(batch: Sequence[Job]) -> Work:
+    """What is run for a batch that was given to the engine."""
+    work, memory = batch[0].work, batch[0].served.memory
+    if work.reuse == "off" or memory is None:
+        return work
+    return work._replace(reuse="again" if memory.used else "anew")
 
 
 def may_follow(feed: Feed) -> bool:
@@ -171,7 +240,7 @@ class Painted:
 
 def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Painted:
     """Gives the engine jobs with equal shape keys."""
-    if is_live(stylizer, batch[0]) and not any(job.frame.is_imagined for job in batch):
+    if batch[0].work.live:
         frames = np.stack([job.frame.as_it_came() for job in batch])
         pending = _stylized(stylizer, batch, frames, live=True)
         if stylizer.runs_ahead:
@@ -185,7 +254,7 @@ def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Painted:
 def _in_rgb(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[np.ndarray]:
     controls, mask = [job.controls for job in batch], batch[0].mask
     if all(job.frame.is_imagined for job in batch):
-        check_imagines(stylizer)
+        check_imagines(stylizer.capabilities)
         return [stylizer.imagine(each)[0] for each in controls]
     frames = np.stack([job.frame.rgb() for job in batch])
     if mask is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -45,19 +46,22 @@ class Capture:
         source: Source | None = self._source
         while source is not None:
             self.trouble = self._drain(source)
-            source.close()
             source = self._reopened()
 
     def _drain(self, source: Source) -> str:
-        """Hand on its frames until it has no more or `close` is called; returns why they ended."""
+        """Hand on its frames until it has no more or `close` is called, and close it; returns why they ended."""
         try:
-            while (captured := source.read(self._closing)) is not None and not self._closing.is_set():
-                self._publication.put(captured.rgb, captured.media_s)
-                self.trouble = None
+            with contextlib.closing(source):
+                self._hand_on(source)
         except Exception as error:  # whatever a driver raises
             log.debug("%s failed.", self.name, exc_info=True)
             return f"{self.name} failed ({sentence(error)}): the last picture stays until it works again"
         return f"{self.name} is gone: the last picture stays until it is back"
+
+    def _hand_on(self, source: Source) -> None:
+        while (captured := source.read(self._closing)) is not None and not self._closing.is_set():
+            self._publication.put(captured.rgb, captured.media_s)
+            self.trouble = None
 
     def _reopened(self) -> Source | None:
         """The camera once it is back, however long that takes; None on `close`."""

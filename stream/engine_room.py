@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from itertools import groupby
+from typing import Any, Protocol
 
+from pipeline import capabilities
+from pipeline.capabilities import Capabilities, paints
+from pipeline.errors import CaptureFailed, is_out_of_memory
 from pipeline.settings import Controls
 
 from . import scheduler, similarity
 from .batches import (
+    Asked,
     Feed,
     Job,
     Painted,
+    Report,
     Served,
     Stylizer,
+    Work,
     check_imagines,
-    is_live,
     may_follow,
     painted,
-    paints,
     pasted_in,
+    weights_of,
+    work_done,
+    work_of,
 )
 from .flight import Flight
 from .frames import Frame
 from .status import Status, sentence
+from .turns import WANTED_S, Turns
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_S = 1.0
 LOOK_EVERY_S = 0.001  # whether the engine is done
+IDLE_S = 1.0  # without a frame, before the engine does what would hold frames up
+MOST_RECORDED = 4  # shapes at once, while frames wait
+DWELL_CHANGE = 0.2  # of the dwell that the status told last: it is told again from there on
 
-Report = Callable[[str, float | None], None]
+Swap = Callable[[], None]
+Compile = Callable[[Stylizer, Report, Callable[[Swap], None]], None]
+
+
+class Load(Protocol):
+    def __call__(self, report: Report, **graphs: bool) -> Stylizer:
+        """graphs=False: without CUDA graphs."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine does not paint any more; the sentence says why."""
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A batch that the engine is at. since_s: from when on it had nothing else to do."""
+    """A batch that the engine is at. since_s: from when on it had nothing else to do. rewrites: LoRA weights are
+    written for it first."""
 
     batch: Sequence[Job]
+    work: Work
     painted: Painted
     since_s: float
+    rewrites: bool
 
 
 def with_steps(controls: Controls, steps: int) -> Controls:
@@ -55,35 +82,52 @@ def with_steps(controls: Controls, steps: int) -> Controls:
 class EngineRoom:
     """Serves any number of streams with one Stylizer.
 
-    load(report) -> Stylizer runs in the engine thread. compile(stylizer, report), if given, runs in a thread of its
-    own once frames flow and swaps what it compiled inside the stylizer. report(detail, progress 0..1 or None) may be
-    called from both. Until the model is ready, frames wait in their slots, newest wins.
+    load(report) -> Stylizer runs in the engine thread; once more, with graphs=False, where a capture broke off.
+    compile(stylizer, report, put_in), if given, runs in a thread of its own once frames flow. What it compiled it hands
+    over by put_in(swap), which returns at once: the engine thread calls swap() between two batches. report(detail,
+    progress 0..1 or None) may be called from both. Until the model is ready, frames wait in their slots, newest wins.
+
+    An engine that breaks down is started again, as often as scheduler.may_restart allows: what it had in hand is
+    dropped. After that the state is "failed" for good.
 
     model, device: what the status says until the loaded model knows better. budget_s: frames that are older when their
-    turn comes are dropped, and streams whose engine time exceeds it get fewer steps, then smaller pictures.
+    turn comes are dropped, and streams whose engine time exceeds it get fewer steps, then smaller pictures. controls:
+    what streams start with: the engine is made ready for these.
     """
 
     def __init__(
         self,
-        load: Callable[[Report], Stylizer],
-        compile: Callable[[Stylizer, Report], None] | None = None,
+        load: Load,
+        compile: Compile | None = None,
         *,
         model: str = "",
         device: str = "",
         budget_s: float = DEFAULT_BUDGET_S,
+        controls: Controls | None = None,
     ):
         self.budget_s = budget_s
-        self.failure: Exception | None = None  # why loading failed
+        self.failure: BaseException | None = None  # why loading failed
         self._load, self._compile = load, compile
-        self._stylizer: Stylizer | None = None
-        self._flight: Flight  # made when the stylizer is loaded, and for the engine thread alone
-        self._launched: Launched | None = None  # and this, too
-        self._launch_s = 0.0
+        self._controls = Controls() if controls is None else controls
+        self._capabilities: Capabilities | None = None  # of the model, once it is loaded; for any thread
         self._lock = threading.Lock()
         self._status = Status(model, device)
+        self._stopped: str | None = None  # why an engine that was ready paints no more
+        self._dwell_s = 0.0  # of LoRA weights, as the status tells it
         self._served: dict[Feed, Served] = {}
-        self._batch_times: defaultdict[scheduler.Rung, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)
-        self._shared_times = scheduler.EngineTimes()  # of calls with as many frames in flight as there are steps
+        # For the engine thread alone; flight and turns are made when the stylizer is loaded.
+        self._stylizer: Stylizer | None = None
+        self._flight: Flight | None = None
+        self._turns: Turns
+        self._graphs: dict[str, bool] = {}
+        self._ready = "Ready."
+        self._launched: Launched | None = None
+        self._launch_s = 0.0
+        self._in_hand: dict[int, tuple[Feed, Frame]] = {}  # neither in their slots nor shown, by id
+        self._forget_times()
+        # For the compile thread, too.
+        self._errands: deque[tuple[Stylizer, Callable[[], None]]] = deque()  # between two batches
+        self._compiling: threading.Thread | None = None
         self._work = threading.Event()
         self._settled = threading.Event()
         self._closing = threading.Event()
@@ -109,6 +153,10 @@ class EngineRoom:
         """The answer of GET /api/status."""
         return self._status.read()
 
+    def tell(self, **facts: Any) -> None:
+        """What others have to say in the status, under names of their own."""
+        self._status.change(**facts)
+
     def wait_settled(self, timeout_s: float | None = None) -> bool:
         """Block until the model is ready or has failed; True when it is ready."""
         self._settled.wait(timeout_s)
@@ -120,28 +168,37 @@ class EngineRoom:
 
     def check(self, controls: Controls) -> None:
         """Raises ValueError(one sentence) when the loaded model cannot do what the controls ask."""
-        if self._stylizer is not None:
-            self._stylizer.check(controls)
+        if (model := self._capabilities) is not None:
+            capabilities.check(model, controls)
 
     def check_imagines(self) -> None:
         """Raises CannotImagine when the loaded model does not paint without a picture."""
-        if self._stylizer is not None:
-            check_imagines(self._stylizer)
+        if (model := self._capabilities) is not None:
+            check_imagines(model)
+
+    def check_serves(self) -> None:
+        """Raises EngineFailed when no frame will be painted any more."""
+        status = self._status.read()
+        if status["state"] == "failed":
+            raise EngineFailed(status["detail"])
 
     def remarks(self, controls: Controls) -> dict[str, str]:
         """control -> a sentence, for each that has no effect with the loaded model; {} until it is loaded."""
-        return {} if self._stylizer is None else self._stylizer.remarks(controls)
+        if (model := self._capabilities) is None:
+            return {}
+        said = capabilities.remarks(model, controls, compiled=self._status.read()["compiled"] == "yes")
+        if self._dwell_s:
+            said["lora_weights"] = f"Streams want several weights: they are painted in turns of {self._dwell_s:.2g} s."
+        return said
 
     def fitted(self, controls: Controls) -> Controls:
         """The controls without the LoRAs that the loaded model does not have; as they are until it is loaded."""
-        if self._stylizer is None:
-            return controls
-        known = {name: weight for name, weight in controls.lora_weights.items() if name in self._stylizer.loras}
-        return controls if known == controls.lora_weights else controls.model_copy(update={"lora_weights": known})
+        return controls if (model := self._capabilities) is None else capabilities.fitted(model, controls)
 
     def attach(self, feed: Feed) -> None:
         with self._lock:
             self._served = {**self._served, feed: Served()}
+            feed.fault = self._stopped
 
     def detach(self, feed: Feed) -> None:
         with self._lock:
@@ -154,37 +211,108 @@ class EngineRoom:
     # -- the engine thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            self._stylizer = stylizer = self._load(self._status.report)
-        except Exception as error:
-            log.debug("Loading failed.", exc_info=True)
-            self.failure = error
-            self._status.change(state="failed", detail=sentence(error), progress=None)
-            self._settled.set()
-            return
+        """Whatever happens, the status says what has become of the engine."""
+        restarts_s: list[float] = []
+        while not self._closing.is_set():
+            try:
+                self._serve()
+            except BaseException as error:  # a SystemExit, too: it would end this thread, and nobody would hear of it
+                if not self._goes_on(error, restarts_s):
+                    return
+
+    def _serve(self) -> None:
+        """Until the room closes."""
+        stylizer = self._loaded() if self._stylizer is None else self._stylizer
+        self._flight = Flight(stylizer.stream_batch())
+        idle_s: float | None = IDLE_S
+        while not self._closing.is_set():
+            if self._work.wait(idle_s):
+                self._work.clear()
+                while not self._closing.is_set() and self._serve_one_batch(stylizer):
+                    pass
+                idle_s = IDLE_S
+            elif not stylizer.record_next():
+                idle_s = None
+        self._collect()
+
+    def _loaded(self) -> Stylizer:
+        if self._graphs:
+            gc.collect()  # of the stylizer before
+        stylizer = self._load(self._status.report, **self._graphs)
+        stylizer.record(self._controls, self._status.report)
+        self._stylizer, self._capabilities = stylizer, stylizer.capabilities
+        self._turns = Turns(tuple(sorted(stylizer.capabilities.loras.items())) or None, self.budget_s)
         self._status.change(
             state="ready",
             device=str(stylizer.device),
-            detail="Ready.",
+            detail=self._ready,
             progress=None,
             size=f"{stylizer.spec.width}x{stylizer.spec.height}",
-            features=sorted(stylizer.features),
-            loras=list(stylizer.loras),
-            lora_weights={lora.name: lora.weight for lora in stylizer.spec.loras},
+            features=sorted(stylizer.capabilities.features),
+            loras=list(stylizer.capabilities.loras),
+            lora_weights=dict(stylizer.capabilities.loras),
+            lora_dwell_s=self._dwell_s,
         )
         self._settled.set()
-        self._flight = Flight(stylizer.stream_batch())
+        self._work.set()  # for what has waited meanwhile
         if self._compile is not None:
-            threading.Thread(target=self._run_compile, args=(self._compile,), name="compile", daemon=True).start()
-        while not self._closing.is_set():
-            self._work.wait()
-            self._work.clear()
-            while not self._closing.is_set() and self._serve_one_batch(stylizer):
-                pass
-        self._collect()
+            self._status.change(compiled="compiling")
+            follows = partial(self._run_compile, self._compile, stylizer, self._compiling)
+            self._compiling = threading.Thread(target=follows, name="compile", daemon=True)
+            self._compiling.start()
+        return stylizer
+
+    def _goes_on(self, error: BaseException, restarts_s: list[float]) -> bool:
+        """After what broke the engine off: start over, with a fresh state, or fail for good."""
+        reason, now_s = sentence(error), time.monotonic()
+        self._launched = None
+        for feed, frame in list(self._in_hand.values()):
+            self._blame(feed, frame, error)
+        if isinstance(error, CaptureFailed) and not self._graphs:
+            log.error("The engine is loaded anew, without CUDA graphs: %s", reason)
+            self._graphs, self._stylizer = {"graphs": False}, None
+            self._ready = f"Ready; it goes on without CUDA graphs: {reason}"
+            self._settled.clear()
+            self._errands.clear()
+            self._flight = None  # it holds on to the stylizer
+            self._start_over()
+            detail = f"Loading anew: the engine goes on without CUDA graphs: {reason}"
+            self._status.change(state="loading", compiled="no", detail=detail, progress=None)
+            return True
+        if self._stylizer is not None and scheduler.may_restart(now_s, restarts_s):
+            log.error("The engine broke down and is started again.", exc_info=error)
+            restarts_s.append(now_s)
+            self._start_over()
+            self._status.change(detail=f"Ready; the engine was started again after it broke down: {reason}")
+            self._work.set()
+            return True
+        self._fail(error)
+        return False
+
+    def _fail(self, error: BaseException) -> None:
+        """No frame is painted any more."""
+        detail = sentence(error)
+        if self._capabilities is None:
+            log.debug("Loading failed.", exc_info=error)
+            self.failure = error
+        else:
+            log.error("The engine stopped.", exc_info=error)
+            what = "does not load again" if self._stylizer is None else "broke down too often"
+            detail = f"The engine {what} ({detail.rstrip('.')}): start the server again."
+            with self._lock:
+                self._stopped, feeds = detail, list(self._served)
+            for feed in feeds:
+                feed.fault = detail
+                if (waiting := feed.mailbox.clear()) is not None:
+                    feed.drop(waiting)
+        self._stylizer = None
+        self._errands.clear()
+        self._status.change(state="failed", detail=detail, progress=None, compiled="no")
+        self._settled.set()
 
     def _serve_one_batch(self, stylizer: Stylizer) -> bool:
         """Carry out one plan; False when nobody waits, and there is nothing to wait for."""
+        self._run_errands(stylizer)
         self._wait_to_follow()
         served = self._served
         now_s = time.monotonic()
@@ -200,10 +328,13 @@ class EngineRoom:
                 feed.waiting_since_s,
                 job.shape_key,
                 stands=job.standing is not None,
+                weights=job.weights,
             )
             for feed, job in jobs.items()
         ]
-        plan = scheduler.plan(now_s, line, self.budget_s, stylizer.max_batch)
+        dwell = self._turns.dwell(now_s, {one.weights for one in self._asked(now_s, WANTED_S) if one.weights})
+        self._tell_dwell()
+        plan = scheduler.plan(now_s, line, self.budget_s, stylizer.max_batch, dwell)
         for feed in plan.expired:
             # A newer frame may have come in since: only the one that was judged is thrown away.
             if (late := feed.mailbox.clear(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
@@ -214,19 +345,45 @@ class EngineRoom:
             self._advance(stylizer)  # who waits is not to overtake what is in flight, nor to wait for more of it
             return True
         for feed in plan.standing:
-            if (alike := feed.mailbox.take_if(lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
+            if (alike := self._take(feed, lambda frame, judged=jobs[feed].frame: frame is judged)) is not None:
                 last = jobs[feed].standing
-                feed.show(alike, last.rgb, None, last.controls, last.i420)
+                self._show(feed, alike, last.rgb, None, last.controls, last.i420)
         # A frame that replaced the planned one in this instant is newer, so better, even if its size is another.
         together = plan.batch[: self._batch_size(now_s, chosen, stylizer.max_batch)]
-        batch = [jobs[feed].of(frame) for feed in together if (frame := feed.mailbox.take()) is not None]
+        batch = [jobs[feed].of(frame) for feed in together if (frame := self._take(feed)) is not None]
         if batch and shares_steps:
             self._advance(stylizer, batch[0])
         elif batch:
-            self._stylize(stylizer, batch)
+            for _, alike in groupby(sorted(batch, key=lambda job: job.look), key=lambda job: job.look):
+                self._stylize(stylizer, list(alike))
         else:
             self._collect()
+            if plan.again_s is not None and self._work.wait(max(0.0, plan.again_s - time.monotonic())):
+                self._work.clear()
         return bool(waiting) or self._launched is not None
+
+    def _asked(self, now_s: float, within_s: float) -> Iterator[Asked]:
+        """What streams asked for that had a frame waiting not long ago."""
+        for state in self._served.values():
+            if state.asked is not None and now_s - state.asked.when_s <= within_s:
+                yield state.asked
+
+    def _tell_dwell(self) -> None:
+        dwell_s = round(self._turns.dwell_s, 3)
+        if abs(dwell_s - self._dwell_s) > DWELL_CHANGE * self._dwell_s:
+            self._dwell_s = dwell_s
+            self._status.change(lora_dwell_s=dwell_s)
+
+    def _take(self, feed: Feed, matches: Callable[[Frame], bool] = lambda frame: True) -> Frame | None:
+        """A stream's waiting frame, which is in hand from now on: until it is shown or dropped."""
+        if (frame := feed.mailbox.take_if(matches)) is not None:
+            self._in_hand[id(frame)] = feed, frame
+        return frame
+
+    def _show(self, feed: Feed, frame: Frame, *picture: Any) -> None:
+        """picture: what Feed.show takes for the frame."""
+        feed.show(frame, *picture)
+        del self._in_hand[id(frame)]
 
     def _shares_steps(self, now_s: float, chosen: Sequence[Job], largest: int) -> bool:
         """Streams that wait for each other share batches of whole frames instead: that costs them no latency. Where
@@ -235,9 +392,8 @@ class EngineRoom:
             return False
         if chosen[0].controls.reuse:
             return False
-        steps = chosen[0].controls.steps
-        alone_s = self._batch_times[chosen[0].rung].recent(now_s).get(1, ())
-        shared_s = self._shared_times.recent(now_s).get(steps, ())
+        steps, work = chosen[0].controls.steps, chosen[0].work
+        alone_s, shared_s = self._batch_times[work].of(1, now_s), self._shared_times.of(work, now_s)
         return steps <= largest and scheduler.shares_steps(bool(self._flight), steps, alone_s, shared_s, self.budget_s)
 
     def _joins(self, job: Job) -> bool:
@@ -247,7 +403,7 @@ class EngineRoom:
     def _batch_size(self, now_s: float, jobs: Sequence[Job], largest: int) -> int:
         if not jobs:
             return 0
-        times = self._batch_times[jobs[0].rung].recent(now_s)
+        times = self._batch_times[jobs[0].work].recent(now_s)
         return scheduler.batch_size(len(jobs), largest, times, self.budget_s)
 
     def _next_job(self, stylizer: Stylizer, feed: Feed, state: Served, now_s: float) -> Job | None:
@@ -256,27 +412,29 @@ class EngineRoom:
         if frame is None:
             return None
         controls = feed.controls
+        mask = feed.mask  # streams with a mask are painted alone
         rungs = scheduler.ladder(controls.steps, stylizer.scales)
+        if not controls.reuse:
+            state.memory = None
+        work = work_of(stylizer, frame, controls, mask, state.memory, rungs[0])
         # A picture that stays gets all of its steps.
         state.quality = (
             scheduler.Quality()
             if frame.is_imagined
-            else scheduler.next_quality(now_s, state.quality, rungs, state.times.recent(now_s), self.budget_s)
+            else scheduler.next_quality(now_s, state.quality, rungs, state.times_of(work, now_s), self.budget_s)
         )
         rung = state.quality.rung or rungs[0]
         feed.quality, feed.scale = rungs.index(rung), rung.scale
-        if not controls.reuse:
-            state.memory = None
-        controls = with_steps(controls, rung.steps)
+        controls, work = with_steps(controls, rung.steps), work if rung is rungs[0] else work._replace(rung=rung)
         try:
-            mask = feed.mask  # streams with a mask are painted alone
-            look = (frame.size, frame.is_i420)
-            key = (stylizer.shape_key(controls), rung.scale, look, id(mask) if mask else 0)
-            job = Job(feed, frame, controls, mask, rung, key, state)
+            shape_key, weights = stylizer.shape_key(controls), weights_of(stylizer.capabilities, controls)
+            state.asked = Asked(now_s, controls, shape_key, weights)
+            key = (shape_key, rung.scale, (frame.size, frame.is_i420), id(mask) if mask else 0)
+            job = Job(feed, frame, controls, mask, work, weights, key, state)
             return self._compared(job, state, now_s) if controls.skip_similar > 0 else job
         except Exception as error:
             self._collect()  # what is older is told of first
-            if (faulty := feed.mailbox.take()) is not None:
+            if (faulty := self._take(feed)) is not None:
                 self._blame(feed, faulty, error)
             else:  # its publisher let go of it meanwhile; a fault that lasts is told with the next one
                 log.debug("A frame of stream %s failed, and is gone.", feed.name, exc_info=True)
@@ -295,52 +453,87 @@ class EngineRoom:
         handed on at once."""
         if (launched := self._launched) is None:
             return
-        times = self._batch_times[launched.batch[0].rung].recent(time.monotonic()).get(len(launched.batch), ())
+        times = self._batch_times[launched.work].of(len(launched.batch), time.monotonic())
         at_s = scheduler.follow_at_s(launched.since_s, times, self._launch_s)
         while at_s is not None and not launched.painted.is_there():
             if (left_s := at_s - time.monotonic()) <= 0 or self._closing.wait(min(left_s, LOOK_EVERY_S)):
                 return
         self._collect()
 
-    def _stylize(self, stylizer: Stylizer, batch: Sequence[Job]) -> None:
-        """Launch a batch, and hand on the one before it, which the engine may be at until now."""
+    def _stylize(self, stylizer: Stylizer, batch: Sequence[Job]) -> bool:
+        """Launch a batch, and hand on the one before it, which the engine may be at until now; False where it could not
+        be launched."""
         started_s = time.monotonic()
+        rewrites = self._turns.begin(started_s, batch[0].weights)
         try:
             coming = painted(stylizer, batch)
         except Exception as error:
             self._collect()
-            if len(batch) > 1:  # find out whose fault it is, or that the sizes differ: the others get their pictures
-                for job in batch:
-                    self._stylize(stylizer, [job])
+            self._recover(stylizer, error)
+            if len(batch) > 1:
+                self._one_by_one(stylizer, batch, error)
             else:
                 self._blame(batch[0].feed, batch[0].frame, error)
-            return
+            return False
         self._launch_s = time.monotonic() - started_s
         last_ended_s = self._collect()
-        self._launched = Launched(batch, coming, started_s if last_ended_s is None else last_ended_s)
+        since_s = started_s if last_ended_s is None else last_ended_s
+        self._launched = Launched(batch, work_done(batch), coming, since_s, rewrites)
         if not stylizer.runs_ahead:
             self._collect()
+        return True
+
+    def _one_by_one(self, stylizer: Stylizer, batch: Sequence[Job], error: Exception) -> None:
+        """Find out whose fault it is: the others get their pictures. If it is nobody's, so many are too many."""
+        launched = [self._stylize(stylizer, [job]) for job in batch]
+        if all(launched) or is_out_of_memory(error):
+            self._failed_together(batch)
+
+    def _failed_together(self, batch: Sequence[Job]) -> None:
+        if paints(batch[0].controls):
+            self._batch_times[batch[0].work].add(time.monotonic(), len(batch), math.inf)
+
+    def _recover(self, stylizer: Stylizer, error: BaseException) -> None:
+        """From a call that failed. Raises what one stream or one batch cannot be blamed for."""
+        if isinstance(error, CaptureFailed):
+            raise error
+        if is_out_of_memory(error):
+            cause: BaseException | None = error
+            while cause is not None:  # their tracebacks hold what the try had made already
+                cause.__traceback__, cause = None, cause.__cause__ or cause.__context__
+            stylizer.free_memory()
 
     def _collect(self) -> float | None:
         """Wait for what the engine is at and hand it on; when it was there, None where there was nothing."""
         launched, self._launched = self._launched, None
         if launched is None:
             return None
-        batch = launched.batch
+        batch, work = launched.batch, launched.work
         try:
             pictures = list(zip(batch, launched.painted.wait(), strict=True))
         except Exception as error:
+            self._recover(self._stylizer, error)
+            if len(batch) > 1:
+                self._failed_together(batch)
             for job in batch:
                 self._blame(job.feed, job.frame, error)
             return time.monotonic()
         ended_s = time.monotonic()
         engine_s = ended_s - launched.since_s
+        if len(batch) > 1:  # each a part of one array, which whoever keeps one of them would hold whole
+            pictures = [(job, [None if one is None else one.copy() for one in both]) for job, both in pictures]
         if paints(batch[0].controls):
-            self._batch_times[batch[0].rung].add(ended_s, len(batch), engine_s)
+            times = self._batch_times[work]
+            if launched.rewrites:  # once for as long as the weights dwell: that is no trait of the work
+                self._turns.measured(ended_s, engine_s, times.of(len(batch), ended_s))
+            else:
+                times.add(ended_s, len(batch), engine_s)
         for job, (rgb, planes) in pictures:
             job.feed.fault = None
-            self._remember(job, engine_s)
-            job.feed.show(job.frame, rgb, engine_s, job.controls, planes)
+            if paints(job.controls) and not launched.rewrites and (state := self._served.get(job.feed)) is not None:
+                state.times.add(ended_s, (work.way, work.rung), engine_s)
+            self._keep_for_similar(job)
+            self._show(job.feed, job.frame, rgb, engine_s, job.controls, planes)
         return ended_s
 
     def _advance(self, stylizer: Stylizer, job: Job | None = None) -> None:
@@ -348,40 +541,36 @@ class EngineRoom:
         self._collect()
         flight, width, height = self._flight, stylizer.spec.width, stylizer.spec.height
         jobs = [*flight.jobs, *([job] if job else [])]
-        steps = jobs[0].controls.steps
+        steps, work = jobs[0].controls.steps, jobs[0].work
+        self._turns.begin(time.monotonic(), jobs[0].weights)
         try:
             begins = {}
             if job is not None:
-                live = is_live(stylizer, job)
+                live = job.work.live
                 frames = (job.frame.as_it_came() if live else job.frame.rgb())[None]
                 mask = job.mask.fitted(width, height)[None] if job.mask else None
                 begins = {"job": job, "frames": frames, "controls": job.controls, "mask": mask, "live": live}
             landed = flight.advance(steps, **begins)
             if landed is not None:
                 done, pictures, engine_s = landed
-                (rgb,), (planes,) = pictures if is_live(stylizer, done) else (pictures, [None])
+                (rgb,), (planes,) = pictures if done.work.live else (pictures, [None])
                 if done.mask is not None:
                     frames, fitted = done.frame.rgb()[None], done.mask.fitted(width, height)
                     (rgb,) = pasted_in(stylizer, frames, [done.controls], [rgb], fitted)
         except Exception as error:
+            self._recover(stylizer, error)
             log.warning("Frames in flight together failed, they are painted one by one: %s", sentence(error))
-            self._shared_times.add(time.monotonic(), steps, math.inf)
+            self._shared_times.add(time.monotonic(), work, math.inf)
             self._flight = Flight(stylizer.stream_batch())
             for each in jobs:
                 self._stylize(stylizer, [each])
             return
         if flight.call_s is not None:
-            self._shared_times.add(time.monotonic(), steps, flight.call_s)
+            self._shared_times.add(time.monotonic(), work, flight.call_s)
         if landed is not None:
             done.feed.fault = None
             self._keep_for_similar(done)
-            done.feed.show(done.frame, rgb, engine_s, done.controls, planes)
-
-    def _remember(self, job: Job, engine_s: float) -> None:
-        state = self._served.get(job.feed)
-        if state is not None and paints(job.controls):
-            state.times.add(time.monotonic(), job.rung, engine_s)
-        self._keep_for_similar(job)
+            self._show(done.feed, done.frame, rgb, engine_s, done.controls, planes)
 
     def _keep_for_similar(self, job: Job) -> None:
         """The stream's last picture is this one's from now on; frames of a publisher who was replaced meanwhile are not
@@ -393,29 +582,63 @@ class EngineRoom:
     def _start_over(self) -> None:
         """The engine is another: what its forerunner painted may not stand, nor count for what it took to."""
         with self._lock:
-            self._served = {feed: Served() for feed in self._served}
-        self._batch_times, self._shared_times = defaultdict(scheduler.EngineTimes), scheduler.EngineTimes()
+            self._served = {feed: Served(asked=state.asked) for feed, state in self._served.items()}
+        self._forget_times()
 
-    def _blame(self, feed: Feed, frame: Frame, error: Exception) -> None:
+    def _forget_times(self) -> None:
+        self._batch_times: defaultdict[Work, scheduler.EngineTimes] = defaultdict(scheduler.EngineTimes)  # by size
+        self._shared_times = (
+            scheduler.EngineTimes()
+        )  # by Work, of calls with as many frames in flight as there are steps
+
+    def _blame(self, feed: Feed, frame: Frame, error: BaseException) -> None:
         """Tell what went wrong where its stream is told of; log it once, not with every frame."""
         reason = sentence(error)
         if feed.fault != reason:
             log.error("A frame of stream %s failed: %s", feed.name, reason, exc_info=log.isEnabledFor(logging.DEBUG))
         feed.fault = reason
+        del self._in_hand[id(frame)]
         feed.drop(frame)
 
-    # -- the compile thread ------------------------------------------------------------------------------------------
+    # -- compiling ---------------------------------------------------------------------------------------------------
 
-    def _run_compile(self, compile: Callable[[Stylizer, Report], None]) -> None:
-        self._status.change(compiled="compiling")
+    def _run_compile(self, compile: Compile, stylizer: Stylizer, before: threading.Thread | None) -> None:
+        """In a thread of its own. before: that of a stylizer that this one replaced."""
+        if before is not None:
+            before.join()
+
+        def report(detail: str, progress: float | None = None) -> None:
+            if stylizer is self._stylizer:
+                self._status.report(detail, progress)
+
+        def at_a_boundary(errand: Callable[[], None]) -> None:
+            self._errands.append((stylizer, errand))
+            self._work.set()
+
         try:
-            compile(self._stylizer, self._status.report)
-        except Exception as error:
+            compile(stylizer, report, lambda swap: at_a_boundary(partial(self._swap_in, stylizer, swap)))
+        except BaseException as error:
             log.warning("Compiling failed, going on uncompiled: %s", sentence(error))
             log.debug("Compiling failed.", exc_info=True)
-            self._status.change(
-                compiled="no", detail=f"Ready, uncompiled: compiling failed ({sentence(error)})", progress=None
-            )
+            detail = f"Ready, uncompiled: compiling failed ({sentence(error)})"
+            at_a_boundary(partial(self._status.change, compiled="no", detail=detail, progress=None))
         else:
-            self._start_over()
-            self._status.change(compiled="yes", detail="Ready.", progress=None)
+            at_a_boundary(lambda: self._status.change(compiled="yes", detail=self._ready, progress=None))
+
+    def _run_errands(self, stylizer: Stylizer) -> None:
+        while self._errands:
+            owner, errand = self._errands.popleft()
+            if owner is stylizer:
+                errand()
+
+    def _swap_in(self, stylizer: Stylizer, swap: Swap) -> None:
+        """Once nothing is under way, and before other frames are taken."""
+        while self._flight:
+            self._advance(stylizer)
+        self._collect()
+        swap()
+        in_use = (one for one in self._asked(time.monotonic(), scheduler.SAMPLE_LIFE_S) if paints(one.controls))
+        shapes = {stylizer.shape_key(self._controls): self._controls, **{one.shape_key: one.controls for one in in_use}}
+        for controls in list(shapes.values())[:MOST_RECORDED]:
+            stylizer.record(controls, lambda detail, progress=None: None)
+        self._start_over()

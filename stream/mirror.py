@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable
 
 from pipeline.settings import Controls
 
-from .batches import Stylizer
 from .camera import CameraError, open_camera
 from .capture import Capture
-from .engine_room import EngineRoom, Report
+from .engine_room import Compile, EngineRoom, Load
 from .exits import EXIT_BAD_INPUT
 from .serving import end_of_signals, finish, until_told
 from .status_line import StatusLine, status_text, undisturbed
@@ -31,8 +29,8 @@ class LocalCamera:
 
 
 def mirror(
-    load: Callable[[Report], Stylizer],
-    compile: Callable[[Stylizer, Report], None] | None,
+    load: Load,
+    compile: Compile | None,
     *,
     model: str,
     device: str,
@@ -47,7 +45,7 @@ def mirror(
     See EngineRoom for load and compile, open_camera and VirtualCamera for the devices. size: (width, height) of the
     model's pictures.
     """
-    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s)
+    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
     try:
         return asyncio.run(_mirror(room, defaults, size, camera, virtual_camera))
     except (CameraError, VirtualCameraError) as error:

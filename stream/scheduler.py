@@ -16,6 +16,8 @@ WORTH_GOING, WORTH_STAYING = 0.8, 0.95  # turns out to take more than so much of
 MIN_SAMPLES = 3  # a median of fewer would follow one slow frame (a new prompt being encoded, a warm-up)
 MAX_SAMPLES = 5  # of each rung, and batch size, are remembered,
 SAMPLE_LIFE_S = 60.0  # and for so long: what slowed the device down may be gone
+# A failure, as an infinite time, counts for longer: to try that again takes memory away, and with it a moment of time.
+FAILURE_LIFE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,26 @@ class Waiting:
     since_s: float  # when the slot became full: newer frames replace the frame, not the stream's place in the line
     shape_key: Hashable  # frames with equal keys may share a batch
     stands: bool = False  # the stream's last picture may be shown for this frame too (stream.similarity)
+    weights: Hashable = None  # that the model's LoRAs must have for it; None where that does not matter
+
+
+@dataclass(frozen=True, slots=True)
+class Dwell:
+    """Until when LoRAs keep the weights that they have."""
+
+    weights: Hashable
+    until_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do now: frames of `expired` streams are dropped and counted, for those of `standing` the last picture is
-    shown once more, those of `batch` go to the engine."""
+    shown once more, those of `batch` go to the engine. again_s: when to plan anew, where somebody is held back."""
 
     expired: tuple[Hashable, ...] = ()
     standing: tuple[Hashable, ...] = ()
     batch: tuple[Hashable, ...] = ()
+    again_s: float | None = None
 
 
 def is_expired(now_s: float, arrived_s: float, budget_s: float) -> bool:
@@ -45,18 +57,55 @@ def is_expired(now_s: float, arrived_s: float, budget_s: float) -> bool:
     return now_s - arrived_s > budget_s
 
 
-def plan(now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: int = 1) -> Plan:
+def plan(
+    now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: int = 1, dwell: Dwell | None = None
+) -> Plan:
     """Longest-waiting stream first, joined by those of equal shape in the order of their waiting.
 
     A stream that was just served waits from its next frame on, behind all who waited already; so with n streams
     each of them is served within n picks. One whose picture stands takes nobody's time, so it does not wait in line.
+    While LoRA weights dwell, those who need others are held back; then they are the first, as they waited longest.
     """
     expired = tuple(w.stream for w in waiting if is_expired(now_s, w.arrived_s, budget_s))
     fresh = [w for w in waiting if not is_expired(now_s, w.arrived_s, budget_s)]
     standing = tuple(w.stream for w in fresh if w.stands)
     line = sorted((w for w in fresh if not w.stands), key=lambda w: (w.since_s, w.arrived_s))
-    batch = [w.stream for w in line if w.shape_key == line[0].shape_key]
-    return Plan(expired, standing, tuple(batch[: max(1, max_batch)]))
+    dwells = dwell is not None and now_s < dwell.until_s
+    served = [w for w in line if not dwells or w.weights in (None, dwell.weights)]
+    batch = [w.stream for w in served if w.shape_key == served[0].shape_key]
+    again_s = dwell.until_s if len(served) < len(line) else None
+    return Plan(expired, standing, tuple(batch[: max(1, max_batch)]), again_s)
+
+
+REWRITES_SHARE = 0.25  # of the time may go into writing LoRA weights, as long as
+DWELLS_SHARE = 0.5  # of the budget is enough for all dwells that a stream waits for
+
+
+def dwell_s(rewrite_s: Sequence[float], groups: int, budget_s: float) -> float:
+    """For how long LoRAs keep their weights for those who want them, while others want other weights.
+
+    rewrite_s: what it was seen to take to write others; while that is not known, as long as may be, to find out.
+    groups: how many weights are wanted. Each waits for the dwells of all others, which have to fit the budget together.
+    """
+    if groups < 2:
+        return 0.0
+    most_s = DWELLS_SHARE * budget_s / (groups - 1)
+    if not (known := finite(rewrite_s)):
+        return most_s
+    return min(most_s, max(0.0, statistics.median(known)) * (1 / REWRITES_SHARE - 1))
+
+
+RESTARTS, RESTARTS_WITHIN_S = 2, 60.0
+
+
+def may_restart(now_s: float, restarts_s: Sequence[float]) -> bool:
+    """Whether an engine that broke down is started again. restarts_s: when it was before."""
+    return sum(now_s - at_s < RESTARTS_WITHIN_S for at_s in restarts_s) < RESTARTS
+
+
+def finite(times_s: Sequence[float]) -> list[float]:
+    """Those that tell how long something took: an infinite one tells that it failed."""
+    return [seconds for seconds in times_s if seconds < math.inf]
 
 
 BATCHES = (1, 2, 4, 8)  # few, since each is a shape that the engine has to warm up for
@@ -68,13 +117,16 @@ def batch_size(count: int, largest: int, measured_s: Mapping[int, Sequence[float
 
     The size that was seen to take least time per frame and fits the budget; one that is not known yet is tried if it
     fits should it be no faster per frame. measured_s: recent engine times of batches by size. The least of them
-    counts: what slows a batch down now and then (a new prompt, a warm-up) is no trait of its size.
+    counts: what slows a batch down now and then (a new prompt, a warm-up) is no trait of its size. An infinite one
+    tells that this size failed, so that one as large is not tried meanwhile.
     """
-    best_s = {size: min(times) for size, times in measured_s.items() if times}
+    failed = min((size for size, times in measured_s.items() if math.inf in times), default=math.inf)
+    known_s = {size: finite(times) for size, times in measured_s.items()}
+    best_s = {size: min(times) for size, times in known_s.items() if times}
     if not best_s:
         return 1
-    fitting = [size for size in BATCHES if size <= min(count, largest)]
-    unknown = {size for size in fitting if len(measured_s.get(size, ())) < (TRIALS if size > 1 else 1)}
+    fitting = [size for size in BATCHES if size == 1 or (size <= min(count, largest) and size < failed)]
+    unknown = {size for size in fitting if len(known_s.get(size, ())) < (TRIALS if size > 1 else 1)}
 
     def expected_s(size: int) -> float:
         known = max((n for n in best_s if n <= size and n not in unknown), default=min(best_s))
@@ -96,7 +148,8 @@ def follow_at_s(since_s: float, engine_s: Sequence[float], launch_s: float) -> f
 
     engine_s: recent engine times of batches like the one it is at; launch_s: how long the last took to be launched.
     """
-    return since_s + min(engine_s) - launch_s - MARGIN_S if engine_s else None
+    known = finite(engine_s)
+    return since_s + min(known) - launch_s - MARGIN_S if known else None
 
 
 SHARE_BELOW = 0.9  # of the time of a frame alone: so much less must a call take for frames to begin to share it,
@@ -113,6 +166,7 @@ def shares_steps(
     which each finishes one, infinite where it failed. The least of them counts; what is not known yet is tried, alone
     first. Only while frames come faster than the engine paints them alone is there ever more than one in flight.
     """
+    alone_s = finite(alone_s)
     if steps < 2 or len(alone_s) < TRIALS or math.inf in together_s:
         return False
     one_s = min(alone_s)
@@ -162,15 +216,20 @@ class EngineTimes:
         self._samples.setdefault(kind, deque(maxlen=MAX_SAMPLES)).append((now_s, engine_s))
 
     def recent(self, now_s: float) -> dict[Any, list[float]]:
-        return {
-            kind: [engine_s for when_s, engine_s in samples if now_s - when_s <= SAMPLE_LIFE_S]
-            for kind, samples in self._samples.items()
-        }
+        return {kind: self.of(kind, now_s) for kind in self._samples}
+
+    def of(self, kind: Any, now_s: float) -> list[float]:
+        return [seconds for when_s, seconds in self._samples.get(kind, ()) if now_s - when_s <= _life_s(seconds)]
+
+
+def _life_s(engine_s: float) -> float:
+    return SAMPLE_LIFE_S if engine_s < math.inf else FAILURE_LIFE_S
 
 
 def medians(measured_s: Mapping[Rung, Sequence[float]]) -> dict[Rung, float]:
     """Engine time of one frame by rung, of those that were measured often enough."""
-    return {rung: statistics.median(times) for rung, times in measured_s.items() if len(times) >= MIN_SAMPLES}
+    known = {rung: finite(times) for rung, times in measured_s.items()}
+    return {rung: statistics.median(times) for rung, times in known.items() if len(times) >= MIN_SAMPLES}
 
 
 def predict_s(rung: Rung, known_s: Mapping[Rung, float]) -> float:

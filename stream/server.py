@@ -17,7 +17,7 @@ from . import api, keepsakes, signalling
 from .access import Access, host_header, security_headers
 from .batches import CannotImagine
 from .descriptors import OutOfDescriptors, none_left
-from .engine_room import EngineRoom
+from .engine_room import EngineFailed, EngineRoom
 from .files import File, file
 from .recordings import (
     FOLDER,
@@ -48,6 +48,7 @@ STATUS_OF = {
     OutOfDescriptors: 503,
     TooManySessions: 503,
     api.TooManyListeners: 503,
+    EngineFailed: 503,
     NoRecording: 404,
     CannotImagine: 409,
     AlreadyRecording: 409,
@@ -89,6 +90,7 @@ def make_app(
     async def end_sessions(app: web.Application) -> None:
         await sessions.close_all()
 
+    app.cleanup_ctx.append(api.dismiss_publishers)
     app.on_shutdown.append(api.close_sockets)
     app.on_shutdown.append(end_sessions)
     app.on_shutdown.append(keepsakes.finish_recordings)

@@ -15,8 +15,7 @@ from aiohttp import web
 from pipeline.settings import Controls
 
 from . import listening
-from .batches import Stylizer
-from .engine_room import EngineRoom, Report
+from .engine_room import Compile, EngineRoom, Load
 from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 from .recordings import FOLDER
 from .server import make_app
@@ -25,8 +24,8 @@ from .virtual_camera import VirtualCamera, VirtualCameraError
 
 
 def serve(
-    load: Callable[[Report], Stylizer],
-    compile: Callable[[Stylizer, Report], None] | None,
+    load: Load,
+    compile: Compile | None,
     *,
     model: str,
     device: str,
@@ -46,7 +45,7 @@ def serve(
 
     virtual_camera: a device that is fed with the pictures of `from_stream`, of that `size` (width, height).
     """
-    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s)
+    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
     streams = Streams(room, defaults)
     app = make_app(
         room,
@@ -68,7 +67,7 @@ def serve(
                 return EXIT_BAD_INPUT
             opened.callback(output.close)
             streams.get(from_stream).watch(output.put)
-            output.start()
+            output.start(lambda fault: room.tell(virtual_camera=fault))
             notes.append(f"Virtual camera {output.device} shows stream {from_stream}.")
         return asyncio.run(_serve(app, room, host, port, notes))
 
@@ -113,14 +112,17 @@ def finish(end: asyncio.Future[int], code: int) -> None:
 async def until_told(
     room: EngineRoom, end: asyncio.Future[int], say: Callable[[str], None] = lambda text: print(text, flush=True)
 ) -> int:
-    """Run the engine until `end` has a code or its model turns out not to load; `say` once frames flow."""
+    """Run the engine until `end` has a code or its model turns out not to load; `say` once frames flow.
+
+    An engine that fails later ends nothing: people can read why.
+    """
     loop = asyncio.get_running_loop()
     announced = False
 
     def on_status() -> None:
         nonlocal announced
         status = room.status()
-        if status["state"] == "failed":
+        if room.failure is not None:
             finish(end, EXIT_BAD_INPUT)
         elif status["state"] == "ready" and not announced:
             announced = True

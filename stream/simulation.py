@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from . import scheduler
 from .mailbox import Mailbox
+from .turns import WANTED_S, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Simulation:
     frames_in: tuple[int, ...]
     dropped: tuple[int, ...]
     in_flight: tuple[int, ...]
+    rewriting_s: float = 0.0  # what LoRA weights took to be written, of `duration_s`
 
 
 def simulate(
@@ -45,10 +47,13 @@ def simulate(
     max_batch: int = 1,
     jitter_s: float = 0.0,
     seed: int = 0,
+    weights: Sequence[Hashable] | None = None,
+    rewrite_s: float = 0.0,
 ) -> Simulation:
     """Play `duration_s` seconds of one stream per entry of `fps_in` through the scheduler.
 
     engine_s: time of one batch, or a function that draws it. jitter_s: each frame arrives up to this much late.
+    weights: of the LoRAs, for each stream; they take rewrite_s to be written for a batch that needs others.
     """
     dice = random.Random(seed)
     draw_engine_s = engine_s if callable(engine_s) else lambda dice: engine_s
@@ -63,6 +68,8 @@ def simulate(
     ]
     heapq.heapify(arrivals)
     shown: list[Shown] = []
+    turns, asked_s, plain, rewriting_s = Turns(None, budget_s), {}, scheduler.EngineTimes(), 0.0
+    needs = [None] * len(rates_hz) if weights is None else list(weights)
     engine_free_s, now_s = 0.0, 0.0
     while arrivals or any(slot.peek() is not None for slot in slots):
         idle_until_s = arrivals[0][0] if arrivals else now_s
@@ -76,20 +83,31 @@ def simulate(
             if slots[stream].put(arrived_s) is None:
                 since_s[stream] = arrived_s
         line = [
-            scheduler.Waiting(stream, arrived_s, since_s[stream], shape_key=None)
+            scheduler.Waiting(stream, arrived_s, since_s[stream], shape_key=needs[stream], weights=needs[stream])
             for stream, slot in enumerate(slots)
             if (arrived_s := slot.peek()) is not None
         ]
-        plan = scheduler.plan(now_s, line, budget_s, max_batch)
+        asked_s |= {waiting.stream: now_s for waiting in line}
+        wanted = {needs[stream] for stream, when_s in asked_s.items() if now_s - when_s <= WANTED_S} - {None}
+        plan = scheduler.plan(now_s, line, budget_s, max_batch, turns.dwell(now_s, wanted))
         for stream in plan.expired:
             slots[stream].take()
             expired[stream] += 1
         if plan.batch:
-            engine_free_s = now_s + draw_engine_s(dice)
+            took_s, rewrites = draw_engine_s(dice), turns.begin(now_s, needs[plan.batch[0]])
+            engine_free_s = now_s + took_s + rewrite_s * rewrites
+            rewriting_s += rewrite_s * rewrites
+            if rewrites:
+                turns.measured(engine_free_s, took_s + rewrite_s, plain.of(len(plan.batch), now_s))
+            else:
+                plain.add(engine_free_s, len(plan.batch), took_s)
             shown += [Shown(stream, slots[stream].take(), now_s, engine_free_s) for stream in plan.batch]
+        elif plan.again_s is not None:
+            now_s = min([plan.again_s, *(at_s for at_s, _ in arrivals[:1])])
     return Simulation(
         shown=tuple(shown),
         frames_in=tuple(frames_in),
         dropped=tuple(slot.dropped + late for slot, late in zip(slots, expired, strict=True)),
         in_flight=tuple(int(slot.peek() is not None) for slot in slots),
+        rewriting_s=rewriting_s,
     )

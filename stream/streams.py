@@ -71,6 +71,10 @@ class Stream:
 
     # -- publisher ---------------------------------------------------------------------------------------------------
 
+    def check_served(self) -> None:
+        """Raises EngineFailed when nothing that is published will be painted."""
+        self._engine_room.check_serves()
+
     def publish(self, publisher: Publisher, *, gives_way: bool = False) -> tuple[Publication, Publication | None]:
         """Start publishing, with counters at zero. The newest publisher wins, so a reloaded page is back at once.
 
@@ -148,7 +152,6 @@ class Stream:
             if is_current:
                 self.last_picture = picture
                 self.lag.shown(frame.captured_s, now_s)
-                frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
                 self._sinks = tuple(sink for sink in self._sinks if self._takes(sink, picture))
         if not is_current:  # its publisher was replaced while the engine worked: nobody wants this picture any more
             self.drop(frame)
@@ -157,6 +160,8 @@ class Stream:
         if engine_s is None:
             self._metrics.count(self.name, "skipped")
         self._metrics.observe(now_s - frame.arrived_s, engine_s)
+        # The last thing: a frame that could not be handed on is dropped by the engine room, and counted once.
+        frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
 
     def _takes(self, sink: Callable[[Any], None], item: Picture | Sound) -> bool:
         try:
@@ -334,6 +339,12 @@ class Streams:
 
     def all(self) -> list[Stream]:
         return list(self._streams.values())
+
+    def dismiss_publishers(self) -> None:
+        """Ask every publisher to let go, in the thread that they were made in (the event loop's)."""
+        for stream in self.all():
+            if (publication := stream.publication) is not None:
+                publication.close_publisher()
 
     def _on_status(self) -> None:
         """Controls may be older than the model: what it cannot do must not make every later change and frame fail."""

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
@@ -73,7 +73,9 @@ class VirtualCamera:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="virtual camera", daemon=True)
 
-    def start(self) -> None:
+    def start(self, stopped: Callable[[str], None] = lambda fault: None) -> None:
+        """stopped: is told the `fault`, in the camera's thread."""
+        self._stopped = stopped
         self._thread.start()
 
     def put(self, picture: Picture) -> None:
@@ -97,6 +99,7 @@ class VirtualCamera:
         except Exception as error:  # whatever a driver raises
             self.fault = f"The virtual camera {self.device} stopped: {sentence(error)}"
             log.error("%s", self.fault, exc_info=log.isEnabledFor(logging.DEBUG))
+            self._stopped(self.fault)
 
 
 def next_tick(tick: int, elapsed_s: float, rate_hz: float) -> int:

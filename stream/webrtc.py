@@ -16,6 +16,7 @@ from . import sdp
 from .clocks import MediaClock
 from .decoding import bound_queue, let_through, take_media_for_consent, tell_failure
 from .descriptors import OutOfDescriptors, none_left
+from .engine_room import EngineFailed
 from .publication import Publication
 from .reports import SenderReports, tell_moments
 from .sound import CLOCK_HZ as SOUND_HZ
@@ -112,8 +113,9 @@ class Sessions:
     async def publish(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
         """Answer a WHIP offer. Whoever published this stream before is closed: the newest publisher wins.
 
-        Returns the session and the SDP answer. Raises BadSdp, NoCommonCodec, TooManySessions.
+        Returns the session and the SDP answer. Raises BadSdp, NoCommonCodec, TooManySessions, EngineFailed.
         """
+        stream.check_served()
         takes_over = stream.publication is not None
         session = Session("whip", stream)
         session.peer.on("track", session.tracks.append)
@@ -126,6 +128,11 @@ class Sessions:
         self._drain(session, session.publication)
         if replaced is not None:
             replaced.close_publisher()
+        try:
+            stream.check_served()  # the engine may have failed meanwhile
+        except EngineFailed:
+            self.close_soon(session)
+            raise
         return session, answer
 
     async def view(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:

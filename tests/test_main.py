@@ -8,14 +8,19 @@ import re
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
+import main
+from pipeline import ModelSpec
+from pipeline.errors import CaptureFailed
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent"}
+HUGE = 5000 * "9"
 BAD_USAGE = [
     (["--model", "nonsense"], ["nonsense", "preset"]),
     (["--model", "missing.safetensors"], ["missing.safetensors"]),
@@ -36,7 +41,40 @@ BAD_USAGE = [
     (["--allow-origin", ""], ["--allow-origin", "https://"]),
     (["--allow-origin", "friend.example"], ["friend.example", "scheme"]),
     (["--allow-origin", "https://friend.example/page"], ["friend.example/page", "alone"]),
-    (["--device", "tpu"], ["tpu"]),
+    (["--device", "tpu"], ["tpu", "auto", "cpu"]),
+    *((["--device", name], [name, "auto", "cpu"]) for name in ("cpu:x", "cpu:1", "cpu:", "cpu:-1", "cpu:\u0663", ":")),
+    (["--device", "cpu:" + 9 * "9", "--model", "nobody/nothing"], ["cpu:999999999"]),
+    (["camera", "--device", "cpu:x"], ["cpu:x"]),
+    (["bench", "--device", "cpu:x"], ["cpu:x"]),
+    (["render", "tests/data/carphone.mp4", "nowhere.mp4", "--device", "cpu:x"], ["cpu:x"]),
+    (["--device", "cpu", "--graphs"], ["--graphs", "CUDA"]),
+    *((["--lora", f"ink:{weight}"], ["--lora", "ink", "-4 to 4"]) for weight in ("nan", "inf", "-inf", "1e400", "5")),
+    *((["--controlnet", f"net:{weight}"], ["--controlnet", "net"]) for weight in ("nan", "canny:inf", "1e9")),
+    *((["--model", "mini-canny", "--strength", number], ["--strength"]) for number in ("nan", "inf", "1e400")),
+    (["--lora-weights", "lcm=nan"], ["--lora-weights", "finite"]),
+    (["--steps", HUGE], ["--steps"]),
+    (["--seed", "nan"], ["--seed"]),
+    (["--guidance", "-inf"], ["--guidance"]),
+    (["--port", HUGE], ["--port"]),
+    (["--port", "-1"], ["--port"]),
+    (["--size", f"{HUGE}x512"], ["512x512"]),
+    (["--size", "\u00b2x\u00b2"], ["512x512"]),
+    (["--max-latency-ms", HUGE], ["--max-latency-ms"]),
+    (["--max-latency-ms", "nan"], ["--max-latency-ms"]),
+    (["camera", "--camera", HUGE], ["no camera '999"]),
+    (["bench", "--budget-s", HUGE], ["--budget-s"]),
+    (["bench", "--row-s", "inf"], ["--row-s"]),
+    *(
+        (["render", "tests/data/carphone.mp4", "nowhere.mp4", option, value], [option])
+        for option, value in {
+            "--start": "1e999999999",
+            "--end": "nan",
+            "--fps": "1e999999999",
+            "--quality": HUGE,
+            "--feather": "inf",
+            "--count": HUGE,
+        }.items()
+    ),
     (["--from", "one"], ["--virtual-camera", "--from"]),
     (["--virtual-camera"], ["--virtual-camera", "--from"]),
     (["--virtual-camera", "--from", "Not_a_name"], ["--from", "Not_a_name"]),
@@ -76,6 +114,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def assert_refused(result: subprocess.CompletedProcess, *words: str) -> None:
     assert result.returncode == 2, result
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert len(result.stderr) < 1000
     assert "Traceback" not in result.stderr + result.stdout
     for word in words:
         assert word in result.stderr
@@ -92,7 +131,7 @@ def refusals() -> list[subprocess.CompletedProcess]:
     return [subprocess.CompletedProcess(script, int(code), "", stderr) for stderr, code in said]
 
 
-@pytest.mark.parametrize("case", range(len(BAD_USAGE)), ids=[" ".join(arguments) for arguments, _ in BAD_USAGE])
+@pytest.mark.parametrize("case", range(len(BAD_USAGE)), ids=[" ".join(arguments)[:60] for arguments, _ in BAD_USAGE])
 def test_bad_usage_is_one_sentence_and_code_2(refusals, case):
     assert_refused(refusals[case], *BAD_USAGE[case][1])
 
@@ -102,6 +141,49 @@ def test_bad_usage_is_one_sentence_and_code_2(refusals, case):
 )
 def test_so_it_is_for_a_command_by_itself(arguments, word):
     assert_refused(run(*arguments), word)
+
+
+def test_how_the_engine_is_loaded_may_be_told_anew(monkeypatch):
+    """After a CUDA graph broke off: without graphs, whatever was asked for."""
+    asked = []
+    monkeypatch.setattr(main, "load", lambda spec, device, **options: asked.append((device, options["graphs"])))
+    monkeypatch.setattr(main.environment, "leave_a_core_free", lambda: None)
+    for given in ([], ["--no-graphs"]):
+        for command in ("serve", "camera"):
+            _, live = main._live(main._parser().parse_args([command, "--device", "cpu", *given]))
+            live["load"](lambda detail, progress: None)
+            live["load"](lambda detail, progress: None, graphs=False)
+    assert asked == [("cpu", None), ("cpu", False)] * 2 + [("cpu", False)] * 4
+
+
+class Recording:
+    """A stylizer, as far as it is recorded."""
+
+    def __init__(self, fails: bool):
+        self.fails = fails
+
+    def record_calls(self, call):
+        call()
+        if self.fails:
+            raise CaptureFailed("Recording a CUDA graph broke off: no reason.")
+
+
+def test_a_film_whose_recording_breaks_off_is_painted_by_a_model_loaded_anew(capsys):
+    loaded, called = [], []
+
+    def load(spec, graphs=None):
+        assert not any(ref() is not None for ref, _ in loaded), "two of them may not fit"
+        stylizer = Recording(fails=graphs is None)
+        loaded.append((weakref.ref(stylizer), graphs))
+        return stylizer
+
+    def call(stylizer):
+        called.append(stylizer.fails)
+
+    assert not main._recorded(load, ModelSpec("base"), call).fails
+    assert [graphs for _, graphs in loaded] == [None, False]
+    assert called == [True]
+    assert "loaded anew, without CUDA graphs" in capsys.readouterr().err
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):

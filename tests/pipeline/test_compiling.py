@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import Controls, LoadError, Lora, ModelSpec, compiling, load, native
+from pipeline import Controls, LoadError, Lora, ModelSpec, compiling, devices, load, native
 from pipeline.stylizer import Stylizer
 from tests import tiny
 
@@ -71,7 +71,12 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
     before, before_together = [painted(one) for one in settings], together()
     assert "reuse" not in stylizer.remarks(Controls(reuse=1))
     told = []
-    compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail))
+    swaps = []
+    compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail), swaps.append)
+    assert type(stylizer.painter.denoise) is not compiling.Compiled  # until the thread that runs frames says so
+    assert len(swaps) == 2
+    for swap in swaps:
+        swap()
     assert {"Compiling", "Compiling for batches"} <= set(told)
     found = [runner for part in compiling.PARTS for runner in getattr(stylizer.painter, part).runners.values()]
     # Else a call would hold the interpreter lock, and the server would stand still for as long as a frame takes.
@@ -93,7 +98,7 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
 
     told.clear()  # a second start finds the packages
     again = load(spec(weights), "cpu", compile=False)
-    compiling.compile_beside(again, lambda detail, progress: told.append(detail))
+    compiling.compile_beside(again, lambda detail, progress: told.append(detail), compiling.at_once)
     assert "Compiling" not in told
     assert np.abs(again(FRAME, settings[0]) - before[0][0]).max() <= 1
 
@@ -104,7 +109,7 @@ def test_a_child_that_fails_leaves_the_stylizer_as_it_was(weights, tmp_path, mon
     stylizer = load(spec(weights), "cpu", compile=False)
     before = stylizer(FRAME, Controls())
     with pytest.raises(LoadError, match="uncompiled"):
-        compiling.compile_beside(stylizer, lambda detail, progress: None)
+        compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
     assert np.array_equal(stylizer(FRAME, Controls()), before)
 
 
@@ -112,8 +117,43 @@ def test_the_cache_key_depends_on_shape_and_not_on_weights(weights, tmp_path):
     first = compiling.cache_key(load(spec(weights), "cpu", compile=False))
     other = tiny.checkpoint(tmp_path, unet={**UNET, "in_channels": 9}, seed=9)
     assert compiling.cache_key(load(spec((other, *weights[1:])), "cpu", compile=False)) == first
-    larger = replace(spec(weights), width=128)
-    assert compiling.cache_key(load(larger, "cpu", compile=False)) != first
+    for change in ({"width": 128}, {"low_memory": True}):
+        other = replace(spec(weights), **change)
+        assert compiling.cache_key(load(other, "cpu", compile=False)) != first
+
+
+class Begun(Exception):
+    pass
+
+
+def test_where_the_model_does_not_fit_a_second_time_no_child_loads_it(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("LCMIRROR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling.subprocess, "Popen", lambda *a, **k: pytest.fail("was begun"))
+    stylizer = load(spec(weights), "cpu", compile=False)
+    before = stylizer(FRAME, Controls())
+    held = [*stylizer.components.unet.parameters(), *stylizer.components.text_encoders[0].parameters()]
+    least = compiling.MARGIN_BYTES["cpu"] + sum(weight.nbytes for weight in held)
+    monkeypatch.setattr(compiling, "free_bytes", lambda device: least)
+    with pytest.raises(LoadError, match=r"1\.1 GB of free memory on cpu, where 1\.1 GB are free: .* uncompiled"):
+        compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
+    assert np.array_equal(stylizer(FRAME, Controls()), before)
+    monkeypatch.setattr(compiling, "free_bytes", lambda device: 2 * least)
+
+    def begin(*arguments, **options):
+        raise Begun
+
+    monkeypatch.setattr(compiling.subprocess, "Popen", begin)
+    with pytest.raises(Begun):
+        compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
+
+
+def test_free_memory_is_what_another_process_could_have(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24 kB\nMemFree:        3 kB\nMemAvailable:   20 kB\n")
+    assert devices.free_bytes(torch.device("cpu"), meminfo) == 20 * 1024
+    assert devices.free_bytes(torch.device("cpu"), tmp_path / "missing") is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 80) if device.index == 1 else None)
+    assert devices.free_bytes(torch.device("cuda:1")) == 7
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The device is that of tests/fake_cuda.py, so there are no pictures. Canny is lef
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import ControlNet, Controls, Lora, ModelSpec, graphs, load
+from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline.graphs import OFTEN
 from pipeline.loading import Components
-from pipeline.stylizer import Stylizer
+from pipeline.stylizer import BATCHES, CAMERAS, Stylizer
+from stream import scheduler
 from tests import fake_cuda, lora_files, tiny
 
 HEIGHT, WIDTH = 64, 128
@@ -133,12 +136,6 @@ def machine() -> fake_cuda.Machine:
     return fake_cuda.Machine()
 
 
-@pytest.fixture(autouse=True)
-def soon_recorded(monkeypatch):
-    """Work is the same each time it runs as it is: once will do."""
-    monkeypatch.setattr(graphs, "FIRST_RUNS", 1)
-
-
 @pytest.fixture(scope="module")
 def model(machine, tmp_path_factory):
     """Of a system, the spec and the components on the device."""
@@ -169,14 +166,20 @@ def test_only_frames_and_pictures_cross_over(way, machine, model, monkeypatch):
     expected = [each.shape for each in WAYS[way].uploads]
     spec, parts = model("LoRAs")
     with machine.running(monkeypatch) as traffic:
-        paint = WAYS[way].start(Stylizer(spec, parts))
-        for number in range(6):
+        stylizer = Stylizer(spec, parts)
+        paint = WAYS[way].start(stylizer)
+        for number in range(2 * OFTEN + 2):
+            if number == 2 * OFTEN:
+                assert traffic.recordings == 0  # no call records
+                while stylizer.record_next():
+                    pass
+                assert traffic.recordings == WAYS[way].recordings
             traffic.count_anew()
             pictures = paint()
             assert len(traffic.downloads) == (pictures is not None)
             if number > 0:  # the first makes what stays
                 assert traffic.uploads == expected
-        assert not traffic.products  # the last one replays
+        assert not traffic.products  # it replays
         assert traffic.recordings == WAYS[way].recordings
 
 
@@ -190,10 +193,66 @@ def test_every_part_lies_where_it_is_used(system, machine, model, monkeypatch):
         stylizer(FRAMES, LIVE)
         assert traffic.uploads == [FRAMES.shape]
         assert traffic.products == SYSTEMS[system].dtypes
+        stylizer.record_calls()
+        assert traffic.recordings == 2 + len(spec.annotators)
         for change in (*CHANGES, *({"lora_weights": {name: 0.3}} for name in stylizer.loras)):
             assert stylizer(FRAMES, LIVE.merged(change)).shape == (2, HEIGHT, WIDTH, 3)
-        assert traffic.recordings == 2 + len(spec.annotators)
         stylizer(FRAMES, LIVE, mask=MASK)
+        assert traffic.recordings == 2 + len(spec.annotators)
+
+
+AROUND = 12 + 4 + 2 + 2  # cameras, pictures in both ways, down and up again
+USUAL = {
+    "two steps": (LIVE.merged({"steps": 2, "guidance": 2.0}), 8 + 1 + 2 + 4 + AROUND),  # rungs, shared steps
+    "reused, passed through": (LIVE.merged({"reuse": 2, "bypass": True, "strength": 0}), 2 * (8 + 2) + AROUND),
+}
+
+
+@pytest.mark.parametrize("usual", USUAL)
+def test_what_a_server_will_be_asked_for_is_recorded_before_it_is(usual, machine, model, monkeypatch):
+    spec, parts = model("LoRAs")
+    controls, count = USUAL[usual]
+    told = []
+    with machine.running(monkeypatch) as traffic:
+        stylizer = Stylizer(spec, parts)
+        stylizer.record(controls, lambda detail, progress: told.append(progress))
+        assert traffic.recordings == count
+        assert told == sorted(told)
+        assert len(told) == count
+        live = LIVE.merged({"steps": controls.steps, "reuse": controls.reuse})
+        for size, guidance in itertools.product(BATCHES, (1.0, 1.7)):
+            for width, height in CAMERAS:
+                traffic.count_anew()
+                frames = np.zeros((size, height * 3 // 2, width), np.uint8)
+                each = [live.merged({"guidance": guidance, "seed": 4})] * size
+                stylizer.remembering(frames, each, [None] * size, live=True)
+                assert not traffic.products  # as it was recorded
+        assert traffic.recordings == count
+        assert not stylizer.record_next()
+
+
+def test_batches_that_are_recorded_are_those_that_the_scheduler_makes():
+    assert BATCHES == scheduler.BATCHES
+
+
+def test_where_a_batch_does_not_fit_the_smaller_ones_are_recorded(machine, model, monkeypatch, caplog):
+    spec, parts = model("LoRAs")
+    freed = []
+    with machine.running(monkeypatch) as traffic:
+        stylizer = Stylizer(spec, parts)
+        monkeypatch.setattr(stylizer, "free_memory", lambda: freed.append(True))
+        live = stylizer.remembering
+
+        def scarce(frames, *rest, **options):
+            if len(frames) == 8:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much.")
+            return live(frames, *rest, **options)
+
+        monkeypatch.setattr(stylizer, "remembering", scarce)
+        stylizer.record(LIVE, lambda detail, progress: None)
+        assert traffic.recordings == 6 + 2 + AROUND - 1
+    assert len(freed) == 2
+    assert "CUDA out of memory" in caplog.text
 
 
 FAULTS = {

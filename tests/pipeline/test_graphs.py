@@ -9,6 +9,9 @@ from __future__ import annotations
 import itertools
 import sys
 import types
+import weakref
+from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -19,7 +22,18 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline import ControlNet, Controls, Lora, ModelSpec, annotators, canny, load
 from pipeline import stylizer as stylizers
 from pipeline.conversions import Conversions
-from pipeline.graphs import FIRST_RUNS, MOST_GRAPHS, Graphs, NeverWaiting, leaves, rebuilt, unless_it_waits
+from pipeline.errors import CaptureFailed
+from pipeline.graphs import (
+    MOST_GRAPHS,
+    MOST_MET,
+    OFTEN,
+    Graphs,
+    NeverWaiting,
+    leaves,
+    rebuilt,
+    record_on_cuda,
+    unless_it_waits,
+)
 from pipeline.stylizer import Stylizer
 from tests import tiny
 
@@ -68,6 +82,13 @@ def recorder(stylizer, monkeypatch):
     return recorder
 
 
+def recorded(graphs, given):
+    """Graphs that have recorded what is given: it ran once as it is."""
+    graphs(given)
+    assert graphs.record_next(1)
+    return graphs
+
+
 LIVE = [
     {},
     {"prompt": "an oil painting", "negative_prompt": "grey"},
@@ -82,9 +103,9 @@ LIVE = [
 @pytest.mark.parametrize(("guidance", "mask"), [(1.0, None), (1.7, MASK)], ids=["plain", "guided and masked"])
 def test_replayed_pictures_equal_plain_ones_whatever_is_turned(stylizer, recorder, guidance, mask, monkeypatch):
     base = Controls(prompt="a cat", steps=2, guidance=guidance)
-    for _ in range(FIRST_RUNS):
-        stylizer(FRAMES[0], base, mask=mask)
+    stylizer(FRAMES[0], base, mask=mask)
     assert recorder.count == 0
+    assert stylizer._paint.record_next(1)
     replayed = [stylizer(FRAMES[i], base.merged(change), mask=mask) for i, change in enumerate(LIVE)]
     two_streams = [base, base.merged({"prompt": "another", "seed": 9})]
     replayed.append(stylizer(FRAMES[7], two_streams, mask=mask))
@@ -110,34 +131,47 @@ def test_a_recorded_stream_batch_gives_the_same_pictures(stylizer, recorder, mon
     assert nothing is None
     for way, part in (("_begin", "begin"), ("_step", "step_together"), ("_finish", "finish")):
         monkeypatch.setattr(stylizer, way, Graphs(getattr(stylizer.painter, part), recorder))
+    painted()
+    for graphs in (stylizer._begin, stylizer._step, stylizer._finish):
+        while graphs.record_next():
+            pass
+    assert recorder.count == 3  # to begin, two in flight, to finish; one alone in flight was too seldom
     for ours, expected in zip(painted()[1:], plain, strict=True):
         assert np.array_equal(ours, expected)
-    assert recorder.count == 3  # to begin, two in flight, to finish; one alone in flight was too seldom
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(plain))
 
 
-def test_each_shape_is_recorded_once_it_has_come_to_stay(stylizer, monkeypatch):
+def test_no_call_records_and_a_shape_that_has_come_to_stay_waits_for_its_moment(stylizer, monkeypatch):
     """How the work is recorded plays no part here, and torch.fx takes seconds for each shape."""
     recorded = []
 
     def record(work):
         recorded.append(work)
-        out = work()
-        return (lambda: out.copy_(work())), out
+        return replayed(work)
 
-    monkeypatch.setattr(stylizer, "_paint", Graphs(stylizer.painter, record))
+    graphs = Graphs(stylizer.painter, record)
+    monkeypatch.setattr(stylizer, "_paint", graphs)
     shapes = [{"steps": 1}, {"steps": 3}, {"steps": 1, "guidance": 2.0}]
-    for _ in range(FIRST_RUNS + 2):
+    for _ in range(OFTEN):
         for shape in shapes:
             stylizer(FRAMES[0], Controls(**shape))
-        stylizer(FRAMES[0][:1], Controls(steps=1))
-    assert len(recorded) == len(shapes) + 1
-    stylizer(FRAMES[0], Controls(steps=4))
-    assert len(recorded) == len(shapes) + 1
+        assert not recorded
+    stylizer(FRAMES[0][:1], Controls(steps=1))  # passes
+    for count in range(1, len(shapes) + 1):
+        assert graphs.record_next()
+        assert len(recorded) == count
+    assert not graphs.record_next()
+    for shape in shapes:  # they are replayed, so nothing is left to record
+        for _ in range(OFTEN):
+            stylizer(FRAMES[0], Controls(**shape))
+    assert not graphs.record_next()
+    assert graphs.recorded == len(shapes)
 
 
 def test_results_are_not_overwritten_by_the_next(stylizer, recorder):
     frames = [torch.from_numpy(pair) for pair in FRAMES]
+    stylizer(frames[0], Controls(steps=1))
+    assert stylizer._paint.record_next(1)
     shown = [stylizer(pair, Controls(steps=1)) for pair in frames]
     kept = [picture.clone() for picture in shown]
     stylizer(frames[3], Controls(steps=1, seed=4))
@@ -145,36 +179,148 @@ def test_results_are_not_overwritten_by_the_next(stylizer, recorder):
     assert all(torch.equal(a, b) for a, b in zip(shown, kept, strict=True))
 
 
+def test_what_is_recorded_runs_on_memory_laid_out_as_a_copy_of_what_was_met():
+    """Pixels are views, recipes of one stream are expanded: code may be made for their strides."""
+    seen = []
+    given = (torch.zeros(2, 8, 8, 3).permute(0, 3, 1, 2)[:, :, 1:5], torch.zeros(1, 3).expand(2, 3))
+    graphs = recorded(Graphs(lambda order: seen.append(order) or order[0] + 1, replayed), given)
+    for ours, expected in zip(seen[-1], given, strict=True):
+        assert ours.stride() == torch.empty_like(expected).stride()
+    assert torch.equal(graphs((given[0] + 3, given[1])), torch.full((2, 3, 4, 8), 4.0))
+
+
 def test_graphs_are_bounded_and_the_oldest_goes():
     recorded = []
 
     def record(work):
-        out = work()
-        recorded.append(out.shape)
-        return (lambda: out.copy_(work())), out
+        recorded.append(work)
+        return replayed(work)
 
     graphs = Graphs(lambda order: order[0] + 1, record)
     for size in range(1, MOST_GRAPHS + 2):
-        for _ in range(FIRST_RUNS + 1):
-            assert torch.equal(graphs((torch.zeros(size),)), torch.ones(size))
-    assert len(recorded) == MOST_GRAPHS + 1
-    graphs((torch.zeros(MOST_GRAPHS + 1),))
-    for _ in range(FIRST_RUNS + 1):
-        graphs((torch.zeros(1),))
+        graphs((torch.zeros(size),))
+        assert graphs.record_next(1)
+    assert graphs.recorded == MOST_GRAPHS
+    for size in (MOST_GRAPHS + 1, 1):  # the first one's has made room: it runs as it is
+        assert torch.equal(graphs((torch.zeros(size),)), torch.ones(size))
+    assert graphs.waiting(1) == 1
+    assert graphs.record_next(1)
     assert len(recorded) == MOST_GRAPHS + 2
+
+
+def test_word_of_shapes_is_bounded_and_takes_none_of_their_memory():
+    graphs, refs = Graphs(lambda order: order[0] + 1, replayed), []
+    for size in range(1, MOST_MET + 10):
+        tensor = torch.zeros(size)
+        refs.append(weakref.ref(tensor))
+        graphs((tensor,))
+    del tensor
+    assert graphs.waiting(1) == MOST_MET
+    assert not any(ref() is not None for ref in refs)
+
+
+def test_a_shape_that_fails_is_not_recorded():
+    def paint(order):
+        raise torch.OutOfMemoryError("out of memory")
+
+    graphs = Graphs(paint, lambda work: pytest.fail("was begun"))
+    for _ in range(OFTEN):
+        with pytest.raises(torch.OutOfMemoryError):
+            graphs((torch.zeros(2),))
+    assert not graphs.record_next()
 
 
 def test_what_cannot_be_recorded_goes_on_without_and_says_so_once(caplog):
     def refuse(work):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise RuntimeError("max looks at a value")
 
     graphs = Graphs(lambda order: order[0] + 1, refuse)
-    for _ in range(FIRST_RUNS + 3):
+    for _ in range(OFTEN + 3):
         assert graphs((torch.zeros(2),)).tolist() == [1, 1]
+        graphs.record_next()
     assert [record.message for record in caplog.records] == [
-        "This work cannot be recorded as a CUDA graph, it goes on without: "
-        "operation not permitted when stream is capturing"
+        "This work cannot be recorded as a CUDA graph, it goes on without: max looks at a value"
     ]
+
+
+def test_a_capture_that_breaks_off_is_no_such_case():
+    def broken(work):
+        raise CaptureFailed("Recording a CUDA graph broke off: operation not permitted.")
+
+    graphs = Graphs(lambda order: order[0] + 1, broken)
+    graphs((torch.zeros(2),))
+    with pytest.raises(CaptureFailed):
+        graphs.record_next(1)
+
+
+class Capturing:
+    """torch.cuda, as far as a recording goes. fails: (where, with what): in the work, where it begins or ends."""
+
+    def __init__(self, monkeypatch, fails=None, allocator_goes_on=True):
+        self.told, self.fails, self.capturing = [], dict([fails] if fails else []), False
+        self.stream = MagicMock(device=torch.device("cuda", 1))
+        for name, fake in {"CUDAGraph": MagicMock, "graph": self.graph, "stream": nullcontext}.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+
+        def end(*where):
+            self.told.append(("end", *where))
+            if not allocator_goes_on:
+                raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        release = lambda *where: self.told.append(("release", *where))  # noqa: E731
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
+
+    @contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert (stream, capture_error_mode) == (self.stream, "thread_local")
+        self.at("begin")
+        self.capturing = True
+        try:
+            yield
+        finally:
+            self.capturing = False
+            self.at("end")
+
+    def at(self, where):
+        if where in self.fails:
+            raise self.fails[where]
+
+    def work(self):
+        if self.capturing:
+            self.at("work")
+        return torch.zeros(2)
+
+
+NOT_PERMITTED = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+ENDED = [("end", 1, (0, 7)), ("release", 1, (0, 7))]
+
+
+@pytest.mark.parametrize("where", ["begin", "work", "end"])
+def test_a_capture_that_breaks_off_is_ended_in_the_allocator_and_told(where, monkeypatch):
+    cuda = Capturing(monkeypatch, (where, NOT_PERMITTED))
+    with pytest.raises(CaptureFailed, match="operation not permitted"):
+        record_on_cuda(cuda.work, cuda.stream, (0, 7))
+    assert cuda.told == ENDED
+
+
+def test_an_allocator_that_ended_the_capture_itself_keeps_its_count(monkeypatch):
+    cuda = Capturing(monkeypatch, ("end", NOT_PERMITTED), allocator_goes_on=False)
+    with pytest.raises(CaptureFailed):
+        record_on_cuda(cuda.work, cuda.stream, (0, 7))
+    assert cuda.told == ENDED[:1]
+
+
+@pytest.mark.parametrize("where", [None, "work"])
+def test_too_little_memory_breaks_no_capture_off(where, monkeypatch):
+    cuda = Capturing(monkeypatch, where and (where, torch.OutOfMemoryError("CUDA out of memory")))
+    if where is None:
+        record_on_cuda(cuda.work, cuda.stream, (0, 7))
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            record_on_cuda(cuda.work, cuda.stream, (0, 7))
+    assert cuda.told == []
 
 
 def replayed(work):
@@ -200,15 +346,19 @@ def test_recorded_conversions_equal_plain_ones(stylizer):
         "in_both_ways": lambda: noise(2, 64, 96, 3),
     }
     for name, make in cases.items():
-        for given in [make() for _ in range(FIRST_RUNS + 2)]:
+        graphs = {"enlarged": recorded._enlarged, "fitted": recorded._scaled}.get(name) or getattr(recorded, name)
+        getattr(recorded, name)(make())
+        assert graphs.record_next(1)
+        for given in [make() for _ in range(2)]:
             assert torch.equal(getattr(recorded, name)(given), getattr(plain, name)(given)), name
     assert recorder.count == len(cases)
     assert plain.reduced.keys() == {0.75, 0.5}
     for scale, mask in ((0.75, None), (0.5, torch.ones(2, 1, 64, 96))):
-        for _ in range(FIRST_RUNS + 2):
+        for _ in range(3):
             given = (noise(2, 3, 64, 96), noise(2, 3, 64, 96), mask)
             ours, expected = (list(leaves(each.reduced[scale](given))) for each in (recorded, plain))
             assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+            recorded.reduced[scale].record_next(1)
     assert recorder.count == len(cases) + 2
 
 
@@ -231,12 +381,15 @@ def test_all_of_a_frames_way_is_recorded(stylizer, monkeypatch):
     monkeypatch.setattr(annotators, "find_edges", lambda pixels, low, high: canny.ridges(pixels, low, high)[0])
     graphed = Stylizer(stylizer.spec, stylizer.components, graphs=True)
     plain = Stylizer(stylizer.spec, stylizer.components, graphs=False)
-    came = np.random.default_rng(1).integers(16, 236, (FIRST_RUNS + 3, 1, 180, 160), np.uint8)
+    came = np.random.default_rng(1).integers(16, 236, (4, 1, 180, 160), np.uint8)
+    graphed.record_calls(lambda: graphed.live(came[0], Controls(prompt="a cat", steps=1)))
+    assert len(recorded) == 4  # to RGB and fitted, the control image, painted, in both ways
     for i, frame in enumerate(came):
         controls = Controls(prompt="a cat", steps=1, canny_low=60 * i, canny_high=100, seed=i)
         for ours, expected in zip(graphed.live(frame, controls), plain.live(frame, controls), strict=True):
             assert np.array_equal(ours, expected)
-    assert len(recorded) == 4  # to RGB and fitted, the control image, painted, in both ways
+    assert len(recorded) == 4
+    assert not graphed.record_next()
 
 
 def test_turned_thresholds_record_nothing_anew(monkeypatch):
@@ -252,6 +405,7 @@ def test_turned_thresholds_record_nothing_anew(monkeypatch):
         each = [Controls(canny_low=30 * i, canny_high=90), Controls(canny_low=200, canny_high=30 * i)]
         given = torch.from_numpy(frames).permute(0, 3, 1, 2), annotators.as_tensors(each, torch.device("cpu"))
         edges = graphs(given)
+        graphs.record_next(1)
         assert torch.equal(edges, annotated(given))
         seen.add(int(edges.sum()))
     assert recorder.count == 1
@@ -288,8 +442,9 @@ def test_an_annotator_that_waits_goes_on_unrecorded_and_no_recording_is_begun(wo
     """A capture that the driver had to break off would leave PyTorch's allocator in it."""
     graphs = Graphs(work, unless_it_waits(lambda work: pytest.fail("was begun")))
     given = (torch.arange(1.0, 5.0),)
-    for _ in range(FIRST_RUNS + 3):
+    for _ in range(OFTEN + 3):
         assert torch.equal(graphs(given), work(given))
+        graphs.record_next()
     assert len(caplog.records) == 1
     assert "looks at a value" in caplog.text
 
@@ -309,8 +464,8 @@ def test_what_moves_between_host_and_device_counts_as_waiting(caplog):
         lambda given: given[0].to(torch.float64),
     ):
         graphs = Graphs(work, unless_it_waits(record))
-        for _ in range(FIRST_RUNS + 1):
-            graphs(given)
+        graphs(given)
+        graphs.record_next(1)
     assert len(recorded) == 1
     assert [("between host and device" in record.message) for record in caplog.records] == [True, True]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -13,8 +14,9 @@ import pytest
 import torch
 from diffusers import ControlNetModel, MotionAdapter, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, load
+from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, load, loras
 from pipeline.devices import compiling_pays_beside, pick_device, pick_dtype
 from pipeline.families import SD, Traits, traits
 from pipeline.fetching import check
@@ -94,6 +96,59 @@ class TestLoras:
         assert np.array_equal(off, picture)
         assert np.abs(with_it.astype(int) - off).max() > 10
         assert np.array_equal(stylizer(FRAME, CONTROLS), with_it)
+
+    @pytest.mark.parametrize("text", [False, True], ids=["unet", "text encoder"])
+    def test_weights_that_were_written_by_half_are_written_anew(self, base, text, tmp_path, monkeypatch):
+        """Whichever are asked for next: those from before, or the new ones."""
+        lora = Lora(str(tiny.lora(tmp_path, base, text=text)))
+        stylizer, whole = (load(ModelSpec(str(base), loras=(lora,), **SIZE), "cpu") for _ in range(2))
+        off = {"lora_weights": {lora.name: 0.0}}
+        asked = [CONTROLS.merged({"prompt": str(i), **change}) for i, change in enumerate(({}, off, {}))]
+        expected = [(each, whole(FRAME, each)) for each in asked]
+        patches = len(stylizer.components.loras._patches)
+        delta = loras._Patch.delta
+        for controls, picture in expected:
+            calls = itertools.count()
+
+            def scarce(patch, weight, like, calls=calls):
+                if next(calls) == patches // 2:
+                    raise torch.OutOfMemoryError("out of memory")
+                return delta(patch, weight, like)
+
+            with monkeypatch.context() as half:
+                half.setattr(loras._Patch, "delta", scarce)
+                with pytest.raises(torch.OutOfMemoryError):
+                    stylizer(FRAME, CONTROLS.merged({"lora_weights": {lora.name: 2.0}}))
+            assert np.array_equal(stylizer(FRAME, controls), picture)
+
+    def test_a_parameter_that_cannot_be_written_leaves_no_mixture(self):
+        class Parameter(nn.Parameter):
+            fails = False
+
+            def copy_(self, *given):
+                if self.fails:
+                    raise RuntimeError("it cannot be written")
+                return super().copy_(*given)
+
+        weights = [Parameter(torch.ones(2, 2)) for _ in range(2)]
+        patch = loras._Patch("ink", torch.ones(1, 2), torch.ones(2, 1), 1.0)
+        lora_set = loras.LoraSet({one: [patch] for one in weights}, ("ink",), False, torch.device("cpu"))
+        lora_set.apply({"ink": 0.5})
+        weights[1].fails = True
+        with pytest.raises(RuntimeError):
+            lora_set.apply({"ink": 1.0})
+        weights[1].fails = False
+        lora_set.apply({"ink": 0.5})
+        assert [one.tolist() for one in weights] == [[[1.5, 1.5], [1.5, 1.5]]] * 2
+
+    @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf"), 4.5, -5])
+    def test_a_weight_that_is_none_is_refused(self, weight):
+        with pytest.raises(ValueError, match="LoRA some/ink: a weight is from -4 to 4, not"):
+            Lora("some/ink", weight)
+        with pytest.raises(ValueError, match="ControlNet some/net: a weight is from -4 to 4, not"):
+            ControlNet("some/net", weight=weight)
+        with pytest.raises(ValueError, match="some/ink"):
+            ModelSpec("base", loras=({"path": "some/ink", "weight": weight},))
 
     def test_one_that_fails_leaves_the_running_engine_as_it_was(self, base, two, tmp_path):
         running = load(ModelSpec(str(base), loras=(two[0],), **SIZE), "cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.graphs import FIRST_RUNS, Graphs
+from pipeline.graphs import Graphs
 from pipeline.reuse import Keeping, Shallow, part, reduced
 from tests import tiny
 from tests.pipeline.test_graphs import Recorder
@@ -181,7 +181,7 @@ def test_streams_in_a_batch_keep_to_their_own_features(stylizer, guidance):
 def test_recorded_reuse_equals_the_plain_one(stylizer, monkeypatch):
     keeping, reusing = Recorder(), Recorder()
     controls = LIVE.merged({"steps": 1, "guidance": 2.0, "reuse": 1})
-    frames = [FRAME, ALIKE] * (FIRST_RUNS + 2)
+    frames = [FRAME, ALIKE] * 2
 
     def clip():
         memory = None
@@ -192,6 +192,10 @@ def test_recorded_reuse_equals_the_plain_one(stylizer, monkeypatch):
     plain = list(clip())
     monkeypatch.setattr(stylizer, "_keep", Graphs(stylizer.painter.keep, keeping))
     monkeypatch.setattr(stylizer, "_reuse", Graphs(stylizer.painter.reuse, reusing))
+    list(clip())
+    for graphs in (stylizer._keep, stylizer._reuse):
+        assert graphs.record_next(1)
+        assert not graphs.record_next(1)
     for ours, expected in zip(clip(), plain, strict=True):
         assert np.array_equal(ours, expected)
     assert keeping.count == reusing.count == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import av
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import PRESETS, Controls, ModelSpec, color, compiling, load
+from pipeline import PRESETS, Controls, LoadError, ModelSpec, color, compiling, errors, load
 from tests import tiny
 
 CARPHONE = Path(__file__).resolve().parent.parent / "data" / "carphone.mp4"
@@ -251,6 +253,60 @@ def test_no_size_is_offered_below_half_of_what_the_unet_was_trained_at(tmp_path)
 
 class FullSize(Exception):
     """Compiled code was called."""
+
+
+def test_a_model_that_is_let_go_frees_its_weights_at_once(tmp_path):
+    """Another may be loaded in its place, and two may not fit."""
+    spec = ModelSpec(str(tiny.checkpoint(tmp_path, unet=tiny.SMALLEST)), width=64, height=64)
+    stylizer = load(spec, "cpu", compile=False)
+    stylizer(np.zeros((1, 64, 64, 3), np.uint8), Controls(steps=1))
+    held = [weakref.ref(part) for part in (stylizer.components.unet, stylizer.components.vae)]
+    gc.disable()
+    try:
+        del stylizer
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_what_ran_out_of_memory_is_freed_where_python_and_torch_keep_it(stylizer, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(left() is None))
+    circle = [torch.zeros(2)]
+    circle.append(circle)
+    left = weakref.ref(circle[0])
+    del circle
+    gc.disable()
+    try:
+        stylizer.free_memory()
+        assert left() is None
+        monkeypatch.setattr(stylizer, "device", torch.device("cuda"))
+        stylizer.free_memory()
+    finally:
+        gc.enable()
+    assert emptied == [True]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_by_its_kind(error, is_one):
+    assert errors.is_out_of_memory(error) == is_one
+
+
+def test_graphs_are_refused_where_there_is_no_cuda(tmp_path):
+    spec = ModelSpec(str(tiny.checkpoint(tmp_path, unet=tiny.SMALLEST)), width=64, height=64)
+    with pytest.raises(LoadError, match="CUDA"):
+        load(spec, "cpu", compile=False, graphs=True)
+    stylizer = load(spec, "cpu", compile=False)
+    stylizer.record(Controls(), lambda detail, progress: pytest.fail("there are none to record"))
+    assert stylizer.record_next() is False
 
 
 def test_compiled_code_of_the_full_size_is_not_asked_for_another(stylizer, frames):

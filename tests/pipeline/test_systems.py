@@ -373,6 +373,7 @@ def test_a_recorded_frame_replays(with_all_extras, monkeypatch):
         expected = stylizer(frames, controls, **of_a_mask)
         monkeypatch.setattr(stylizer, "_paint", recorded)
         assert np.array_equal(stylizer(frames, controls, **of_a_mask), expected)
+        recorded.record_next(2)
     assert recorder.count == 1
 
 

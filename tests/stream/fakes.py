@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.settings import Controls, Lora
+from pipeline.capabilities import Capabilities
+from pipeline.settings import Controls
 from pipeline.stream_batch import StreamBatch
 
 SIZE = 64
@@ -20,30 +21,32 @@ class FakeStylizer:
 
     What it imagines is as light as the seed says. A prompt of "fail" raises; `gate` (an Event) holds every call up
     until it is set; `calls` keeps the controls, `imagined` those without a picture. In a stream batch every step is a
-    call.
+    call. `recorded` keeps what shapes were recorded for, `swept` how often memory was freed.
     """
 
     device = "fake"
-    features = frozenset({"cfg", "guidance", "lora"})
-    loras = ("ink",)
+    capabilities = Capabilities(SIZE, SIZE, loras={"ink": 0.55})
     takes_i420 = runs_ahead = False
 
     def __init__(self, engine_s: float = 0.0, max_batch: int = 1):
-        self.spec = SimpleNamespace(width=SIZE, height=SIZE, loras=(Lora("ink.safetensors", 0.55),))
+        self.spec = SimpleNamespace(width=SIZE, height=SIZE)
         self.engine_s, self.max_batch = engine_s, max_batch
         self.scales: tuple[float, ...] = (1.0,)
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[tuple[Controls, ...]] = []
         self.imagined: list[Controls] = []
+        self.recorded: list[Controls] = []
+        self.swept = 0
 
-    def check(self, controls: Controls) -> None:
-        for name in controls.lora_weights:
-            if name not in self.loras:
-                raise ValueError(f"lora_weights: there is no LoRA named {name}.")
+    def record(self, controls: Controls, report) -> None:
+        self.recorded.append(controls)
 
-    def remarks(self, controls: Controls) -> dict[str, str]:
-        return {"negative_prompt": "No effect here."} if controls.negative_prompt else {}
+    def record_next(self) -> bool:
+        return False
+
+    def free_memory(self) -> None:
+        self.swept += 1
 
     def shape_key(self, controls: Controls):
         return controls.steps, controls.bypass

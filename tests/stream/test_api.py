@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.settings import Controls
-from stream import api
+from stream import api, scheduler
 from stream.server import make_app
 from stream.streams import Streams
 
@@ -224,6 +224,89 @@ async def test_events_tell_status_controls_and_statistics_and_changes_by_others(
         assert {"frames_skipped", "steps_asked", "scale"} <= set(stats)
         assert stats["latency_ms"]["p95"] > 0
     await until(lambda: server.streams.get("one").evictable)
+
+
+async def test_an_engine_that_failed_is_told_to_all_who_ask_publish_and_listen(server, monkeypatch):
+    assert await server.get("/healthz") == (200, {"serving": True})
+    url = f"{server.url}/whip/one"
+    async with (
+        server.http.ws_connect(f"{server.url}/api/streams/one/events") as socket,
+        Viewer(server.http, f"{server.url}/whep/one") as viewer,
+        Publisher(server.http, url) as publisher,
+    ):
+        async with server.http.put(f"{server.url}/api/streams/two/imagine") as response:
+            assert response.status == 201
+        await viewer.next_frame()
+        monkeypatch.setattr(scheduler, "plan", lambda *args: 1 / 0)
+        while (told := await wait_for_event(socket, "status"))["state"] != "failed":
+            pass
+        await until(lambda: publisher.peer.connectionState == "closed")
+        sentence = told["detail"]
+        assert "division by zero" in sentence
+        assert await server.get("/healthz") == (503, {"serving": False, "error": sentence})
+        assert (await server.get("/api/status"))[1]["state"] == "failed"
+        await until(lambda: not server.streams.get("two").publication)
+        stats = await server.stats("one")
+        assert (stats["publishing"], stats["detail"], stats["viewers"]) == (False, sentence, 1)
+        assert stats["frames_in"] == stats["frames_out"] + stats["frames_dropped"] + stats["in_flight"]
+        late = Publisher(server.http, url)
+        async with server.http.post(
+            url, data=await late.offer(), headers={"Content-Type": "application/sdp"}
+        ) as refused:
+            assert (refused.status, await refused.json()) == (503, {"error": sentence})
+            assert int(refused.headers["Retry-After"]) > 0
+        async with server.http.put(f"{server.url}/api/streams/two/imagine") as refused:
+            assert (refused.status, await refused.json()) == (503, {"error": sentence})
+        async with Viewer(server.http, f"{server.url}/whep/one") as another:
+            await another.next_frame()  # the last picture stays
+        await late.peer.close()
+    assert len(server.sessions) == 0
+
+
+async def test_who_publishes_while_the_engine_fails_is_sent_away_too(server, monkeypatch):
+    """Its offer was being answered at that moment."""
+    negotiate = server.sessions._negotiate
+
+    async def slowly(peer, offer):
+        monkeypatch.setattr(scheduler, "plan", lambda *args: 1 / 0)
+        for _ in range(3):
+            server.room.wake()
+            await asyncio.sleep(0.05)
+        await until(lambda: server.room.status()["state"] == "failed")
+        return await negotiate(peer, offer)
+
+    monkeypatch.setattr(server.sessions, "_negotiate", slowly)
+    url, late = f"{server.url}/whip/one", Publisher(server.http, f"{server.url}/whip/one")
+    async with server.http.post(url, data=await late.offer(), headers={"Content-Type": "application/sdp"}) as refused:
+        assert refused.status == 503
+    await until(lambda: len(server.sessions) == 0)
+    assert server.streams.get("one").publication is None
+    await late.peer.close()
+
+
+async def test_only_the_engine_thread_touches_the_model(start_server):
+    touched = []
+
+    class Bound(FakeStylizer):
+        def __getattribute__(self, name):
+            if threading.current_thread().name != "engine":
+                touched.append(name)
+            return super().__getattribute__(name)
+
+    server = await start_server(load=lambda report: Bound())
+    async with (
+        server.http.ws_connect(f"{server.url}/api/streams/one/events") as socket,
+        Publisher(server.http, f"{server.url}/whip/one"),
+    ):
+        assert (await server.patch(CONTROLS, negative_prompt="blurry", lora_weights={"ink": 0.5}))[0] == 200
+        assert (await server.patch(CONTROLS, lora_weights={"oil": 0.5}))[0] == 422
+        while "negative_prompt" not in (await wait_for_event(socket, "controls"))["remarks"]:
+            pass
+        assert (await server.get("/api/schema"))[0] == (await server.get("/api/status"))[0] == 200
+        async with server.http.put(f"{server.url}/api/streams/two/imagine") as response:
+            assert response.status == 201
+        await until(lambda: server.streams.get("two").last_picture)
+    assert touched == []
 
 
 async def wait_for_event(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict:

@@ -261,6 +261,21 @@ def test_a_camera_that_sends_what_nobody_can_read_is_opened_again(webcam, pictur
     assert all(one.is_released for one in webcam.opened)
 
 
+def test_a_driver_that_fails_while_it_is_closed_is_opened_again_too(webcam, pictures, monkeypatch):
+    monkeypatch.setattr(capture, "RETRY_S", 0.01)
+    stream, shown = pictures
+    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    close = camera.Device.close
+    monkeypatch.setattr(camera.Device, "close", lambda self: (close(self), 1 / 0))
+    feed.start()
+    shown.get(timeout=20)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 2))
+    wait_for(lambda: feed.trouble)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 3))
+    wait_for(lambda: feed.trouble is None)
+    feed.close()
+
+
 def test_a_node_that_vanishes_while_it_is_listed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(camera.sys, "platform", "linux")
     (tmp_path / "video0").mkdir()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
+import weakref
+from functools import partial
+from itertools import groupby
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,14 +17,17 @@ import pytest
 from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
+from pipeline.errors import CaptureFailed
 from pipeline.settings import Controls
 from pipeline.transfers import Pending
-from stream import scheduler, similarity
-from stream.engine_room import EngineRoom
+from stream import engine_room, scheduler, similarity
+from stream import turns as turns_module
+from stream.batches import Work
+from stream.engine_room import EngineFailed, EngineRoom
 from stream.i420 import to_i420
 from stream.mailbox import Mailbox
 from stream.masks import Mask
-from stream.streams import Streams
+from stream.streams import Stream, Streams
 
 from .fakes import SIZE, FakeStylizer, solid
 
@@ -631,7 +639,7 @@ def test_a_frame_that_cannot_be_compared_is_blamed_on_its_stream(still):
 def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
     begun, finish = threading.Event(), threading.Event()
 
-    def compile(stylizer, report):
+    def compile(stylizer, report, put_in):
         report("Compiling the UNet.", 0.3)
         begun.set()
         finish.wait(PATIENCE_S)
@@ -648,7 +656,7 @@ def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
 
 
 def test_a_failed_compilation_leaves_the_engine_running(house):
-    def compile(stylizer, report):
+    def compile(stylizer, report, put_in):
         raise RuntimeError("No C++ compiler was found.")
 
     one = house(compile=compile)
@@ -698,9 +706,9 @@ class RememberingStylizer(FakeStylizer):
         self.given = []
 
     def remembering(self, frames, controls, memories, mask=None, live=False):
-        self.given += [(one.prompt, memory) for one, memory in zip(controls, memories, strict=True)]
+        self.given += [(one.prompt, memory and memory.used) for one, memory in zip(controls, memories, strict=True)]
         pictures = self.live(frames, controls) if live else self(frames, controls, mask)
-        return pictures, [1 + (memory or 0) for memory in memories]
+        return pictures, [SimpleNamespace(used=1 + (memory.used if memory else 0)) for memory in memories]
 
 
 def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
@@ -798,8 +806,8 @@ def test_what_is_there_sooner_than_was_expected_is_shown_at_once(ahead, bypass):
     """A first call that took long would else hold back all that follow, and seem to be right."""
     stream, _, shown = ahead.feeds["a"]
     stream.controls = Controls(prompt="a", bypass=bypass)
-    rung = scheduler.Rung(stream.controls.steps)
-    times = ahead.room._batch_times[rung] = scheduler.EngineTimes()
+    (times,) = ahead.room._batch_times.values()
+    times.__init__()
     times.add(time.monotonic(), 1, 10 * PATIENCE_S)
     send(ahead, "a")
     assert shown.take(PATIENCE_S) is not None
@@ -876,3 +884,556 @@ def test_a_room_that_closes_hands_over_what_the_engine_is_at(ahead):
     ahead.stylizer.ready.set()
     closing.join()
     assert ahead.feeds["a"][2].take() is not None
+
+
+# -- an engine that breaks down ----------------------------------------------------------------------------------------
+
+
+class TheEnd(SystemExit):
+    pass
+
+
+class Breaking(FakeStylizer):
+    """Breaks down `times` times: where a prompt says, or while it is asked for its stream batch."""
+
+    def __init__(self, times, where=""):
+        super().__init__()
+        self.times, self.where = times, where
+
+    def breaks(self):
+        self.times -= 1
+        return self.times >= 0
+
+    def stream_batch(self):
+        if self.where == "stream_batch" and self.breaks():
+            raise RuntimeError("No stream batch today.")
+        return super().stream_batch()
+
+    def __call__(self, frames, controls, mask=None):
+        if any(one.prompt == "exit" for one in controls) and self.breaks():
+            raise TheEnd("A library thought that it was a program.")
+        return super().__call__(frames, controls, mask)
+
+
+def break_down(monkeypatch, where, times):
+    """A stylizer, with which, or beside which, the engine breaks down so often."""
+    stylizer = Breaking(times, where)
+    whole = {"plan": scheduler.plan, "show": Stream.show}
+    if where == "plan":
+        monkeypatch.setattr(scheduler, "plan", lambda *args: 1 / 0 if stylizer.breaks() else whole["plan"](*args))
+    elif where == "show":
+        monkeypatch.setattr(Stream, "show", lambda *args: 1 / 0 if stylizer.breaks() else whole["show"](*args))
+    return stylizer
+
+
+BREAKDOWNS = pytest.mark.parametrize("where", ["plan", "show", "stream_batch", "exit"])
+
+
+def accounts(stream):
+    stats = stream.snapshot()
+    assert stats["frames_in"] == stats["frames_out"] + stats["frames_dropped"] + stats["in_flight"]
+    return stats
+
+
+@BREAKDOWNS
+def test_an_engine_that_breaks_down_is_started_again_and_every_frame_is_accounted_for(
+    house, monkeypatch, where, caplog
+):
+    one = house(break_down(monkeypatch, where, times=2))
+    (stream, publication, shown), (_, other, other_shown) = one.open("a"), one.open("b")
+    stream.set_controls(Controls(prompt=where))
+    assert one.room.wait_settled(PATIENCE_S)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while (picture := shown.take(0.02)) is None:
+        publication.put(solid(200, 0, 0))
+        assert time.monotonic() < deadline_s
+    other.put(solid(100, 0, 0))
+    assert (picture.rgb[0, 0, 2], other_shown.take(PATIENCE_S).rgb[0, 0, 2]) == (200, 100)
+    one.settle(stream)
+    stats = accounts(stream)
+    assert (stats["in_flight"], stats["detail"]) == (0, "")
+    assert one.room.status()["state"] == "ready"
+    assert one.room.wait_settled(0)
+    one.room.check_serves()
+    assert "Traceback" in caplog.text
+
+
+@BREAKDOWNS
+def test_an_engine_that_breaks_down_again_and_again_has_failed_and_says_why(house, monkeypatch, where):
+    one = house(break_down(monkeypatch, where, times=99))
+    stream, publication, _ = one.open("a")
+    stream.set_controls(Controls(prompt=where))
+    deadline_s = time.monotonic() + PATIENCE_S
+    while one.room.status()["state"] != "failed":
+        publication.put(solid(200, 0, 0))
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    one.room._thread.join(PATIENCE_S)
+    assert one.stylizer.times == 99 - 3
+    reason = {"stream_batch": "No stream batch", "exit": "A library thought"}.get(where, "division by zero")
+    for told in (one.room.status()["detail"], accounts(stream)["detail"]):
+        assert reason in told
+        assert told.endswith("start the server again.")
+    assert one.room.failure is None, "the model did load"
+    assert not one.room.wait_settled(PATIENCE_S)
+    with pytest.raises(EngineFailed, match=reason):
+        one.room.check_serves()
+    for _ in range(5):
+        publication.put(solid(0, 0, 0))
+    assert accounts(stream)["in_flight"] <= 1
+    assert one.streams.get("late").snapshot()["detail"] == one.room.status()["detail"]
+
+
+def test_a_library_that_wants_to_end_the_program_while_it_loads_does_not_leave_it_loading(house):
+    def load(report):
+        raise SystemExit("CUDA_HOME is not set.")
+
+    one = house(load=load)
+    assert not one.room.wait_settled(PATIENCE_S)
+    assert (one.room.status()["state"], one.room.status()["detail"]) == ("failed", "CUDA_HOME is not set.")
+    assert isinstance(one.room.failure, SystemExit)
+
+
+def test_a_compiler_that_wants_to_end_the_program_is_told_of(house):
+    def compile(stylizer, report, put_in):
+        raise SystemExit("g++ is too old.")
+
+    one = house(compile=compile)
+    wait_for(lambda: "g++ is too old" in one.room.status()["detail"])
+    assert (one.room.status()["state"], one.room.status()["compiled"]) == ("ready", "no")
+
+
+def test_frames_in_flight_together_are_accounted_for_when_the_engine_breaks_down(sharing, monkeypatch):
+    stream, publication, shown = sharing.open("a")
+    stream.set_controls(Controls(steps=3))
+    hold(sharing, stream, publication, 10)
+    publication.put(solid(20, 0, 0))
+    broken = iter([True])
+    work = sharing.stylizer._work
+
+    def breaks(controls):
+        work(controls)
+        if len(controls) == 2 and next(broken, False):
+            raise TheEnd("Over.")
+
+    monkeypatch.setattr(sharing.stylizer, "_work", breaks)
+    sharing.stylizer.gate.set()
+    sharing.settle(stream)
+    assert (accounts(stream)["frames_in"], accounts(stream)["frames_dropped"]) == (2, 2)
+    publication.put(solid(30, 0, 0))
+    assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 30
+
+
+def test_what_the_device_is_at_is_accounted_for_when_the_engine_breaks_down(ahead, monkeypatch):
+    plan, broken = scheduler.plan, iter([True])
+    ahead.stylizer.ready.clear()
+    send(ahead, "a")
+    told(ahead, "launched a", "waiting for a")
+    ahead.stylizer.fails = "a"
+    monkeypatch.setattr(scheduler, "plan", lambda *args: 1 / 0 if next(broken, False) else plan(*args))
+    send(ahead, "b")
+    ahead.stylizer.ready.set()
+    for name in "ab":
+        ahead.settle(ahead.feeds[name][0])
+        accounts(ahead.feeds[name][0])
+    send(ahead, "c")
+    assert ahead.feeds["c"][2].take(PATIENCE_S) is not None
+
+
+# -- out of memory -----------------------------------------------------------------------------------------------------
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+class Small(FakeStylizer):
+    """Runs out of memory with batches of more than `fits`; `tried` keeps their sizes, `held` what a try left behind."""
+
+    def __init__(self, fits):
+        super().__init__(max_batch=8)
+        self.fits, self.tried, self.held = fits, [], []
+        self.dangling = None
+
+    def __call__(self, frames, controls, mask=None):
+        self.tried.append(len(frames))
+        if len(frames) > self.fits:
+            half_done = np.zeros(9)
+            self.dangling = weakref.ref(half_done)
+            raise OutOfMemoryError(f"{len(frames)} frames do not fit.")
+        return super().__call__(frames, controls, mask)
+
+    def free_memory(self):
+        super().free_memory()
+        gc.collect()
+        self.held.append(self.dangling())
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_tried_once_and_what_it_left_behind_is_freed(house):
+    one = house(Small(fits=2))
+    feeds = [one.open(f"s{number}") for number in range(8)]
+    for level in range(1, 9):
+        one.occupy()
+        for _, publication, _ in feeds:
+            publication.put(solid(level, 0, 0))
+        one.stylizer.gate.set()
+        for stream, _, shown in feeds:
+            assert shown.take(PATIENCE_S).rgb[0, 0, 2] == level
+            assert one.settle(stream)["detail"] == ""
+    tried = one.stylizer.tried
+    assert (tried.count(8), tried.count(4)) == (1, 1)
+    assert 2 in tried[-4:]
+    assert (one.stylizer.swept, one.stylizer.held) == (2, [None, None])
+
+
+def test_a_single_frame_that_does_not_fit_is_told_and_what_it_left_behind_is_freed(house):
+    one = house(Small(fits=0))
+    stream, publication, _ = one.open("a")
+    publication.put(solid(1, 0, 0))
+    assert one.settle(stream)["detail"] == "1 frames do not fit."
+    assert (one.stylizer.swept, one.stylizer.held) == (1, [None])
+
+
+def test_what_one_stream_is_to_blame_for_is_not_held_against_the_batch(house):
+    one = house(FakeStylizer(max_batch=2))
+    (_, good_in, good_out), (bad, bad_in, _) = one.open("good"), one.open("bad")
+    bad.set_controls(Controls(prompt="fail"))
+    for level in (10, 20, 30):
+        one.occupy()
+        bad_in.put(solid(0, 0, 0))
+        good_in.put(solid(level, 0, 0))
+        one.stylizer.gate.set()
+        assert good_out.take(PATIENCE_S).rgb[0, 0, 2] == level
+        one.settle(bad)
+    assert [len(call) for call in one.stylizer.calls].count(2) == 3
+
+
+# -- CUDA graphs and compiled code -------------------------------------------------------------------------------------
+
+
+def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_code(house):
+    go_on = threading.Event()
+
+    class Told(FakeStylizer):
+        def __init__(self):
+            super().__init__(max_batch=2)
+            self.story = []
+
+        def record(self, controls, report):
+            self.story.append(("record", controls.steps))
+
+        def __call__(self, *args, **options):
+            self.story.append(("paint", args[1][0].steps))
+            return super().__call__(*args, **options)
+
+    stylizer = Told()
+
+    def compile(stylizer, report, put_in):
+        go_on.wait(PATIENCE_S)
+        put_in(lambda: stylizer.story.append("single"))
+        put_in(lambda: stylizer.story.append("batch"))
+
+    one = house(stylizer, compile=compile, controls=Controls(steps=3))
+    stream, publication, shown = one.open("a")
+    stream.set_controls(Controls(steps=2))
+    publication.put(solid(1, 0, 0))
+    assert shown.take(PATIENCE_S)
+    stylizer.gate.clear()
+    publication.put(solid(2, 0, 0))
+    wait_for(lambda: stream.mailbox.peek() is None)
+    go_on.set()
+    wait_for(lambda: len(one.room._errands) == 3)  # two swaps, and the word that it is done
+    assert one.room.status()["compiled"] == "compiling"
+    stylizer.gate.set()
+    wait_for(lambda: one.room.status()["compiled"] == "yes")
+    painted = ("paint", 2)
+    again = [("record", 3), ("record", 2)]
+    assert stylizer.story == [("record", 3), painted, painted, "single", *again, "batch", *again]
+    assert accounts(stream)["frames_out"] == 2
+
+
+def test_compiled_code_waits_for_frames_in_flight_together(sharing):
+    stream, publication, shown = sharing.open("a")
+    stream.set_controls(Controls(steps=3))
+    hold(sharing, stream, publication, 10)
+    seen = []
+    sharing.room._errands.append(
+        (sharing.stylizer, partial(sharing.room._swap_in, sharing.stylizer, lambda: seen.append(shown.peek())))
+    )
+    publication.put(solid(20, 0, 0))
+    sharing.stylizer.gate.set()
+    wait_for(lambda: seen)
+    assert seen[0].rgb[0, 0, 2] == 10
+    sharing.settle(stream)
+    assert shown.take().rgb[0, 0, 2] == 20
+
+
+def test_when_nothing_comes_in_shapes_that_were_met_are_recorded_one_by_one(house, monkeypatch):
+    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+
+    class Meets(FakeStylizer):
+        left = 0
+
+        def record_next(self):
+            self.left -= 1
+            return self.left >= 0
+
+    one = house(Meets())
+    _, publication, shown = one.open("a")
+    wait_for(lambda: one.stylizer.left == -1)
+    for _ in range(2):
+        one.stylizer.left = 3
+        publication.put(solid(1, 0, 0))
+        assert shown.take(PATIENCE_S)
+        wait_for(lambda: one.stylizer.left == -1)
+
+
+class Captures(FakeStylizer):
+    """With graphs, a capture breaks off where it is told to."""
+
+    def __init__(self, where, graphs=True):
+        super().__init__()
+        self.where, self.graphs = where, graphs
+
+    def breaks_off(self, where):
+        if self.graphs and where == self.where:
+            raise CaptureFailed("The driver broke a capture off.")
+
+    def record(self, controls, report):
+        super().record(controls, report)
+        self.breaks_off("start" if len(self.recorded) == 1 else "swap")
+
+    def record_next(self):
+        self.breaks_off("idle")
+        return False
+
+    def __call__(self, frames, controls, mask=None):
+        self.breaks_off("live")
+        return super().__call__(frames, controls, mask)
+
+
+@pytest.mark.parametrize("where", ["start", "swap", "idle", "live"])
+def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_graphs(house, monkeypatch, where):
+    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+    made, told, loads, go_on = [], [], threading.Event(), threading.Event()
+
+    def load(report, graphs=True):
+        if not graphs:
+            gc.collect()
+            assert [one() for one in made] == [None], "the first is let go of"
+            loads.set()
+            go_on.wait(PATIENCE_S)
+        stylizer = Captures(where, graphs)
+        made.append(weakref.ref(stylizer))
+        return stylizer
+
+    def compile(stylizer, report, put_in):
+        put_in(lambda: None)
+        del stylizer
+
+    one = house(FakeStylizer(), load=load, compile=compile if where == "swap" else None)
+    one.room.subscribe(lambda: told.append(one.room.status()["state"]))
+    stream, publication, shown = one.open("a")
+    if where == "live":
+        one.room.wait_settled(PATIENCE_S)
+        publication.put(solid(5, 0, 0))
+    assert loads.wait(PATIENCE_S)
+    status = one.room.status()
+    assert (status["state"], status["compiled"]) == ("loading", "no")
+    assert "without CUDA graphs: The driver broke a capture off." in status["detail"]
+    for level in (10, 20):
+        publication.put(solid(level, 0, 0))  # the newest waits
+    go_on.set()
+    assert one.room.wait_settled(PATIENCE_S)
+    assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 20
+    one.settle(stream)
+    assert accounts(stream)["frames_dropped"] == (2 if where == "live" else 1)
+    wait_for(lambda: one.room.status()["compiled"] == ("yes" if where == "swap" else "no"))
+    assert (one.room.status()["state"], len(made)) == ("ready", 2)
+    assert "goes on without CUDA graphs: The driver broke a capture off." in one.room.status()["detail"]
+    assert "failed" not in told
+
+
+def test_an_engine_that_does_not_load_without_graphs_either_has_failed(house, monkeypatch):
+    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+
+    def load(report, graphs=True):
+        if not graphs:
+            raise RuntimeError("The card is gone.")
+        return Captures("idle")
+
+    one = house(FakeStylizer(), load=load)
+    wait_for(lambda: one.room.status()["state"] == "failed")
+    assert one.room.status()["detail"] == "The engine does not load again (The card is gone): start the server again."
+    assert not one.room.wait_settled(PATIENCE_S)
+
+
+# -- what is held, and measured ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [FakeStylizer, TakesI420, AheadStylizer])
+def test_a_picture_holds_no_more_than_itself(house, kind):
+    one = house(kind(max_batch=4))
+    one.stylizer.fails = None
+    feeds = [one.open(name) for name in "abcd"]
+    webcam = VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24").reformat(format="yuv420p")
+    for _ in range(2):
+        one.occupy()
+        for _, publication, _ in feeds:
+            publication.put(webcam)
+        one.stylizer.gate.set()
+        pictures = [shown.take(PATIENCE_S) for _, _, shown in feeds]
+    assert max(len(call) for call in one.stylizer.calls) == 4
+    for picture in pictures:
+        for kept in filter(lambda kept: kept is not None, (picture.rgb, picture.planes)):
+            owner = kept
+            while isinstance(owner.base, np.ndarray):
+                owner = owner.base
+            assert owner.nbytes == kept.nbytes
+
+
+def works(one):
+    """What was measured: by what was run, the numbers of batches of one frame."""
+    now_s = time.monotonic()
+    return {work: len(times.of(1, now_s)) for work, times in one.room._batch_times.items() if times.of(1, now_s)}
+
+
+def test_engine_times_are_kept_by_what_is_run(house):
+    one = house(TakesI420())
+    stream, publication, shown = one.open("a")
+    webcam = VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24").reformat(format="yuv420p")
+
+    def paint(count=1, pixels=webcam, **changes):
+        stream.set_controls(Controls(steps=1, **changes))
+        for _ in range(count):
+            publication.put(pixels)
+            assert shown.take(PATIENCE_S)
+            one.settle(stream)
+
+    paint(2)
+    paint(prompt="another", seed=4, strength=0.9, canny_low=3, lora_weights={"ink": 0.5})  # costs its rewriting once
+    paint(prompt="a third", lora_weights={"ink": 0.5})
+    (plain,) = works(one)
+    assert works(one)[plain] == 3
+    assert plain == Work(scheduler.Rung(1), cfg=False, masked=False, live=True, imagined=False, reuse="off")
+    paint(guidance=2.0, lora_weights={"ink": 0.5})
+    stream.set_mask(Mask(np.full((8, 8), 255, np.uint8)))
+    paint(2, lora_weights={"ink": 0.5})
+    stream.set_mask(None)
+    paint(pixels=None, lora_weights={"ink": 0.5})
+    paint(bypass=True)
+    seen = works(one)
+    assert seen == {
+        plain: 3,
+        plain._replace(cfg=True): 1,
+        plain._replace(masked=True, live=False): 2,
+        plain._replace(imagined=True, live=False): 1,
+    }
+
+
+def test_features_made_anew_and_used_again_are_measured_apart(house):
+    class Twice(RememberingStylizer):
+        """Made anew every third time."""
+
+        def remembering(self, frames, controls, memories, mask=None, live=False):
+            pictures, _ = super().remembering(frames, controls, memories, mask, live)
+            return pictures, [SimpleNamespace(used=(memory.used + 1) % 3 if memory else 0) for memory in memories]
+
+    one = house(Twice())
+    stream, publication, shown = one.open("a")
+    stream.set_controls(Controls(reuse=2))
+    for _ in range(6):
+        publication.put(solid(1, 2, 3))
+        assert shown.take(PATIENCE_S)
+        one.settle(stream)
+    assert sorted((work.reuse, count) for work, count in works(one).items()) == [("again", 4), ("anew", 2)]
+
+
+def test_guidance_that_doubles_the_work_lowers_the_quality_for_itself_alone(house):
+    """Times seen without it say nothing of it, and the other way round."""
+
+    class Guided(FakeStylizer):
+        def __call__(self, frames, controls):
+            time.sleep((0.4 if controls[0].guidance > 1 else 0.1) * controls[0].steps)
+            return super().__call__(frames, controls)
+
+    one = house(Guided(), budget_s=0.6)
+    stream, publication, shown = one.open("a")
+    seen = []
+    for guidance, count in ((1.0, 3), (2.0, 5), (1.0, 1)):
+        stream.set_controls(Controls(steps=2, guidance=guidance))
+        for _ in range(count):
+            publication.put(solid(0, 0, 0))
+            assert shown.take(PATIENCE_S)
+            one.settle(stream)
+            seen.append(one.stylizer.calls[-1][0].steps)
+    assert seen[:6] == [2] * 6
+    assert seen[6:8] == [1, 1]
+    assert seen[8] == 1, "quality comes back after lasting headroom"
+
+
+# -- LoRA weights ------------------------------------------------------------------------------------------------------
+
+
+class Rewrites(FakeStylizer):
+    """Takes `rewrite_s` to write other weights; `story` keeps whose turn it was."""
+
+    def __init__(self, rewrite_s):
+        super().__init__(engine_s=0.01)
+        self.rewrite_s, self.weights, self.story = rewrite_s, {"ink": 1.0}, []
+
+    def shape_key(self, controls):
+        return controls.steps, tuple(controls.lora_weights.items())
+
+    def __call__(self, frames, controls, mask=None):
+        weights = {"ink": 1.0, **controls[0].lora_weights}
+        self.story.append(weights["ink"])
+        if weights != self.weights:
+            time.sleep(self.rewrite_s)
+            self.weights = weights
+        return super().__call__(frames, controls, mask)
+
+
+def test_streams_of_other_lora_weights_are_painted_in_turns_and_the_status_says_so(house):
+    one = house(Rewrites(0.1), budget_s=2.0)
+    feeds = [one.open(name) for name in ("as-loaded", "light", "light-too")]
+    for stream, _, _ in feeds[1:]:
+        stream.set_controls(Controls(lora_weights={"ink": 0.5}))
+    assert one.room.status()["lora_dwell_s"] == 0
+    story = one.stylizer.story
+    deadline_s = time.monotonic() + 60
+    while len(story) < 150:
+        for _, publication, _ in feeds:
+            publication.put(solid(1, 2, 3))
+        time.sleep(0.01)
+        assert time.monotonic() < deadline_s
+    dwell_s = one.room.status()["lora_dwell_s"]
+    assert dwell_s > 0
+    assert f"turns of {dwell_s:.2g} s" in one.room.remarks(Controls())["lora_weights"]
+    turns = [len(list(turn)) for _, turn in groupby(story)]
+    assert len(turns) > 2, "each has its turn"
+    assert sum(turns[1:-1]) / len(turns[1:-1]) > 3, "of more than a frame"
+    for stream, _, shown in feeds:
+        assert shown.take() is not None
+        one.settle(stream)
+        accounts(stream)
+    # One of them goes: nobody is held back any more.
+    time.sleep(turns_module.WANTED_S)
+    _, publication, shown = feeds[0]
+    publication.put(solid(1, 2, 3))
+    assert shown.take(PATIENCE_S)
+    wait_for(lambda: one.room.status()["lora_dwell_s"] == 0)
+    assert "lora_weights" not in one.room.remarks(Controls())
+
+
+def test_a_stream_alone_may_change_its_weights_with_every_frame(house, monkeypatch):
+    plan, dwells = scheduler.plan, set()
+    monkeypatch.setattr(scheduler, "plan", lambda *args: dwells.add(args[4]) or plan(*args))
+    one = house(Rewrites(0.0))
+    stream, publication, shown = one.open("a")
+    for number in range(10):
+        stream.set_controls(Controls(lora_weights={"ink": number / 10}))
+        publication.put(solid(1, 2, 3))
+        assert shown.take(PATIENCE_S)
+    assert one.stylizer.story == [number / 10 for number in range(10)]
+    assert dwells == {None}, "nobody else wants any"

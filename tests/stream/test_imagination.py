@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -179,7 +180,7 @@ async def test_a_picture_that_is_imagined_waits_for_who_comes_later(server):
 
 async def test_a_model_that_needs_a_picture_says_so(start_server):
     stylizer = FakeStylizer()
-    stylizer.features = stylizer.features | {"control"}
+    stylizer.capabilities = replace(stylizer.capabilities, annotators=("canny",))
     server = await start_server(stylizer)
     status, body = await ask(server, "PUT")
     assert status == 409

@@ -16,6 +16,7 @@ from stream.scheduler import (
     MIN_SAMPLES,
     RAISE_AFTER_S,
     TRIALS,
+    Dwell,
     EngineTimes,
     Quality,
     Rung,
@@ -28,6 +29,7 @@ from stream.scheduler import (
     shares_steps,
 )
 from stream.simulation import simulate
+from stream.turns import Turns
 
 BUDGET_S = 1.0
 times_s = st.floats(0, 100, allow_nan=False)
@@ -40,7 +42,7 @@ def lines(draw):
     for stream in range(count):
         since_s = draw(times_s)
         arrived_s, key, stands = draw(st.floats(since_s, since_s + 5)), draw(st.sampled_from("ab")), draw(st.booleans())
-        line.append(Waiting(stream, arrived_s, since_s, key, stands))
+        line.append(Waiting(stream, arrived_s, since_s, key, stands, draw(st.sampled_from(["x", "y", None]))))
     return line
 
 
@@ -64,6 +66,20 @@ def test_a_plan_holds_what_it_promises(line, now_s, max_batch):
         fitting = sorted(w.since_s for w in fresh if w.shape_key == first.shape_key)
         assert [by_stream[stream].since_s for stream in chosen.batch] == fitting[: len(chosen.batch)]
         assert len(chosen.batch) == min(max_batch, len(fitting))
+
+
+@given(lines(), times_s, st.integers(1, 4), times_s)
+def test_while_weights_dwell_others_are_held_back_and_nothing_else_changes(line, now_s, max_batch, until_s):
+    chosen = plan(now_s, line, BUDGET_S, max_batch, Dwell("x", until_s))
+    free = plan(now_s, line, BUDGET_S, max_batch)
+    assert (chosen.expired, chosen.standing) == (free.expired, free.standing)
+    if until_s <= now_s:
+        assert chosen == free
+        return
+    told = {*free.expired, *free.standing}
+    held = [w for w in line if w.weights == "y" and w.stream not in told]
+    assert chosen.again_s == (until_s if held else None)
+    assert chosen.batch == plan(now_s, [w for w in line if w not in held], BUDGET_S, max_batch).batch
 
 
 @given(
@@ -97,6 +113,88 @@ def test_age_at_the_output_is_one_engine_time_and_at_most_one_frame_interval(eng
     # It does not grow: the last second looks like the first.
     assert max(f.age_s for f in shown if f.shown_s > 19) <= 1.2 * engine_s + 1 / 30
     assert len(shown) >= 20 / max(1.2 * engine_s + 1 / 30, 1 / 30)
+
+
+@given(
+    st.lists(st.sampled_from("ab"), min_size=2, max_size=5),
+    st.floats(0.01, 0.1),
+    st.floats(0.0, 0.2),
+    st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_writing_lora_weights_takes_a_bounded_share_and_nobody_waits_for_longer_than_a_dwell(
+    weights, engine_s, rewrite_s, seed
+):
+    budget_s, duration_s = 2.0, 30.0
+    played = simulate(
+        engine_s,
+        fps_in=[30] * len(weights),
+        duration_s=duration_s,
+        budget_s=budget_s,
+        max_batch=8,
+        weights=weights,
+        rewrite_s=rewrite_s,
+        seed=seed,
+    )
+    if len(set(weights)) == 1:
+        assert played.rewriting_s <= rewrite_s
+    # The last one may not have had its dwell.
+    assert played.rewriting_s <= scheduler.REWRITES_SHARE * duration_s + rewrite_s
+    turn_s = scheduler.DWELLS_SHARE * budget_s + rewrite_s
+    for stream in range(len(weights)):
+        picks_s = [0.0, *(shown.picked_s for shown in played.shown if shown.stream == stream), duration_s]
+        # The other group's turn, the batch that was under way at its end, and a frame that is yet to come.
+        assert max(later - earlier for earlier, later in pairwise(picks_s)) <= turn_s + 2 * engine_s + rewrite_s + 0.1
+        assert played.dropped[stream] + played.in_flight[stream] + len(picks_s) - 2 == played.frames_in[stream]
+    assert all(shown.picked_s - shown.arrived_s <= budget_s for shown in played.shown)
+
+
+@given(st.lists(st.floats(2, 60), min_size=1, max_size=5), st.floats(0.01, 0.3), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=30)
+def test_with_equal_lora_weights_nothing_is_held_back(rates_hz, engine_s, max_batch, seed):
+    options = {"fps_in": rates_hz, "max_batch": max_batch, "seed": seed, "duration_s": 8}
+    plain = simulate(engine_s, **options)
+    alike = simulate(engine_s, **options, weights=["a"] * len(rates_hz))
+    assert (alike.shown, alike.dropped, alike.in_flight) == (plain.shown, plain.dropped, plain.in_flight)
+
+
+def test_a_cheap_rewrite_is_waited_for_as_briefly():
+    """Two streams on a fast engine: where writing weights takes next to nothing, both have every frame."""
+    played = simulate(0.005, fps_in=[30, 30], duration_s=20, weights="ab", rewrite_s=0.001)
+    for stream in (0, 1):
+        late = [shown for shown in played.shown if shown.stream == stream and shown.picked_s > 5]
+        assert len(late) >= 0.95 * 15 * 30
+
+
+def test_a_stream_whose_own_weights_change_waits_for_nobody():
+    turns = Turns("a", BUDGET_S)
+    for number in range(9):
+        assert turns.dwell(float(number), {number, "other"}) is None
+        assert turns.begin(float(number), number)
+
+
+@pytest.mark.parametrize(
+    ("rewrite_s", "groups", "dwell_s"),
+    [
+        ([], 1, 0.0),
+        ([0.1], 1, 0.0),
+        ([], 2, 0.5),  # not known yet: as long as may be
+        ([], 3, 0.25),
+        ([0.02, 0.01, 0.03], 2, 0.06),
+        ([9.0], 2, 0.5),
+        ([-0.001], 2, 0.0),  # too little to be measured
+    ],
+)
+def test_weights_dwell_for_three_times_what_writing_them_takes(rewrite_s, groups, dwell_s):
+    assert scheduler.dwell_s(rewrite_s, groups, BUDGET_S) == pytest.approx(dwell_s)
+
+
+def test_an_engine_is_started_again_twice_in_a_minute_at_most():
+    assert scheduler.may_restart(100.0, [])
+    assert scheduler.may_restart(100.0, [99.0])
+    assert not scheduler.may_restart(100.0, [41.0, 99.0])
+    assert scheduler.may_restart(101.0, [41.0, 99.0])
+    assert scheduler.may_restart(1000.0, [1.0, 2.0, 3.0, 4.0])
 
 
 def test_an_engine_slower_than_the_budget_still_shows_frames():
@@ -225,11 +323,24 @@ def play(rungs, engine_s, frames=200):
     return played
 
 
-def test_old_measurements_are_forgotten():
+def test_old_measurements_are_forgotten_and_failures_later():
     times = EngineTimes()
     times.add(0.0, 4, 9.0)
-    assert times.recent(scheduler.SAMPLE_LIFE_S)[4] == [9.0]
-    assert times.recent(scheduler.SAMPLE_LIFE_S + 1)[4] == []
+    times.add(0.0, 4, math.inf)
+    assert times.recent(scheduler.SAMPLE_LIFE_S)[4] == [9.0, math.inf]
+    assert times.recent(scheduler.SAMPLE_LIFE_S + 1)[4] == [math.inf]
+    assert times.recent(scheduler.FAILURE_LIFE_S + 1)[4] == times.of(4, scheduler.FAILURE_LIFE_S + 1) == []
+    assert times.of("another", 0.0) == []
+
+
+@given(st.lists(st.sampled_from([0.1, 0.9, math.inf]), max_size=5), st.integers(1, 4))
+def test_a_failure_is_no_engine_time(times_s, steps):
+    finite = [seconds for seconds in times_s if seconds < math.inf]
+    assert follow_at_s(1.0, times_s, 0.1) == follow_at_s(1.0, finite, 0.1)
+    for better in (Rung(steps), Rung(1)):
+        seen = next_quality(0, Quality(), FOUR, {better: times_s}, BUDGET_S)
+        assert seen == next_quality(0, Quality(), FOUR, {better: finite}, BUDGET_S)
+    assert shares_steps(False, 2, times_s, [], BUDGET_S) == shares_steps(False, 2, finite, [], BUDGET_S)
 
 
 @given(
@@ -243,6 +354,21 @@ def test_a_batch_is_no_more_than_waits_and_may_be_and_keeps_the_budget(count, la
     assert size <= min(count, largest)
     if size > 1 and len(measured_s.get(size, [])) >= TRIALS:
         assert min(measured_s[size]) <= BUDGET_S
+
+
+@given(st.integers(1, 12), st.dictionaries(st.sampled_from(BATCHES), st.lists(st.sampled_from([0.01, math.inf]))))
+def test_a_size_that_failed_is_not_chosen_nor_one_as_large(count, measured_s):
+    failed = [size for size, times in measured_s.items() if math.inf in times]
+    size = batch_size(count, 8, measured_s, BUDGET_S)
+    assert size == 1 or size < min(failed, default=9)
+
+
+def test_a_size_that_fails_is_tried_once_and_again_when_that_is_long_ago():
+    sizes = settle(lambda size: 0.1 if size < 4 else math.inf, seconds=60)
+    assert (sizes.count(8), sizes.count(4)) == (1, 1)
+    assert sizes[-1] == 2
+    sizes = settle(lambda size: 0.1 if size < 8 else math.inf, seconds=scheduler.FAILURE_LIFE_S + 60)
+    assert sizes.count(8) == 2
 
 
 @pytest.mark.parametrize(
@@ -281,7 +407,7 @@ def settle(engine_s, seconds=15.0):
     while now_s < seconds:
         sizes.append(batch_size(8, 8, times.recent(now_s), BUDGET_S))
         took_s = engine_s(sizes[-1])
-        now_s += took_s
+        now_s += 0.1 if took_s == math.inf else took_s
         times.add(now_s, sizes[-1], took_s)
     return sizes
 

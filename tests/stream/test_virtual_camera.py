@@ -22,7 +22,7 @@ from stream.mirror import mirror
 from stream.virtual_camera import PACKAGE, VirtualCamera, VirtualCameraError, next_tick, remedy
 
 from .fakes import SIZE, FakeStylizer, solid
-from .peers import Publisher
+from .peers import Publisher, until
 from .waiting import wait_for
 
 pyvirtualcam = pytest.importorskip("pyvirtualcam")  # there are no wheels for some processors
@@ -252,6 +252,12 @@ sys.exit(serve(lambda report: FakeStylizer(), None, model="fake", device="cpu", 
 """
 
 
+async def cut_is_told(http, url):
+    async with http.get(f"{url}/api/status") as response:
+        status = await response.json()
+    return status["state"] == "ready" and "The cable is cut." in status.get("virtual_camera", "")
+
+
 @needs_signals
 async def test_the_server_shows_a_stream_and_keeps_its_last_picture(tmp_path):
     process = await asyncio.create_subprocess_exec(
@@ -265,7 +271,9 @@ async def test_the_server_shows_a_stream_and_keeps_its_last_picture(tmp_path):
                 await asyncio.to_thread(wait_for, (tmp_path / "0001.png").exists)
             async with http.get(f"{url}/api/streams/one") as response:
                 stream = await response.json()
-        assert (stream["publishing"], stream["viewers"]) == (False, 1)
+            assert (stream["publishing"], stream["viewers"]) == (False, 1)
+            (tmp_path / "cut").touch()
+            await until(cut_is_told, http, url)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 15) == 0
     finally:

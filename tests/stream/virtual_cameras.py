@@ -49,9 +49,13 @@ class RecordingBackend:
 
 
 class PngBackend(RecordingBackend):
+    """A file `cut` in the folder breaks it."""
+
     folder: Path
 
     def send(self, frame: np.ndarray) -> None:
+        if (self.folder / "cut").exists():
+            raise RuntimeError("The cable is cut.")
         known = len(self.pictures)
         super().send(frame)
         if len(self.pictures) > known:
