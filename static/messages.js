@@ -51,7 +51,7 @@ const TEXTS = {
   codec: ["No common video format", "The server and this browser share no video codec. Try a current Chrome, Edge, Firefox or Safari."],
   "picture-needed": ["This model needs a picture", "Choose a camera, a screen or a video file below."],
   fault: ["The model could not paint this", "Try other settings, or reset them."],
-  "model-failed": ["The model could not be loaded", "See the server's log; start it again with another --model."],
+  "model-failed": ["The engine does not run", "See the server's log; start it again, perhaps with another --model."],
 };
 
 const SHOW_DETAIL = new Set(["server", "busy", "forbidden", "refused", "invalid", "taken", "picture-needed", "fault", "model-failed"]);
