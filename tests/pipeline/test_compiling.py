@@ -39,7 +39,29 @@ def spec(weights) -> ModelSpec:
     return ModelSpec(base, loras=(Lora(lora),), controlnet=controlnet, width=64, height=64, dtype="float32")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiled CPU mode needs a C++ compiler")
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="compiled CPU mode needs a C++ compiler")
+
+
+@NEEDS_COMPILER
+def test_single_frames_run_compiled_and_are_the_same(weights, tmp_path, monkeypatch):
+    """The thin way; with batches, masks, control images and text it is walked by `make prove`."""
+    monkeypatch.setenv("LCMIRROR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+    base = tiny.checkpoint(tmp_path / "base", unet=UNET)
+    stylizer = load(ModelSpec(str(base), width=64, height=64, dtype="float32"), "cpu", compile=False)
+    settings = [Controls(prompt="a cat"), Controls(prompt="a dog", guidance=4.0, steps=3, strength=0.8, seed=3)]
+    before = [stylizer(FRAME, one).astype(int) for one in settings]
+    compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
+    with monkeypatch.context() as uncompiled_forbidden:
+        for name in compiling.PARTS:
+            uncompiled_forbidden.setattr(getattr(stylizer.painter, name), "module", None)
+        after = [stylizer(FRAME, one).astype(int) for one in settings]
+    np.testing.assert_allclose(after, before, atol=1)
+    assert np.abs(before[0] - before[1]).max() > 5
+
+
+@pytest.mark.prove
+@NEEDS_COMPILER
 def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("LCMIRROR_CACHE", str(tmp_path))
     monkeypatch.setenv("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")  # half of the time would go there
