@@ -65,14 +65,43 @@ def free_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def free_bytes(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """What another process could still have of the device's memory; None where nobody tells."""
+# A container's limit, what of it is taken, and which line of its statistics tells of the cache in that, which gives
+# way: control groups, version 2 and 1, as they are seen from inside.
+CGROUPS = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """What another process could still have of the device's memory, a container's limit included; None where nobody
+    tells. root: of the file system, for tests."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and meminfo.is_file():  # on Linux
-        available = re.search(r"^MemAvailable: *(\d+) kB$", meminfo.read_text(), re.MULTILINE)
-        return available and 1024 * int(available[1])
-    return None
+    if device.type != "cpu":
+        return None
+    free = [
+        limit - taken + (_number(root / statistics, rf"{cache} (\d+)") or 0)
+        for maximum, current, statistics, cache in CGROUPS
+        if (limit := _number(root / maximum)) is not None and (taken := _number(root / current)) is not None
+    ]
+    if (available := _number(root / "proc/meminfo", r"MemAvailable: *(\d+) kB")) is not None:
+        free.append(1024 * available)
+    return max(0, min(free)) if free else None
+
+
+def _number(file: Path, line: str = r"(\d+)") -> int | None:
+    """What a file of the kernel says in that line; None where there is no such file, or line."""
+    try:
+        found = re.search(f"^{line}$", file.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
 
 
 def compiling_pays(device: torch.device) -> bool:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .descriptors import none_left
 from .recording import FILM, PART, Recording
 from .streams import Stream
 
@@ -97,6 +98,8 @@ class Recordings:
         except (FileNotFoundError, NotADirectoryError):  # nothing has been recorded, or all was taken away
             paths = []
         except OSError as error:
+            if none_left(error):  # it passes, and no other folder would help
+                raise
             raise CannotRecord(f"Recordings in {self.folder} cannot be read: {error.strerror}.") from error
         films = []
         for path in paths:
@@ -143,6 +146,8 @@ class Recordings:
                     return recording
                 recording.discard()
         except OSError as error:
+            if none_left(error):
+                raise
             raise CannotRecord(
                 f"Recordings cannot be written to {self.folder}: {error.strerror}. "
                 "Free it or start the server with another --recordings DIR."

@@ -179,7 +179,7 @@ ROOT = Path(everything.__file__).resolve().parents[1]
 # What benchmarks.everything asks a lent machine to have, and what these packages bring along.
 PRESENT = {
     *("torch", "transformers", "peft", "accelerate", "cv2", "prometheus_client", "PIL"),
-    *("diffusers", "pydantic", "av", "streamdiffusion"),
+    *("diffusers", "pydantic", "pydantic_core", "av", "streamdiffusion"),
     *("numpy", "safetensors", "tokenizers", "huggingface_hub", "tqdm"),
 }
 

@@ -370,7 +370,11 @@ async def test_requests_without_a_descriptor_left_are_503(start_server, tmp_path
     publisher = Publisher(server.http, f"{server.url}/whip/a")
     offer = {"data": await publisher.offer(), "headers": {"Content-Type": "application/sdp"}}
     asked = [("GET", "/", {}), ("GET", "/view/a", {}), ("GET", "/static/index.html", {}), ("POST", "/whip/a", offer)]
-    asked += [("GET", "/api/recordings", {}), ("GET", "/api/recordings/two-20260101-120000.mp4", {})]
+    asked += [
+        ("GET", "/api/recordings", {}),
+        ("POST", "/api/streams/a/recording", {}),
+        ("GET", "/api/recordings/two-20260101-120000.mp4", {}),
+    ]
     assert (await server.get("/api/status"))[0] == 200  # the connection that is used from now on
     last_descriptor()
     for method, path, more in asked:
