@@ -145,7 +145,8 @@ async function start(tab) {
 }
 
 const write = async (tab, prompt) => {
-  await tab.locator("#prompt").fill(prompt);
+  await tab.evaluate(() => document.getElementById("prompt").select());
+  await tab.keyboard.type(prompt);
   await tab.keyboard.press("Escape"); // what follows are keys of the page again
 };
 
@@ -207,6 +208,7 @@ await step("listen", async () => {
 });
 
 await step("file", async () => {
+  await studio.bringToFront();
   await (await studio.$("#file")).uploadFile(clip);
   await until(studio, () => document.getElementById("input").videoHeight, (height) => height === 240);
   return { source: await studio.evaluate(() => document.getElementById("source").value) };
