@@ -176,7 +176,10 @@ await step("view", async () => {
   });
   await view.bringToFront();
   await view.goto(`${url}/view/firefox`);
-  await Promise.race([plays, new Promise((resolve, reject) => setTimeout(reject, PATIENCE_MS, new Error("it never played")))]);
+  const never = new Promise((resolve, reject) => {
+    setTimeout(reject, PATIENCE_MS, new Error("it never played")).unref(); // or it would hold up the end of the walk
+  });
+  await Promise.race([plays, never]);
   await view.keyboard.press("Escape"); // which Firefox does not take for the gesture that lets a page be heard
   await view.evaluate(moving, 10, PATIENCE_MS);
   return {
