@@ -85,10 +85,12 @@ export class Live {
       session.close();
       return { ended: session.left };
     }
-    if (sender) {
+    const send = async () => {
       if (sender.track !== this.#track) await sender.replaceTrack(this.#track); // or to another track
       await voice.replaceTrack(this.#sound);
-    }
+    };
+    // A connection that closes meanwhile leaves in Firefox for ever open what was asked of it; this one would stay so, too.
+    if (sender) await Promise.race([send(), session.ended]);
     this.#publisher = session;
     this.#sender = sender;
     this.#voice = voice;

@@ -33,10 +33,14 @@ class Server:
 
 
 @contextmanager
-def running_server(*arguments: str, port: int = 0):
-    """Yield the server once frames can flow; it is interrupted, as by Ctrl-C, at the end. Uncompiled, unless asked."""
+def running_server(*arguments: str, port: int = 0, first: str = ""):
+    """Yield the server once frames can flow; it is interrupted, as by Ctrl-C, at the end. Uncompiled, unless asked.
+
+    first: Python to run in its process before it, to turn its clocks.
+    """
+    program = ["-c", f"{first}\nimport sys, main\nsys.exit(main.main())"] if first else ["main.py"]
     process = subprocess.Popen(
-        [sys.executable, "main.py", "serve", "--model", "mini", "--no-compile", "--port", str(port), *arguments],
+        [sys.executable, *program, "serve", "--model", "mini", "--no-compile", "--port", str(port), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -24,6 +24,19 @@ def server(tmp_path_factory):
         yield running
 
 
+# A silent publisher is let go after 8 s instead of a minute, one that is not there after 12 s instead of half a minute.
+HASTY = """
+from stream import decoding, tracks
+tracks.SILENCE_S, decoding.ice.CONSENT_INTERVAL = 8.0, 2.0
+"""
+
+
+@pytest.fixture(scope="package")
+def hasty_server():
+    with running_server(first=HASTY) as running:
+        yield running
+
+
 @pytest.fixture(scope="package")
 def camera_file(tmp_path_factory) -> Path:
     return write_camera_file(tmp_path_factory.mktemp("camera") / "carphone.y4m")

@@ -1,14 +1,14 @@
 // What does a user of Firefox see? One walk through the pages in Debian's Firefox, driven over WebDriver BiDi.
 //
-// node firefox.mjs '{"executable", "url", "clip", "folder", "colourful", "grey"}' prints one line of JSON: what each step
-// saw, or {"failed": why}. A step that fails does not end the walk.
+// node firefox.mjs '{"executable", "url", "clip", "folder", "colourful", "grey", "steps"}' prints one line of JSON: what
+// each of the steps saw, or {"failed": why}. A step that fails does not end the walk.
 
 import { readdir } from "node:fs/promises";
 import { createRequire } from "node:module";
 
 const puppeteer = createRequire(new URL("../clients/package.json", import.meta.url))("puppeteer-core");
 
-const { executable, url, clip, folder, colourful, grey } = JSON.parse(process.argv[2]);
+const { executable, url, clip, folder, colourful, grey, steps } = JSON.parse(process.argv[2]);
 const PATIENCE_MS = 60_000; // a watchdog, not a measurement
 const errors = [];
 const seen = { errors };
@@ -17,6 +17,7 @@ const browser = await puppeteer.launch({
   browser: "firefox",
   executablePath: executable,
   headless: true,
+  protocolTimeout: PATIENCE_MS + 5_000, // what a page never answers ends, too
   extraPrefsFirefox: {
     "media.navigator.streams.fake": true, // a camera and a microphone that beeps
     "media.navigator.permission.disabled": true,
@@ -67,8 +68,11 @@ const changes = () => {
 
 /** Power of the sound that arrives to be heard, over half a second; 0 while it is muted. Without a sound card no AudioContext runs. */
 const loudness = async () => {
+  // Firefox never answers for a connection that closes meanwhile, as the studio's does when listening is turned on.
+  const answered = (stats) => Promise.race([stats, new Promise((resolve) => setTimeout(resolve, 1000, new Map()))]);
   const total = async () => {
-    const reports = await Promise.all(peers.filter((peer) => peer.connectionState === "connected").map((peer) => peer.getStats()));
+    const connected = peers.filter((peer) => peer.connectionState === "connected");
+    const reports = await Promise.all(connected.map((peer) => answered(peer.getStats())));
     const sounds = reports.flatMap((report) => [...report.values()]).filter(({ type, kind }) => type === "inbound-rtp" && kind === "audio");
     return sounds.reduce((sum, { totalAudioEnergy }) => sum + totalAudioEnergy, 0);
   };
@@ -80,8 +84,9 @@ const loudness = async () => {
 
 const moving = (frames, patienceMs) =>
   new Promise((resolve, reject) => {
-    setTimeout(() => reject(new Error(`${frames} pictures did not come`)), patienceMs);
-    const count = () => (frames-- > 0 ? output.requestVideoFrameCallback(count) : resolve());
+    let came = -1; // the first call is ours
+    setTimeout(() => reject(new Error(`${came} of ${frames} pictures came`)), patienceMs);
+    const count = () => (++came < frames ? output.requestVideoFrameCallback(count) : resolve());
     count();
   });
 
@@ -105,13 +110,15 @@ async function open() {
   return tab;
 }
 
+let last; // what was seen at last in this step
+
 /** What `look` saw in the page when `enough` was content with it. */
 async function until(tab, look, enough, ...inputs) {
   const ends = Date.now() + PATIENCE_MS;
   for (;;) {
-    const saw = await tab.evaluate(look, ...inputs);
+    const saw = (last = await tab.evaluate(look, ...inputs));
     if (enough(saw)) return saw;
-    if (Date.now() > ends) throw new Error(`at last seen: ${JSON.stringify(saw)}`);
+    if (Date.now() > ends) throw new Error(`it took longer than ${PATIENCE_MS / 1000} s`);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
@@ -122,10 +129,12 @@ const isPressed = (id) => document.getElementById(id).getAttribute("aria-pressed
 const isTrue = Boolean;
 
 async function step(name, walk) {
+  if (!steps.includes(name)) return;
+  last = undefined;
   try {
     seen[name] = await walk();
   } catch (error) {
-    seen[name] = { failed: error.message };
+    seen[name] = { failed: `${error.message}; at last seen: ${JSON.stringify(last)}` };
   }
 }
 
@@ -136,7 +145,8 @@ async function start(tab) {
 }
 
 const write = async (tab, prompt) => {
-  await tab.locator("#prompt").fill(prompt);
+  await tab.evaluate(() => document.getElementById("prompt").select());
+  await tab.keyboard.type(prompt);
   await tab.keyboard.press("Escape"); // what follows are keys of the page again
 };
 
@@ -144,7 +154,7 @@ const studio = await open();
 const view = await open();
 
 await step("background", async () => {
-  await studio.goto(`${url}/?stream=firefox`);
+  await studio.goto(`${url}/?stream=firefox-behind`);
   const hidden = await studio.evaluate(() => document.hidden);
   await start(studio);
   return { hidden, phase: await studio.evaluate(phase) };
@@ -152,7 +162,7 @@ await step("background", async () => {
 
 await step("live", async () => {
   await studio.bringToFront();
-  await studio.reload();
+  await studio.goto(`${url}/?stream=firefox`);
   await start(studio);
   await studio.evaluate(moving, 10, PATIENCE_MS);
   return { phase: await studio.evaluate(phase), status: await studio.evaluate(textOf, "status"), width: await studio.evaluate(() => output.videoWidth) };
@@ -166,7 +176,10 @@ await step("view", async () => {
   });
   await view.bringToFront();
   await view.goto(`${url}/view/firefox`);
-  await Promise.race([plays, new Promise((resolve, reject) => setTimeout(reject, PATIENCE_MS, new Error("it never played")))]);
+  const never = new Promise((resolve, reject) => {
+    setTimeout(reject, PATIENCE_MS, new Error("it never played")).unref(); // or it would hold up the end of the walk
+  });
+  await Promise.race([plays, never]);
   await view.keyboard.press("Escape"); // which Firefox does not take for the gesture that lets a page be heard
   await view.evaluate(moving, 10, PATIENCE_MS);
   return {
@@ -198,8 +211,13 @@ await step("listen", async () => {
 });
 
 await step("file", async () => {
+  await studio.bringToFront();
   await (await studio.$("#file")).uploadFile(clip);
   await until(studio, () => document.getElementById("input").videoHeight, (height) => height === 240);
+  return { source: await studio.evaluate(() => document.getElementById("source").value) };
+});
+
+await step("loop", async () => {
   await studio.evaluate(() => new Promise((resolve) => setTimeout(resolve, 2500))); // twice its length: it plays in a loop
   await studio.evaluate(moving, 10, PATIENCE_MS);
   const sound = await until(view, loudness, (power) => power > 1e-3);
@@ -207,7 +225,7 @@ await step("file", async () => {
     const tracks = peers.flatMap((peer) => peer.getSenders()).map(({ track }) => track);
     return tracks.filter((track) => track?.readyState === "live").map((track) => track.getSettings().deviceId ?? null);
   });
-  return { sound, devices, source: await studio.evaluate(() => document.getElementById("source").value) };
+  return { sound, devices };
 });
 
 await step("prompt", async () => {

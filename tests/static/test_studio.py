@@ -181,7 +181,7 @@ def test_what_an_outdated_dialog_brings_is_let_go(server, page):
     expect(page.locator("#input")).to_be_hidden()
 
 
-def test_a_held_up_picture_is_said_and_comes_back(server, page):
+def test_a_held_up_picture_is_said_and_comes_back(hasty_server, page):
     """The server sends its last picture again each second: only its statistics tell that nothing new comes."""
     page.add_init_script("""
         window.peers = [];
@@ -189,11 +189,11 @@ def test_a_held_up_picture_is_said_and_comes_back(server, page):
             constructor(...options) { super(...options); peers.push(this); }
         };
     """)
-    start(page, f"{server.url}/?stream=held")
+    start(page, f"{hasty_server.url}/?stream=held")
     page.evaluate("peers.forEach(peer => peer.getSenders().forEach(sender => sender.replaceTrack(null)))")
     expect(page.locator("#status")).to_contain_text("held up", timeout=PATIENCE_MS)
     expect(page.locator("#hud [data-stat=state]")).to_have_text("stalled")
-    # After ten silent seconds the server lets the publisher go, and the page publishes its camera anew.
+    # After seconds of silence the server lets the publisher go, and the page publishes its camera anew.
     until(page, "() => !document.getElementById('status').textContent.includes('held up')")
     until_live(page)
     until_moving(page, frames=10)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
-from tests.chromium import ROOT, launch_options, until_promised
+from tests.chromium import ROOT, Server, launch_options, until_promised
 from tests.ffmpeg import needs_whip
 
 from .test_sound import LOUD, SILENT
@@ -46,12 +46,12 @@ def source(chromium, camera_file) -> Iterator[Page]:
 def untouched(server) -> Callable[[str], str]:
     """The address of a stream that passes its pictures through unpainted."""
 
-    def address(stream: str) -> str:
+    def address(stream: str, on: Server = server) -> str:
         headers = {"Content-Type": "application/json"}
-        url = f"{server.url}/api/streams/{stream}/controls"
+        url = f"{on.url}/api/streams/{stream}/controls"
         request = urllib.request.Request(url, json.dumps({"bypass": True}).encode(), headers, method="PATCH")
         urllib.request.urlopen(request, timeout=10).close()
-        return f"{server.url}/whip/{stream}"
+        return f"{on.url}/whip/{stream}"
 
     return address
 
@@ -110,10 +110,10 @@ def test_it_shows_the_whole_picture_and_nothing_else(server, source, untouched, 
 
 
 @needs_whip
-def test_after_a_killed_publisher_picture_and_sound_of_the_next_one_come(server, source, untouched, tmp_path):
+def test_after_a_killed_publisher_picture_and_sound_of_the_next_one_come(hasty_server, source, untouched, tmp_path):
     """Of another shape, too. And one that nobody follows is noticed by the server, which never stumbles."""
-    address = untouched("killed")
-    source.goto(f"{server.url}/view/killed")
+    address = untouched("killed", hasty_server)
+    source.goto(f"{hasty_server.url}/view/killed")
     with ffmpeg(tmp_path, address, 320, 180, BRIGHT, 600):
         until_grey(source, BRIGHT)
         until_promised(source, LOUD)
@@ -124,4 +124,4 @@ def test_after_a_killed_publisher_picture_and_sound_of_the_next_one_come(server,
         until_promised(source, LOUD)
         until_moving(source)
     until_promised(source, IS_OVER, "killed")
-    assert not [line for line in server.output if "Traceback" in line or "ERROR" in line]
+    assert not [line for line in hasty_server.output if "Traceback" in line or "ERROR" in line]
