@@ -23,7 +23,7 @@ from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint32_add
 
-from .bitstream import coded_size, is_keyframe, macroblocks
+from .bitstream import Malformed, coded_size, is_keyframe, macroblocks
 
 MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
 KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none
@@ -44,7 +44,7 @@ class EncodedQueue(queue.Queue):
     cannot be decoded without what was skipped. on_skip is called for every frame that is; ask_for_keyframe too.
 
     Frames of more than MAX_MACROBLOCKS are not decoded, nor those that build on them: on_oversize(width, height) is
-    called for each. Nor are empty ones, after which FFmpeg's decoders would take nothing any more.
+    called for each. Nor are malformed ones, and empty ones, after which FFmpeg's decoders would take nothing any more.
     """
 
     def __init__(self, ask_for_keyframe: Callable[[], None], on_skip: Callable[[], None] = lambda: None):
@@ -74,7 +74,11 @@ class EncodedQueue(queue.Queue):
             codec, encoded = item
             if not encoded.data:
                 return
-            self._size = coded_size(codec.name, encoded.data) or self._size
+            try:
+                self._size = coded_size(codec.name, encoded.data) or self._size
+            except Malformed:
+                self.on_skip()
+                return
             if macroblocks(*self._size) > MAX_MACROBLOCKS:
                 self.on_oversize(*self._size)
                 return

@@ -9,7 +9,7 @@ from aiortc.codecs import depayload, get_capabilities, get_encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from av import VideoFrame
 
-from stream.bitstream import coded_size, is_keyframe, macroblocks
+from stream.bitstream import Malformed, coded_size, is_keyframe, macroblocks
 from stream.tracks import TIME_BASE
 
 
@@ -78,3 +78,45 @@ def test_a_parameter_set_that_is_cut_anywhere_raises_nothing():
     whole = encoded(176, 160, profile="High", **{"x264-params": "cqm=jvt"})
     for end in range(60):
         coded_size("H264", whole[:end])
+
+
+def bits(*fields: str) -> bytes:
+    """A sequence parameter set of these bits, behind a start code."""
+    text = "".join(fields)
+    text += "0" * (-len(text) % 8)
+    unit, zeros = bytearray(), 0
+    for byte in int(text, 2).to_bytes(len(text) // 8):
+        if zeros == 2 and byte <= 3:  # emulation prevention (7.4.1)
+            unit.append(3)
+            zeros = 0
+        unit.append(byte)
+        zeros = zeros + 1 if byte == 0 else 0
+    return b"\x00\x00\x01\x67" + bytes(unit)
+
+
+def golomb(number: int) -> str:
+    coded = f"{number + 1:b}"
+    return "0" * (len(coded) - 1) + coded
+
+
+BASELINE = f"{66:08b}{0:08b}{31:08b}{golomb(0)}{golomb(0)}"  # profile, constraints, level, id, log2_max_frame_num
+HOSTILE = {
+    "a width of 16,000 bits": bits(BASELINE, golomb(2), golomb(1), "0", golomb(1 << 8000), golomb(1)),
+    "an endless cycle": bits(BASELINE, golomb(1), "0", golomb(0), golomb(0), golomb(1 << 30), "1" * 30_000),
+    "hundreds of sets": b"".join(
+        bits(BASELINE, golomb(2), golomb(1), "0", golomb(n), golomb(1), "1") for n in range(300)
+    ),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_what_breaks_the_bounds_of_h264_is_malformed(data):
+    with pytest.raises(Malformed):
+        coded_size("H264", data)
+
+
+def test_a_set_within_the_bounds_is_read_bit_by_bit():
+    cycle = [golomb(255), *[golomb((1 << 32) - 2)] * 255]
+    assert coded_size("H264", bits(BASELINE, golomb(2), golomb(1), "0", golomb(39), golomb(29), "1")) == (640, 480)
+    of_a_cycle = bits(BASELINE, golomb(1), "0", golomb(0), golomb(0), *cycle, golomb(1), "0", golomb(3), golomb(1), "0")
+    assert coded_size("H264", of_a_cycle) == (64, 64)

@@ -10,7 +10,7 @@ from aiortc import RTCPeerConnection
 from stream import decoding
 from stream.decoding import KEYFRAME_WITHIN_S, MAX_WAIT_S, EncodedQueue, bound_queue
 
-VP8, OPUS = SimpleNamespace(name="VP8"), SimpleNamespace(name="opus")
+VP8, H264, OPUS = (SimpleNamespace(name=name) for name in ("VP8", "H264", "opus"))
 KEY, DELTA = b"\x10\x00", b"\x11\x00"
 
 
@@ -126,6 +126,13 @@ def test_frames_that_are_too_large_are_not_decoded_nor_what_builds_on_them(clock
     assert encoded.waiting() == [0, 1, 5, 6]
     assert refused == [(8192, 8192)] * 3
     assert encoded.asked == 0
+
+
+def test_malformed_frames_are_skipped_and_the_next_are_decoded(clock):
+    encoded = Counted()
+    encoded.come(0, b"\x00\x00\x01\x67\x42\x00\x1f" + bytes(40) + b"\xff" * 9, H264)
+    encoded.come(1, b"\x00\x00\x01\x65" + bytes(9), H264)
+    assert (encoded.waiting(), encoded.skipped) == ([1], 1)
 
 
 async def test_a_queue_that_comes_too_late_is_told():
