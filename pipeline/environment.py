@@ -46,6 +46,15 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def give_memory_back() -> None:
+    """Have glibc give the system what is free between what is in use: sessions that end leave such holes, which
+    `keep_freed_memory` keeps too, and one heap comes to hold ever more of them. It takes some ms, and the next frame
+    some more; elsewhere than in glibc nothing is done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def leave_a_core_free() -> None:
     """For a live server: inference on all cores but one, which codecs and a browser on this machine need.
 

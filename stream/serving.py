@@ -12,15 +12,19 @@ from typing import Any
 
 from aiohttp import web
 
+from pipeline import environment
 from pipeline.settings import Controls
 
-from . import listening
+from . import listening, signalling
 from .engine_room import Compile, EngineRoom, Load
 from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
 from .recordings import FOLDER
 from .server import make_app
 from .streams import Streams
 from .virtual_camera import VirtualCamera, VirtualCameraError
+from .webrtc import Sessions
+
+GIVE_BACK_EVERY_S = 60.0
 
 
 def serve(
@@ -72,6 +76,16 @@ def serve(
         return asyncio.run(_serve(app, room, host, port, notes))
 
 
+async def _give_memory_back(sessions: Sessions) -> None:
+    """Once a minute, where a session has ended since: a viewer that leaves takes an encoder along."""
+    ended = sessions.ended
+    while True:
+        await asyncio.sleep(GIVE_BACK_EVERY_S)
+        if sessions.ended != ended:
+            ended = sessions.ended
+            await asyncio.to_thread(environment.give_memory_back)
+
+
 async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, notes: Sequence[str]) -> int:
     end = end_of_signals()  # before the first line is printed: who reads it may end us at once
     runner = web.AppRunner(app, shutdown_timeout=2.0)
@@ -88,7 +102,11 @@ async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, n
             print(f"LCMirror listening on http://{shown_host}:{sockets[0].getsockname()[1]}", flush=True)
             for note in notes:
                 print(note, flush=True)
-            return await until_told(room, end)
+            giving = asyncio.create_task(_give_memory_back(app[signalling.SESSIONS]))
+            try:
+                return await until_told(room, end)
+            finally:
+                giving.cancel()
     finally:
         await runner.cleanup()
         await asyncio.to_thread(room.close)

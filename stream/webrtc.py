@@ -89,6 +89,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         # (kind, stream, id) of those that ended by themselves: their DELETE may still be on its way.
         self._ended: deque[tuple[str, str, str]] = deque(maxlen=MAX_ENDED)
+        self.ended = 0  # how many there were
         self._opening = 0
         self._closing: set[asyncio.Task] = set()
 
@@ -181,6 +182,7 @@ class Sessions:
         if session.closed:
             return
         session.closed = True
+        self.ended += 1
         if self._sessions.pop(session.id, None) is not None:
             self._ended.append((session.kind, session.stream.name, session.id))
         if session.publication is not None:

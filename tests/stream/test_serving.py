@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from stream import scheduler
+from stream import scheduler, serving
 from stream.engine_room import EngineRoom
 from stream.serving import finish, until_told
 
@@ -193,3 +193,18 @@ async def test_an_engine_that_fails_later_leaves_the_server_up_so_that_people_ca
     assert await running == 0
     assert capsys.readouterr().err == ""
     room.close()
+
+
+async def test_what_sessions_leave_behind_is_given_back_to_the_system(server, monkeypatch):
+    given = []
+    monkeypatch.setattr(serving.environment, "give_memory_back", lambda: given.append(True))
+    monkeypatch.setattr(serving, "GIVE_BACK_EVERY_S", 0.01)
+    giving = asyncio.create_task(serving._give_memory_back(server.sessions))
+    try:
+        await asyncio.sleep(0.1)
+        assert not given
+        async with Publisher(server.http, f"{server.url}/whip/one"):
+            pass
+        await until(lambda: given)
+    finally:
+        giving.cancel()
