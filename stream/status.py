@@ -60,5 +60,8 @@ class Status:
 
 def sentence(error: BaseException) -> str:
     """An error as one line fit for a status display."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an error in an error: the type alone is told
+        text = ""
     return text[:300] if text else f"{type(error).__name__} without a message."

@@ -1065,12 +1065,11 @@ class Small(FakeStylizer):
 
     def free_memory(self):
         super().free_memory()
-        gc.collect()
         self.held.append(self.dangling())
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_tried_once_and_what_it_left_behind_is_freed(house):
-    one = house(Small(fits=2))
+    one = house(Small(fits=2), budget_s=60.0)  # on a busy machine what waits behind eight that are tried takes a while
     feeds = [one.open(f"s{number}") for number in range(8)]
     for level in range(1, 9):
         one.occupy()
@@ -1094,18 +1093,29 @@ def test_a_single_frame_that_does_not_fit_is_told_and_what_it_left_behind_is_fre
     assert (one.stylizer.swept, one.stylizer.held) == (1, [None])
 
 
-def test_what_one_stream_is_to_blame_for_is_not_held_against_the_batch(house):
-    one = house(FakeStylizer(max_batch=2))
-    (_, good_in, good_out), (bad, bad_in, _) = one.open("good"), one.open("bad")
-    bad.set_controls(Controls(prompt="fail"))
-    for level in (10, 20, 30):
+def test_what_one_stream_is_to_blame_for_spoils_one_batch_and_is_not_held_against_others(house):
+    one = house(FakeStylizer(max_batch=2), budget_s=60.0)
+    (good, good_in, good_out), (bad, bad_in, bad_out) = one.open("good"), one.open("bad")
+    good.set_controls(Controls(steps=1))
+
+    def round(level):
+        """Both at once; the sizes of the calls that were made for them."""
         one.occupy()
-        bad_in.put(solid(0, 0, 0))
+        before = len(one.stylizer.calls)
+        bad_in.put(solid(level, 0, 0))
         good_in.put(solid(level, 0, 0))
         one.stylizer.gate.set()
         assert good_out.take(PATIENCE_S).rgb[0, 0, 2] == level
         one.settle(bad)
-    assert [len(call) for call in one.stylizer.calls].count(2) == 3
+        return [len(call) for call in one.stylizer.calls[before:]][1:]  # the first is the occupant's
+
+    bad.set_controls(Controls(steps=1, prompt="fail"))
+    assert round(10) == [2, 1, 1]
+    assert [round(level) for level in (20, 30)] == [[1, 1]] * 2, "what failed last is painted alone"
+    bad.set_controls(Controls(steps=1))
+    assert round(40) == [1, 1]
+    assert bad_out.take(PATIENCE_S).rgb[0, 0, 2] == 40
+    assert round(50) == [2]
 
 
 # -- CUDA graphs and compiled code -------------------------------------------------------------------------------------
@@ -1147,7 +1157,7 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
     stylizer.gate.set()
     wait_for(lambda: one.room.status()["compiled"] == "yes")
     painted = ("paint", 2)
-    again = [("record", 3), ("record", 2)]
+    again = [("record", 2), ("record", 3)]  # what is in use goes first
     assert stylizer.story == [("record", 3), painted, painted, "single", *again, "batch", *again]
     assert accounts(stream)["frames_out"] == 2
 
@@ -1207,12 +1217,8 @@ class Captures(FakeStylizer):
         self.breaks_off("idle")
         return False
 
-    def __call__(self, frames, controls, mask=None):
-        self.breaks_off("live")
-        return super().__call__(frames, controls, mask)
 
-
-@pytest.mark.parametrize("where", ["start", "swap", "idle", "live"])
+@pytest.mark.parametrize("where", ["start", "swap", "idle"])
 def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_graphs(house, monkeypatch, where):
     monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
     made, told, loads, go_on = [], [], threading.Event(), threading.Event()
@@ -1234,9 +1240,6 @@ def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_grap
     one = house(FakeStylizer(), load=load, compile=compile if where == "swap" else None)
     one.room.subscribe(lambda: told.append(one.room.status()["state"]))
     stream, publication, shown = one.open("a")
-    if where == "live":
-        one.room.wait_settled(PATIENCE_S)
-        publication.put(solid(5, 0, 0))
     assert loads.wait(PATIENCE_S)
     status = one.room.status()
     assert (status["state"], status["compiled"]) == ("loading", "no")
@@ -1247,7 +1250,7 @@ def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_grap
     assert one.room.wait_settled(PATIENCE_S)
     assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 20
     one.settle(stream)
-    assert accounts(stream)["frames_dropped"] == (2 if where == "live" else 1)
+    assert accounts(stream)["frames_dropped"] == 1
     wait_for(lambda: one.room.status()["compiled"] == ("yes" if where == "swap" else "no"))
     assert (one.room.status()["state"], len(made)) == ("ready", 2)
     assert "goes on without CUDA graphs: The driver broke a capture off." in one.room.status()["detail"]
@@ -1384,6 +1387,9 @@ class Rewrites(FakeStylizer):
 
     def shape_key(self, controls):
         return controls.steps, tuple(controls.lora_weights.items())
+
+    def stands_at(self, controls):
+        return self.weights == {"ink": 1.0, **controls.lora_weights}
 
     def __call__(self, frames, controls, mask=None):
         weights = {"ink": 1.0, **controls[0].lora_weights}

@@ -138,8 +138,14 @@ def test_writing_lora_weights_takes_a_bounded_share_and_nobody_waits_for_longer_
     )
     if len(set(weights)) == 1:
         assert played.rewriting_s <= rewrite_s
-    # The last one may not have had its dwell.
-    assert played.rewriting_s <= scheduler.REWRITES_SHARE * duration_s + rewrite_s
+    # Before the first is known, while the engine keeps up, and where a frame comes later than weights are written, more
+    # is written than that; no more than there would be else.
+    if rewrite_s > 1 / 30:
+        assert (
+            played.rewriting_s <= scheduler.REWRITES_SHARE * (duration_s + scheduler.REWRITES_WITHIN_S) + 2 * rewrite_s
+        )
+    else:
+        assert played.rewriting_s <= 0.5 * duration_s + 2 * rewrite_s
     turn_s = scheduler.DWELLS_SHARE * budget_s + rewrite_s
     for stream in range(len(weights)):
         picks_s = [0.0, *(shown.picked_s for shown in played.shown if shown.stream == stream), duration_s]
@@ -167,10 +173,10 @@ def test_a_cheap_rewrite_is_waited_for_as_briefly():
 
 
 def test_a_stream_whose_own_weights_change_waits_for_nobody():
-    turns = Turns("a", BUDGET_S)
+    turns = Turns(BUDGET_S)
     for number in range(9):
         assert turns.dwell(float(number), {number, "other"}) is None
-        assert turns.begin(float(number), number)
+        turns.begin(float(number), number, rewrites=True)
 
 
 @pytest.mark.parametrize(
