@@ -214,7 +214,9 @@ class Graphs:
             raise
         except RuntimeError as error:
             met.refused, no_memory = True, is_out_of_memory(error)
-            log.warning("This work cannot be recorded as a CUDA graph, it goes on without: %s", error)
+            log.warning(
+                "This work cannot be recorded as a CUDA graph, it goes on without: %s", str(error)
+            )  # not itself
         else:
             del self._met[key]
             if oldest is not None:

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_S = 1.0
 LOOK_EVERY_S = 0.001  # whether the engine is done
-STOPPING_S = 20.0  # is waited for a compilation that was told to stop
+STOPPING_S = 20.0  # is waited for a compilation that nobody wants any more
 IDLE_S = 1.0  # without a frame, before the engine does what would hold frames up
 MOST_RECORDED = 4  # shapes at once, while frames wait
 DWELL_CHANGE = 0.2  # of the dwell that the status told last: it is told again from there on,
@@ -59,6 +59,10 @@ Compile = Callable[[Stylizer, Report, Callable[[Swap], None]], None]
 class Load(Protocol):
     def __call__(self, report: Report, **graphs: bool) -> Stylizer:
         """graphs=False: without CUDA graphs."""
+
+
+class Replaced(RuntimeError):
+    """What is being compiled for is not the engine any more."""
 
 
 class EngineFailed(RuntimeError):
@@ -87,7 +91,8 @@ class EngineRoom:
     load(report) -> Stylizer runs in the engine thread; once more, with graphs=False, where a capture broke off.
     compile(stylizer, report, put_in), if given, runs in a thread of its own once frames flow. What it compiled it hands
     over by put_in(swap), which returns at once: the engine thread calls swap() between two batches. report(detail,
-    progress 0..1 or None) may be called from both. stop_compile() ends what compile is at, which then raises. Until the model is ready, frames wait in their slots, newest wins.
+    progress 0..1 or None) may be called from both; it raises Replaced in a compilation that nobody waits for any more.
+    Until the model is ready, frames wait in their slots, newest wins.
 
     An engine that breaks down is started again, as often as scheduler.may_restart allows: what it had in hand is
     dropped. After that the state is "failed" for good.
@@ -102,7 +107,6 @@ class EngineRoom:
         load: Load,
         compile: Compile | None = None,
         *,
-        stop_compile: Callable[[], None] = lambda: None,
         model: str = "",
         device: str = "",
         budget_s: float = DEFAULT_BUDGET_S,
@@ -110,7 +114,7 @@ class EngineRoom:
     ):
         self.budget_s = budget_s
         self.failure: BaseException | None = None  # why loading failed
-        self._load, self._compile, self._stop_compile = load, compile, stop_compile
+        self._load, self._compile = load, compile
         self._controls = Controls() if controls is None else controls
         self._capabilities: Capabilities | None = None  # of the model, once it is loaded; for any thread
         self._lock = threading.Lock()
@@ -291,7 +295,6 @@ class EngineRoom:
             detail = f"Loading anew: the engine goes on without CUDA graphs: {reason}"
             self._status.change(state="loading", compiled="no", detail=detail, progress=None)
             if self._compiling is not None:  # it holds on to the stylizer, too
-                self._stop_compile()
                 self._compiling.join(STOPPING_S)
             self._errands.clear()
             return True
@@ -639,8 +642,9 @@ class EngineRoom:
             before.join()
 
         def report(detail: str, progress: float | None = None) -> None:
-            if stylizer is self._stylizer:
-                self._status.report(detail, progress)
+            if stylizer is not self._stylizer:
+                raise Replaced("The engine that this is compiled for is gone.")
+            self._status.report(detail, progress)
 
         def at_a_boundary(errand: Callable[[], None]) -> None:
             self._errands.append((stylizer, errand))
@@ -661,6 +665,8 @@ class EngineRoom:
 
         try:
             compile(stylizer, report, put_in)
+        except Replaced as error:
+            log.debug("Compiling was given up: %s", error)
         except BaseException as error:
             log.warning("Compiling failed, going on uncompiled: %s", sentence(error))
             log.debug("Compiling failed.", exc_info=True)

@@ -30,7 +30,10 @@ class Status:
 
     def change(self, **changes: Any) -> None:
         with self._lock:
-            self._values = {**self._values, **changes}
+            values = {**self._values, **changes}
+            if values == self._values:
+                return
+            self._values = values
             listeners = self._listeners
         for listener in listeners:
             try:
