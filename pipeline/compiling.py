@@ -168,11 +168,12 @@ def _build_in_child(stylizer: Stylizer, batch: int, folder: Path, report: Callab
     )
     atexit.register(child.kill)  # a server that ends takes it along
     try:
-        errors = None
+        given, errors = json.dumps(order), None
         while errors is None:
             try:
-                _, errors = child.communicate(json.dumps(order), timeout=LOOK_EVERY_S)
+                _, errors = child.communicate(given, timeout=LOOK_EVERY_S)
             except subprocess.TimeoutExpired:
+                given = None  # it is written on
                 report()
     except BaseException:
         child.kill()
