@@ -52,6 +52,7 @@ MARGIN_BYTES = {"cpu": 1 << 30, "cuda": 2 << 30}
 EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py", "native.py")
 CUDA_TOOLKIT = Path("/usr/local/cuda")  # its usual place
 CUDA_HEADERS = ("cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")  # of those that the code includes
+LOOK_EVERY_S = 1.0  # whether anybody still wants what a child builds
 LOADING_FAILS = (RuntimeError, OSError, ValueError, KeyError)
 
 log = logging.getLogger(__name__)
@@ -72,10 +73,10 @@ def compile_beside(stylizer: Stylizer, report: Report, put_in: PutIn, batches: b
     """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
 
     put_in: is given what swaps the code in, for single frames and then for batches, and has it called by the thread
-    that runs frames, between two batches; CUDA graphs are to be recorded anew behind it (Stylizer.record). batches: for
-    them too; None where streams may share them. Call from any thread but that one. Raises LoadError when it fails for
-    single frames; the stylizer then goes on uncompiled. Should only batches fail, only these do, with a warning in the
-    log.
+    that runs frames, between two batches; CUDA graphs are to be recorded anew behind it (Stylizer.record). report: may
+    raise to have all of it given up; it is called every second while a child builds. batches: for them too; None where
+    streams may share them. Call from any thread but that one. Raises LoadError when it fails for single frames; the
+    stylizer then goes on uncompiled. Should only batches fail, only these do, with a warning in the log.
     """
     folder = cache_folder() / cache_key(stylizer)
     modules = {name: _uncompiled(getattr(stylizer.painter, name)) for name in PARTS}
@@ -102,8 +103,7 @@ def _found_or_built(
             return _runners(modules, stylizer.device, folder)
         except LOADING_FAILS as error:
             log.warning("The compiled code in %s does not load (%s): compiling it again.", folder, first_line(error))
-    report(doing, None)
-    _build_in_child(stylizer, batch, folder)
+    _build_in_child(stylizer, batch, folder, partial(report, doing, None))
     try:
         return _runners(modules, stylizer.device, folder)
     except LOADING_FAILS as error:
@@ -150,7 +150,9 @@ def _check_memory(stylizer: Stylizer) -> None:
         )
 
 
-def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
+def _build_in_child(stylizer: Stylizer, batch: int, folder: Path, report: Callable[[], None]) -> None:
+    """report: called now and then; what it raises ends the child."""
+    report()
     _check_memory(stylizer)
     spec = replace(stylizer.spec, loras=())  # fused LoRAs change no shape
     order = {"spec": asdict(spec), "device": str(stylizer.device), "batch": batch, "folder": str(folder)}
@@ -166,7 +168,17 @@ def _build_in_child(stylizer: Stylizer, batch: int, folder: Path) -> None:
     )
     atexit.register(child.kill)  # a server that ends takes it along
     try:
-        _, errors = child.communicate(json.dumps(order))
+        given, errors = json.dumps(order), None
+        while errors is None:
+            try:
+                _, errors = child.communicate(given, timeout=LOOK_EVERY_S)
+            except subprocess.TimeoutExpired:
+                given = None  # it is written on
+                report()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
     finally:
         atexit.unregister(child.kill)
     if child.returncode != 0:

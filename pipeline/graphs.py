@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import CaptureFailed, first_line
+from .devices import free_memory
+from .errors import CaptureFailed, first_line, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ Replay = tuple[Callable[[], object], Any]  # what runs it again, and where the r
 Record = Callable[[Callable[[], Any]], Replay]
 WARM_UP = 2  # runs before a recording: kernels are chosen, and libraries warm up, on the stream that records
 OFTEN = 4  # runs after which a shape has come to stay: while a camera finds its size, others pass
-MOST_GRAPHS = 32  # of a way; the one that was not used for longest makes room
+MOST_GRAPHS = 32  # of a way; the one that was not used for longest makes room, if it was used at all
 MOST_MET = 64  # shapes that ran and are not recorded, of which word is kept
 
 _broken: list[torch.cuda.CUDAGraph] = []
@@ -192,13 +193,19 @@ class Graphs:
         return sum(met.runs >= least_runs and not met.refused for met in self._met.values())
 
     @torch.inference_mode()
-    def record_next(self, least_runs: int = OFTEN) -> bool:
-        """Record the structure that ran most often, of those that did so often; False when there is none.
+    def record_next(self, least_runs: int = OFTEN, makes_room: bool = True) -> bool:
+        """Record the structure that ran most often, of those that did so often; False when there is none, or no room.
 
-        What cannot be recorded goes on without, with a warning in the log. Raises CaptureFailed.
+        makes_room: may another that was replayed be let go for it? What cannot be recorded goes on without, with a
+        warning in the log. Raises CaptureFailed.
         """
         if not self.waiting(least_runs):
             return False
+        oldest = None
+        if len(self._recordings) >= MOST_GRAPHS:
+            oldest = next((key for key, recording in self._recordings.items() if recording.replayed), None)
+            if oldest is None or not makes_room:
+                return False
         key = max(self._met, key=lambda key: (not self._met[key].refused, self._met[key].runs))
         met = self._met[key]
         try:
@@ -206,12 +213,18 @@ class Graphs:
         except CaptureFailed:
             raise
         except RuntimeError as error:
-            met.refused = True
-            log.warning("This work cannot be recorded as a CUDA graph, it goes on without: %s", error)
+            met.refused, no_memory = True, is_out_of_memory(error)
+            log.warning(
+                "This work cannot be recorded as a CUDA graph, it goes on without: %s", str(error)
+            )  # not itself
+        else:
+            del self._met[key]
+            if oldest is not None:
+                del self._recordings[oldest]
             return True
-        del self._met[key]
-        if len(self._recordings) > MOST_GRAPHS:
-            self._recordings.popitem(last=False)
+        if no_memory:  # now that the error is gone, which holds what was made until then
+            for device in {layout.device for layout in met.layouts}:
+                free_memory(device)
         return True
 
 
@@ -221,6 +234,7 @@ class Recording:
     def __init__(self, paint: Way, order: Any, record: Record):
         self._buffers = list(leaves(order))
         self._given: list[Tensor | None] = [None] * len(self._buffers)
+        self.replayed = False
         self._replay, self._out = record(lambda: paint(order))
 
     def __call__(self, order: Any) -> Any:
@@ -228,7 +242,7 @@ class Recording:
         for buffer, new, last in zip(self._buffers, given, self._given, strict=True):
             if new is not last:  # a recipe's tensors stay the same until a control changes
                 buffer.copy_(new, non_blocking=True)
-        self._given = given
+        self._given, self.replayed = given, True
         self._replay()
         return rebuilt(self._out, (tensor.clone() for tensor in leaves(self._out)))
 

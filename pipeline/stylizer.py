@@ -81,9 +81,12 @@ class Stylizer:
         self._annotate = {name: recorded(annotation(name, self.dtype)) for name in spec.annotators}
 
     def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
-        """Paint with these parts from the next batch on: modules, or compiled code. What was recorded is let go."""
+        """Paint with these parts from the next batch on: modules, or compiled code. What was recorded is let go.
+
+        Whatever is raised leaves everything as it was.
+        """
         parts, spec = self.components, self.spec
-        self.painter = Painter(
+        painter = Painter(
             encode,
             denoise,
             decode,
@@ -94,9 +97,9 @@ class Stylizer:
             keeping=self._keeping,
             shallow=self._shallow,
         )
-        self._within: list[Graphs] = []
         record = record_in_one_pool(self.device) if self.graphs else None
-        painter, recorded = self.painter, recorded_by(record, self._within)
+        self.painter, self._within = painter, []
+        recorded = recorded_by(record, self._within)
         ways = (painter, painter.begin, painter.step_together, painter.finish, painter.keep, painter.reuse)
         self._paint, self._begin, self._step, self._finish, self._keep, self._reuse = map(recorded, ways)
 
@@ -160,10 +163,9 @@ class Stylizer:
                 log.warning("One of the usual shapes does not fit into memory, it is not recorded: %s", reason)
         total, done = sum(graphs.waiting(1) for graphs in self._all_graphs), 0
         for graphs in self._all_graphs:
-            while graphs.waiting(1):
-                report("Recording CUDA graphs", done / total)
-                graphs.record_next(1)
+            while graphs.record_next(1, makes_room=False):
                 done += 1
+                report("Recording CUDA graphs", min(1.0, done / total))
 
     def record_next(self) -> bool:
         """Record one more shape of work that was met often and ran as it is; False when there is none.
@@ -210,6 +212,11 @@ class Stylizer:
         batch = self.stream_batch()
         for _ in range(controls.steps):
             batch(blank_i420(1, CAMERAS[0]), controls, live=True)
+
+    def stands_at(self, controls: Controls) -> bool:
+        """Whether the LoRAs have the weights asked for, so that none are written for a call."""
+        loras = self.components.loras
+        return loras is None or loras.stand_at(self.recipes.lora_weights(controls))
 
     def free_memory(self) -> None:
         """What a call that ran out of memory left behind. Its error must be let go of before: it holds tensors."""

@@ -38,6 +38,8 @@ class Stylizer(Protocol):
 
     def free_memory(self) -> None: ...
 
+    def stands_at(self, controls: Controls) -> bool: ...
+
     def shape_key(self, controls: Controls) -> Hashable: ...
 
     def __call__(
@@ -98,7 +100,6 @@ class Asked(NamedTuple):
 
     when_s: float
     controls: Controls
-    shape_key: Hashable  # of these controls
     weights: Weights
 
 

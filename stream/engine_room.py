@@ -46,9 +46,11 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BUDGET_S = 1.0
 LOOK_EVERY_S = 0.001  # whether the engine is done
+STOPPING_S = 20.0  # is waited for a compilation that nobody wants any more
 IDLE_S = 1.0  # without a frame, before the engine does what would hold frames up
 MOST_RECORDED = 4  # shapes at once, while frames wait
-DWELL_CHANGE = 0.2  # of the dwell that the status told last: it is told again from there on
+DWELL_CHANGE = 0.2  # of the dwell that the status told last: it is told again from there on,
+TELL_EVERY_S = 1.0  # and so often: in between it may come and go with every batch
 
 Swap = Callable[[], None]
 Compile = Callable[[Stylizer, Report, Callable[[Swap], None]], None]
@@ -57,6 +59,10 @@ Compile = Callable[[Stylizer, Report, Callable[[Swap], None]], None]
 class Load(Protocol):
     def __call__(self, report: Report, **graphs: bool) -> Stylizer:
         """graphs=False: without CUDA graphs."""
+
+
+class Replaced(RuntimeError):
+    """What is being compiled for is not the engine any more."""
 
 
 class EngineFailed(RuntimeError):
@@ -85,7 +91,8 @@ class EngineRoom:
     load(report) -> Stylizer runs in the engine thread; once more, with graphs=False, where a capture broke off.
     compile(stylizer, report, put_in), if given, runs in a thread of its own once frames flow. What it compiled it hands
     over by put_in(swap), which returns at once: the engine thread calls swap() between two batches. report(detail,
-    progress 0..1 or None) may be called from both. Until the model is ready, frames wait in their slots, newest wins.
+    progress 0..1 or None) may be called from both; it raises Replaced in a compilation that nobody waits for any more.
+    Until the model is ready, frames wait in their slots, newest wins.
 
     An engine that breaks down is started again, as often as scheduler.may_restart allows: what it had in hand is
     dropped. After that the state is "failed" for good.
@@ -113,14 +120,15 @@ class EngineRoom:
         self._lock = threading.Lock()
         self._status = Status(model, device)
         self._stopped: str | None = None  # why an engine that was ready paints no more
-        self._dwell_s = 0.0  # of LoRA weights, as the status tells it
+        self._dwell_s = 0.0  # of LoRA weights, as the status tells it; the longest since then, and when it tells again
+        self._longest_s, self._tell_s = 0.0, 0.0
         self._served: dict[Feed, Served] = {}
         # For the engine thread alone; flight and turns are made when the stylizer is loaded.
         self._stylizer: Stylizer | None = None
         self._flight: Flight | None = None
         self._turns: Turns
         self._graphs: dict[str, bool] = {}
-        self._ready = "Ready."
+        self._but = ""  # what the status says behind "Ready"
         self._launched: Launched | None = None
         self._launch_s = 0.0
         self._in_hand: dict[int, tuple[Feed, Frame]] = {}  # neither in their slots nor shown, by id
@@ -217,7 +225,12 @@ class EngineRoom:
             try:
                 self._serve()
             except BaseException as error:  # a SystemExit, too: it would end this thread, and nobody would hear of it
-                if not self._goes_on(error, restarts_s):
+                try:
+                    goes_on = self._goes_on(error, restarts_s)
+                except BaseException as another:
+                    self._fail(another)
+                    return
+                if not goes_on:
                     return
 
     def _serve(self) -> None:
@@ -226,12 +239,16 @@ class EngineRoom:
         self._flight = Flight(stylizer.stream_batch())
         idle_s: float | None = IDLE_S
         while not self._closing.is_set():
+            if not self._work.is_set():
+                self._turns.idle()
             if self._work.wait(idle_s):
                 self._work.clear()
                 while not self._closing.is_set() and self._serve_one_batch(stylizer):
                     pass
                 idle_s = IDLE_S
-            elif not stylizer.record_next():
+                continue
+            self._tell_dwell(time.monotonic(), 0.0)
+            if not stylizer.record_next():
                 idle_s = None
         self._collect()
 
@@ -241,11 +258,11 @@ class EngineRoom:
         stylizer = self._load(self._status.report, **self._graphs)
         stylizer.record(self._controls, self._status.report)
         self._stylizer, self._capabilities = stylizer, stylizer.capabilities
-        self._turns = Turns(tuple(sorted(stylizer.capabilities.loras.items())) or None, self.budget_s)
+        self._turns = Turns(self.budget_s)
         self._status.change(
             state="ready",
             device=str(stylizer.device),
-            detail=self._ready,
+            detail=f"Ready{self._but or '.'}",
             progress=None,
             size=f"{stylizer.spec.width}x{stylizer.spec.height}",
             features=sorted(stylizer.capabilities.features),
@@ -271,19 +288,23 @@ class EngineRoom:
         if isinstance(error, CaptureFailed) and not self._graphs:
             log.error("The engine is loaded anew, without CUDA graphs: %s", reason)
             self._graphs, self._stylizer = {"graphs": False}, None
-            self._ready = f"Ready; it goes on without CUDA graphs: {reason}"
+            self._but = f"; it goes on without CUDA graphs: {reason}"
             self._settled.clear()
-            self._errands.clear()
             self._flight = None  # it holds on to the stylizer
             self._start_over()
             detail = f"Loading anew: the engine goes on without CUDA graphs: {reason}"
             self._status.change(state="loading", compiled="no", detail=detail, progress=None)
+            if self._compiling is not None:  # it holds on to the stylizer, too
+                self._compiling.join(STOPPING_S)
+            self._errands.clear()
             return True
         if self._stylizer is not None and scheduler.may_restart(now_s, restarts_s):
             log.error("The engine broke down and is started again.", exc_info=error)
             restarts_s.append(now_s)
+            self._turns.forget()
             self._start_over()
-            self._status.change(detail=f"Ready; the engine was started again after it broke down: {reason}")
+            detail = f"Ready; the engine was started again after it broke down: {reason}{self._but}"
+            self._status.change(detail=detail)
             self._work.set()
             return True
         self._fail(error)
@@ -291,7 +312,7 @@ class EngineRoom:
 
     def _fail(self, error: BaseException) -> None:
         """No frame is painted any more."""
-        detail = sentence(error)
+        detail, feeds = sentence(error), []
         if self._capabilities is None:
             log.debug("Loading failed.", exc_info=error)
             self.failure = error
@@ -301,14 +322,14 @@ class EngineRoom:
             detail = f"The engine {what} ({detail.rstrip('.')}): start the server again."
             with self._lock:
                 self._stopped, feeds = detail, list(self._served)
-            for feed in feeds:
-                feed.fault = detail
-                if (waiting := feed.mailbox.clear()) is not None:
-                    feed.drop(waiting)
         self._stylizer = None
         self._errands.clear()
         self._status.change(state="failed", detail=detail, progress=None, compiled="no")
         self._settled.set()
+        for feed in feeds:
+            feed.fault = detail
+            if (waiting := feed.mailbox.clear()) is not None:
+                feed.drop(waiting)
 
     def _serve_one_batch(self, stylizer: Stylizer) -> bool:
         """Carry out one plan; False when nobody waits, and there is nothing to wait for."""
@@ -326,14 +347,14 @@ class EngineRoom:
                 feed,
                 now_s if job.frame.is_imagined else job.frame.arrived_s,
                 feed.waiting_since_s,
-                job.shape_key,
+                (job.shape_key, feed if feed.fault else None),  # what failed last spoils no batch of others
                 stands=job.standing is not None,
                 weights=job.weights,
             )
             for feed, job in jobs.items()
         ]
         dwell = self._turns.dwell(now_s, {one.weights for one in self._asked(now_s, WANTED_S) if one.weights})
-        self._tell_dwell()
+        self._tell_dwell(now_s, self._turns.dwell_s)
         plan = scheduler.plan(now_s, line, self.budget_s, stylizer.max_batch, dwell)
         for feed in plan.expired:
             # A newer frame may have come in since: only the one that was judged is thrown away.
@@ -368,11 +389,14 @@ class EngineRoom:
             if state.asked is not None and now_s - state.asked.when_s <= within_s:
                 yield state.asked
 
-    def _tell_dwell(self) -> None:
-        dwell_s = round(self._turns.dwell_s, 3)
-        if abs(dwell_s - self._dwell_s) > DWELL_CHANGE * self._dwell_s:
-            self._dwell_s = dwell_s
-            self._status.change(lora_dwell_s=dwell_s)
+    def _tell_dwell(self, now_s: float, dwell_s: float) -> None:
+        self._longest_s = max(self._longest_s, round(dwell_s, 3))
+        if now_s < self._tell_s:
+            return
+        if abs(self._longest_s - self._dwell_s) > DWELL_CHANGE * self._dwell_s:
+            self._dwell_s = self._longest_s
+            self._status.change(lora_dwell_s=self._dwell_s)
+        self._longest_s, self._tell_s = 0.0, now_s + TELL_EVERY_S
 
     def _take(self, feed: Feed, matches: Callable[[Frame], bool] = lambda frame: True) -> Frame | None:
         """A stream's waiting frame, which is in hand from now on: until it is shown or dropped."""
@@ -428,7 +452,7 @@ class EngineRoom:
         controls, work = with_steps(controls, rung.steps), work if rung is rungs[0] else work._replace(rung=rung)
         try:
             shape_key, weights = stylizer.shape_key(controls), weights_of(stylizer.capabilities, controls)
-            state.asked = Asked(now_s, controls, shape_key, weights)
+            state.asked = Asked(now_s, controls, weights)
             key = (shape_key, rung.scale, (frame.size, frame.is_i420), id(mask) if mask else 0)
             job = Job(feed, frame, controls, mask, work, weights, key, state)
             return self._compared(job, state, now_s) if controls.skip_similar > 0 else job
@@ -464,11 +488,12 @@ class EngineRoom:
         """Launch a batch, and hand on the one before it, which the engine may be at until now; False where it could not
         be launched."""
         started_s = time.monotonic()
-        rewrites = self._turns.begin(started_s, batch[0].weights)
+        rewrites = self._begins_turn(stylizer, batch[0])
         try:
             coming = painted(stylizer, batch)
         except Exception as error:
             self._collect()
+            self._turns.forget()
             self._recover(stylizer, error)
             if len(batch) > 1:
                 self._one_by_one(stylizer, batch, error)
@@ -483,6 +508,12 @@ class EngineRoom:
             self._collect()
         return True
 
+    def _begins_turn(self, stylizer: Stylizer, job: Job) -> bool:
+        """Whether LoRA weights are written for a job that is about to be launched."""
+        rewrites = job.weights is not None and not stylizer.stands_at(job.controls)
+        self._turns.begin(time.monotonic(), job.weights, rewrites)
+        return rewrites
+
     def _one_by_one(self, stylizer: Stylizer, batch: Sequence[Job], error: Exception) -> None:
         """Find out whose fault it is: the others get their pictures. If it is nobody's, so many are too many."""
         launched = [self._stylize(stylizer, [job]) for job in batch]
@@ -494,9 +525,7 @@ class EngineRoom:
             self._batch_times[batch[0].work].add(time.monotonic(), len(batch), math.inf)
 
     def _recover(self, stylizer: Stylizer, error: BaseException) -> None:
-        """From a call that failed. Raises what one stream or one batch cannot be blamed for."""
-        if isinstance(error, CaptureFailed):
-            raise error
+        """From a call that failed: what it has left behind is freed."""
         if is_out_of_memory(error):
             cause: BaseException | None = error
             while cause is not None:  # their tracebacks hold what the try had made already
@@ -512,6 +541,7 @@ class EngineRoom:
         try:
             pictures = list(zip(batch, launched.painted.wait(), strict=True))
         except Exception as error:
+            self._turns.forget()
             self._recover(self._stylizer, error)
             if len(batch) > 1:
                 self._failed_together(batch)
@@ -520,6 +550,7 @@ class EngineRoom:
             return time.monotonic()
         ended_s = time.monotonic()
         engine_s = ended_s - launched.since_s
+        self._turns.ended(ended_s, launched.rewrites)
         if len(batch) > 1:  # each a part of one array, which whoever keeps one of them would hold whole
             pictures = [(job, [None if one is None else one.copy() for one in both]) for job, both in pictures]
         if paints(batch[0].controls):
@@ -542,7 +573,7 @@ class EngineRoom:
         flight, width, height = self._flight, stylizer.spec.width, stylizer.spec.height
         jobs = [*flight.jobs, *([job] if job else [])]
         steps, work = jobs[0].controls.steps, jobs[0].work
-        self._turns.begin(time.monotonic(), jobs[0].weights)
+        rewrites = self._begins_turn(stylizer, jobs[0])
         try:
             begins = {}
             if job is not None:
@@ -558,13 +589,16 @@ class EngineRoom:
                     frames, fitted = done.frame.rgb()[None], done.mask.fitted(width, height)
                     (rgb,) = pasted_in(stylizer, frames, [done.controls], [rgb], fitted)
         except Exception as error:
+            self._turns.forget()
+            flight = landed = None  # before memory is freed: they hold what is between two steps
+            self._flight = Flight(stylizer.stream_batch())
             self._recover(stylizer, error)
             log.warning("Frames in flight together failed, they are painted one by one: %s", sentence(error))
             self._shared_times.add(time.monotonic(), work, math.inf)
-            self._flight = Flight(stylizer.stream_batch())
             for each in jobs:
                 self._stylize(stylizer, [each])
             return
+        self._turns.ended(time.monotonic(), rewrites)
         if flight.call_s is not None:
             self._shared_times.add(time.monotonic(), work, flight.call_s)
         if landed is not None:
@@ -608,22 +642,37 @@ class EngineRoom:
             before.join()
 
         def report(detail: str, progress: float | None = None) -> None:
-            if stylizer is self._stylizer:
-                self._status.report(detail, progress)
+            if stylizer is not self._stylizer:
+                raise Replaced("The engine that this is compiled for is gone.")
+            self._status.report(detail, progress)
 
         def at_a_boundary(errand: Callable[[], None]) -> None:
             self._errands.append((stylizer, errand))
             self._work.set()
 
+        failed: list[str | None] = []  # of each swap why, None where it did not
+
+        def put_in(swap: Swap) -> None:
+            at_a_boundary(lambda: failed.append(self._swap_in(stylizer, swap)))
+
+        def tell(reason: str | None = None) -> None:
+            if reason is None and failed and None not in failed:
+                reason = f"compiled code could not be put in ({failed[0]})"
+            if reason is None:
+                self._status.change(compiled="yes", detail=f"Ready{self._but or '.'}", progress=None)
+            else:
+                self._status.change(compiled="no", detail=f"Ready, uncompiled: {reason}{self._but}", progress=None)
+
         try:
-            compile(stylizer, report, lambda swap: at_a_boundary(partial(self._swap_in, stylizer, swap)))
+            compile(stylizer, report, put_in)
+        except Replaced as error:
+            log.debug("Compiling was given up: %s", error)
         except BaseException as error:
             log.warning("Compiling failed, going on uncompiled: %s", sentence(error))
             log.debug("Compiling failed.", exc_info=True)
-            detail = f"Ready, uncompiled: compiling failed ({sentence(error)})"
-            at_a_boundary(partial(self._status.change, compiled="no", detail=detail, progress=None))
+            at_a_boundary(partial(tell, f"compiling failed ({sentence(error)})"))
         else:
-            at_a_boundary(lambda: self._status.change(compiled="yes", detail=self._ready, progress=None))
+            at_a_boundary(tell)
 
     def _run_errands(self, stylizer: Stylizer) -> None:
         while self._errands:
@@ -631,14 +680,30 @@ class EngineRoom:
             if owner is stylizer:
                 errand()
 
-    def _swap_in(self, stylizer: Stylizer, swap: Swap) -> None:
-        """Once nothing is under way, and before other frames are taken."""
+    def _swap_in(self, stylizer: Stylizer, swap: Swap) -> str | None:
+        """Once nothing is under way, and before other frames are taken. Why it failed, if it did: a swap is whole or
+        nothing, so the engine then goes on as it was."""
         while self._flight:
             self._advance(stylizer)
         self._collect()
-        swap()
-        in_use = (one for one in self._asked(time.monotonic(), scheduler.SAMPLE_LIFE_S) if paints(one.controls))
-        shapes = {stylizer.shape_key(self._controls): self._controls, **{one.shape_key: one.controls for one in in_use}}
+        try:
+            swap()
+        except BaseException as error:
+            log.warning("Compiled code cannot be put in, going on without: %s", sentence(error))
+            log.debug("Compiled code cannot be put in.", exc_info=True)
+            return sentence(error)
+        in_use = [one.controls for one in self._asked(time.monotonic(), scheduler.SAMPLE_LIFE_S)]
+        shapes = {}
+        for controls in filter(paints, [*in_use, self._controls]):  # there may not be room for all: in use goes first
+            controls = controls.model_copy(update={"lora_weights": self._controls.lora_weights})  # no part of a shape
+            shapes.setdefault(stylizer.shape_key(controls), controls)
         for controls in list(shapes.values())[:MOST_RECORDED]:
-            stylizer.record(controls, lambda detail, progress=None: None)
+            try:
+                stylizer.record(controls, lambda detail, progress=None: None)
+            except CaptureFailed:
+                raise
+            except Exception as error:
+                log.warning("What is in use is not recorded as CUDA graphs, it goes on without: %s", sentence(error))
+        self._turns.forget()
         self._start_over()
+        return None

@@ -34,10 +34,12 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Dwell:
-    """Until when LoRAs keep the weights that they have."""
+    """Until when LoRAs keep the weights that they have, while somebody waits for these. holds_until_s: even if nobody
+    does, as long as that is not over before."""
 
     weights: Hashable
     until_s: float
+    holds_until_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ def plan(
 
     A stream that was just served waits from its next frame on, behind all who waited already; so with n streams
     each of them is served within n picks. One whose picture stands takes nobody's time, so it does not wait in line.
-    While LoRA weights dwell, those who need others are held back; then they are the first, as they waited longest.
+    While LoRA weights dwell, those who need others come after those who need these, or are held back for them; then
+    they are the first, as they waited longest.
     """
     expired = tuple(w.stream for w in waiting if is_expired(now_s, w.arrived_s, budget_s))
     fresh = [w for w in waiting if not is_expired(now_s, w.arrived_s, budget_s)]
@@ -72,13 +75,16 @@ def plan(
     line = sorted((w for w in fresh if not w.stands), key=lambda w: (w.since_s, w.arrived_s))
     dwells = dwell is not None and now_s < dwell.until_s
     served = [w for w in line if not dwells or w.weights in (None, dwell.weights)]
+    if dwells and not served and now_s >= dwell.holds_until_s:
+        served = line
     batch = [w.stream for w in served if w.shape_key == served[0].shape_key]
-    again_s = dwell.until_s if len(served) < len(line) else None
+    again_s = min(dwell.until_s, dwell.holds_until_s) if len(served) < len(line) else None
     return Plan(expired, standing, tuple(batch[: max(1, max_batch)]), again_s)
 
 
 REWRITES_SHARE = 0.25  # of the time may go into writing LoRA weights, as long as
 DWELLS_SHARE = 0.5  # of the budget is enough for all dwells that a stream waits for
+REWRITES_WITHIN_S = 1.0  # is the time that was
 
 
 def dwell_s(rewrite_s: Sequence[float], groups: int, budget_s: float) -> float:
@@ -93,6 +99,19 @@ def dwell_s(rewrite_s: Sequence[float], groups: int, budget_s: float) -> float:
     if not (known := finite(rewrite_s)):
         return most_s
     return min(most_s, max(0.0, statistics.median(known)) * (1 / REWRITES_SHARE - 1))
+
+
+def holds_s(rewrite_s: Sequence[float], rewrites: int) -> float:
+    """For how long an engine with nothing else to do waits for a frame that needs the weights that stand.
+
+    rewrites: how many there were within REWRITES_WITHIN_S, without a lull behind them. Where there is time for another,
+    not at all; else as long as that takes, since a frame that comes sooner saves it. While it is not known, for the
+    whole dwell.
+    """
+    if not (known := finite(rewrite_s)):
+        return math.inf
+    one_s = max(0.0, statistics.median(known))
+    return one_s if (rewrites + 1) * one_s > REWRITES_SHARE * REWRITES_WITHIN_S else 0.0
 
 
 RESTARTS, RESTARTS_WITHIN_S = 2, 60.0

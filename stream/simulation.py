@@ -49,11 +49,13 @@ def simulate(
     seed: int = 0,
     weights: Sequence[Hashable] | None = None,
     rewrite_s: float = 0.0,
+    dwells: bool = True,
 ) -> Simulation:
     """Play `duration_s` seconds of one stream per entry of `fps_in` through the scheduler.
 
     engine_s: time of one batch, or a function that draws it. jitter_s: each frame arrives up to this much late.
     weights: of the LoRAs, for each stream; they take rewrite_s to be written for a batch that needs others.
+    dwells: whether they are kept for a while; without, streams are served by their place in the line alone.
     """
     dice = random.Random(seed)
     draw_engine_s = engine_s if callable(engine_s) else lambda dice: engine_s
@@ -68,12 +70,15 @@ def simulate(
     ]
     heapq.heapify(arrivals)
     shown: list[Shown] = []
-    turns, asked_s, plain, rewriting_s = Turns(None, budget_s), {}, scheduler.EngineTimes(), 0.0
+    turns, asked_s, plain, rewriting_s = Turns(budget_s), {}, scheduler.EngineTimes(), 0.0
+    stand: Hashable = None
     needs = [None] * len(rates_hz) if weights is None else list(weights)
     engine_free_s, now_s = 0.0, 0.0
     while arrivals or any(slot.peek() is not None for slot in slots):
         idle_until_s = arrivals[0][0] if arrivals else now_s
         waiting = any(slot.peek() is not None for slot in slots)
+        if not waiting and idle_until_s > engine_free_s:
+            turns.idle()
         now_s = max(now_s, engine_free_s if waiting else max(engine_free_s, idle_until_s))
         if now_s >= duration_s:
             break
@@ -89,14 +94,17 @@ def simulate(
         ]
         asked_s |= {waiting.stream: now_s for waiting in line}
         wanted = {needs[stream] for stream, when_s in asked_s.items() if now_s - when_s <= WANTED_S} - {None}
-        plan = scheduler.plan(now_s, line, budget_s, max_batch, turns.dwell(now_s, wanted))
+        plan = scheduler.plan(now_s, line, budget_s, max_batch, turns.dwell(now_s, wanted) if dwells else None)
         for stream in plan.expired:
             slots[stream].take()
             expired[stream] += 1
         if plan.batch:
-            took_s, rewrites = draw_engine_s(dice), turns.begin(now_s, needs[plan.batch[0]])
+            took_s, needed = draw_engine_s(dice), needs[plan.batch[0]]
+            rewrites, stand = needed not in (None, stand), needed or stand
+            turns.begin(now_s, needed, rewrites)
             engine_free_s = now_s + took_s + rewrite_s * rewrites
             rewriting_s += rewrite_s * rewrites
+            turns.ended(engine_free_s, rewrites)
             if rewrites:
                 turns.measured(engine_free_s, took_s + rewrite_s, plain.of(len(plan.batch), now_s))
             else:

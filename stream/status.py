@@ -30,7 +30,10 @@ class Status:
 
     def change(self, **changes: Any) -> None:
         with self._lock:
-            self._values = {**self._values, **changes}
+            values = {**self._values, **changes}
+            if values == self._values:
+                return
+            self._values = values
             listeners = self._listeners
         for listener in listeners:
             try:
@@ -60,5 +63,8 @@ class Status:
 
 def sentence(error: BaseException) -> str:
     """An error as one line fit for a status display."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an error in an error: the type alone is told
+        text = ""
     return text[:300] if text else f"{type(error).__name__} without a message."

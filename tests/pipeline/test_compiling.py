@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,26 @@ def test_where_the_model_does_not_fit_a_second_time_no_child_loads_it(weights, t
     monkeypatch.setattr(compiling.subprocess, "Popen", begin)
     with pytest.raises(Begun):
         compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
+
+
+def test_a_child_that_nobody_waits_for_any_more_is_ended(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("LCMIRROR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling, "LOOK_EVERY_S", 0.01)
+    children, popen, told = [], subprocess.Popen, []
+
+    def begin(*arguments, **options):
+        children.append(popen([sys.executable, "-c", "import time; time.sleep(600)"], **options))
+        return children[-1]
+
+    def report(detail, progress):
+        told.append(detail)
+        if len(told) == 4:
+            raise Begun
+
+    monkeypatch.setattr(compiling.subprocess, "Popen", begin)
+    with pytest.raises(Begun):
+        compiling.compile_beside(load(spec(weights), "cpu", compile=False), report, compiling.at_once)
+    assert [child.poll() is not None for child in children] == [True]
 
 
 CGROUP_2 = {"memory.max": "9000\n", "memory.current": "7000\n", "memory.stat": "anon 5\ninactive_file 2500\n"}

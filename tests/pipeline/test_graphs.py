@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, annotators, canny, load
+from pipeline import graphs as graphs_module
 from pipeline import stylizer as stylizers
 from pipeline.conversions import Conversions
 from pipeline.errors import CaptureFailed
@@ -200,12 +201,45 @@ def test_graphs_are_bounded_and_the_oldest_goes():
     for size in range(1, MOST_GRAPHS + 2):
         graphs((torch.zeros(size),))
         assert graphs.record_next(1)
+        graphs((torch.zeros(size),))
     assert graphs.recorded == MOST_GRAPHS
     for size in (MOST_GRAPHS + 1, 1):  # the first one's has made room: it runs as it is
         assert torch.equal(graphs((torch.zeros(size),)), torch.ones(size))
     assert graphs.waiting(1) == 1
     assert graphs.record_next(1)
     assert len(recorded) == MOST_GRAPHS + 2
+
+
+def test_what_was_not_replayed_yet_makes_no_room():
+    graphs = Graphs(lambda order: order[0] + 1, replayed)
+    for size in range(1, MOST_GRAPHS + 4):
+        for _ in range(MOST_GRAPHS + 4 - size):  # the smaller, the more often
+            graphs((torch.zeros(size),))
+    while graphs.record_next(1, makes_room=False):
+        pass
+    assert (graphs.recorded, graphs.waiting(1)) == (MOST_GRAPHS, 3)
+    assert not graphs.record_next(1), "nor when the device idles"
+    graphs((torch.zeros(7),))
+    assert not graphs.record_next(1, makes_room=False)
+    assert graphs.record_next(1)
+    graphs((torch.zeros(7),))
+    assert (graphs.recorded, graphs.waiting(1)) == (MOST_GRAPHS, 3), "the one that was replayed has gone"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_recording_that_runs_out_of_memory_leaves_none_behind(error, monkeypatch):
+    left, freed = [], []
+
+    def record(work):
+        half_done = torch.zeros(9)
+        left.append(weakref.ref(half_done))
+        raise error("it is no use")
+
+    monkeypatch.setattr(graphs_module, "free_memory", lambda device: freed.append((str(device), left[-1]())))
+    graphs = Graphs(lambda order: order[0] + 1, record)
+    graphs((torch.zeros(2),))
+    assert graphs.record_next(1)
+    assert freed == ([("cpu", None)] if error is torch.OutOfMemoryError else [])
 
 
 def test_word_of_shapes_is_bounded_and_takes_none_of_their_memory():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.capabilities import Capabilities
+from pipeline.capabilities import Capabilities, lora_weights
 from pipeline.settings import Controls
 from pipeline.stream_batch import StreamBatch
 
@@ -47,6 +47,11 @@ class FakeStylizer:
 
     def free_memory(self) -> None:
         self.swept += 1
+
+    def stands_at(self, controls: Controls) -> bool:
+        """Whether the last call was for the same weights."""
+        last = self.calls[-1][0] if self.calls else Controls()
+        return lora_weights(self.capabilities, last) == lora_weights(self.capabilities, controls)
 
     def shape_key(self, controls: Controls):
         return controls.steps, controls.bypass

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stream import scheduler
@@ -66,6 +66,17 @@ def test_a_plan_holds_what_it_promises(line, now_s, max_batch):
         fitting = sorted(w.since_s for w in fresh if w.shape_key == first.shape_key)
         assert [by_stream[stream].since_s for stream in chosen.batch] == fitting[: len(chosen.batch)]
         assert len(chosen.batch) == min(max_batch, len(fitting))
+
+
+@given(lines(), times_s, st.integers(1, 4), times_s)
+def test_weights_that_stand_go_first_and_where_nobody_wants_them_others_are_not_held_back(
+    line, now_s, max_batch, until_s
+):
+    chosen = plan(now_s, line, BUDGET_S, max_batch, Dwell("x", until_s, holds_until_s=now_s))
+    free = plan(now_s, line, BUDGET_S, max_batch)
+    assert bool(chosen.batch) == bool(free.batch)
+    preferred = plan(now_s, [w for w in line if w.weights != "y"], BUDGET_S, max_batch).batch
+    assert chosen.batch == ((preferred if until_s > now_s else ()) or free.batch)
 
 
 @given(lines(), times_s, st.integers(1, 4), times_s)
@@ -138,8 +149,14 @@ def test_writing_lora_weights_takes_a_bounded_share_and_nobody_waits_for_longer_
     )
     if len(set(weights)) == 1:
         assert played.rewriting_s <= rewrite_s
-    # The last one may not have had its dwell.
-    assert played.rewriting_s <= scheduler.REWRITES_SHARE * duration_s + rewrite_s
+    # Before the first is known, while the engine keeps up, and where a frame comes later than weights are written, more
+    # is written than that; no more than there would be else.
+    if rewrite_s > 1 / 30:
+        assert (
+            played.rewriting_s <= scheduler.REWRITES_SHARE * (duration_s + scheduler.REWRITES_WITHIN_S) + 2 * rewrite_s
+        )
+    else:
+        assert played.rewriting_s <= 0.5 * duration_s + 2 * rewrite_s
     turn_s = scheduler.DWELLS_SHARE * budget_s + rewrite_s
     for stream in range(len(weights)):
         picks_s = [0.0, *(shown.picked_s for shown in played.shown if shown.stream == stream), duration_s]
@@ -166,11 +183,44 @@ def test_a_cheap_rewrite_is_waited_for_as_briefly():
         assert len(late) >= 0.95 * 15 * 30
 
 
+@given(
+    st.lists(st.sampled_from("abc"), min_size=2, max_size=5),
+    st.floats(0.002, 0.02),
+    st.floats(0.0, 0.02),
+    st.floats(0, 0.03),
+    st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_an_engine_that_keeps_up_holds_nobody_back(weights, engine_s, rewrite_s, jitter_s, seed):
+    """Where it could rewrite for every frame in turn, everybody has as many as without any dwell."""
+    assume(len(weights) * (engine_s + rewrite_s) <= 0.9 / 30)
+    options = {"fps_in": [30] * len(weights), "weights": weights, "rewrite_s": rewrite_s, "duration_s": 12}
+    kept, free = (
+        simulate(engine_s, **options, jitter_s=jitter_s, seed=seed, dwells=dwells) for dwells in (True, False)
+    )
+    for stream in range(len(weights)):
+        with_s, without_s = ([one.shown_s for one in each.shown if one.stream == stream] for each in (kept, free))
+        assert len([at for at in with_s if at > 2]) >= 0.95 * len([at for at in without_s if at > 2])
+    assert kept.rewriting_s <= free.rewriting_s + rewrite_s
+
+
+@given(st.floats(0.1, 1.0), st.floats(0.005, 0.03), st.integers(0, 99))
+@settings(max_examples=30)
+def test_a_rewrite_that_takes_longer_than_the_dwell_is_found_out_and_does_no_harm(rewrite_s, engine_s, seed):
+    """From cold: what it takes is not known before a batch without one was seen."""
+    options = {"fps_in": [30] * 8, "weights": "abababab", "rewrite_s": rewrite_s, "duration_s": 20, "max_batch": 8}
+    kept, free = (simulate(engine_s, **options, seed=seed, dwells=dwells) for dwells in (True, False))
+    turn_s = rewrite_s + engine_s
+    dwell_s = min(scheduler.DWELLS_SHARE * BUDGET_S, 3 * rewrite_s)
+    assert kept.rewriting_s <= 20 * rewrite_s / (dwell_s + turn_s) + 3 * turn_s
+    assert len(kept.shown) >= 1.5 * len(free.shown)
+
+
 def test_a_stream_whose_own_weights_change_waits_for_nobody():
-    turns = Turns("a", BUDGET_S)
+    turns = Turns(BUDGET_S)
     for number in range(9):
         assert turns.dwell(float(number), {number, "other"}) is None
-        assert turns.begin(float(number), number)
+        turns.begin(float(number), number, rewrites=True)
 
 
 @pytest.mark.parametrize(
