@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -215,6 +215,8 @@ class EngineRoom:
     def wake(self) -> None:
         """A frame lies in some slot."""
         self._work.set()
+        if self._stopped is not None:
+            self._drop_waiting(self._served)
 
     # -- the engine thread -------------------------------------------------------------------------------------------
 
@@ -328,6 +330,11 @@ class EngineRoom:
         self._settled.set()
         for feed in feeds:
             feed.fault = detail
+        self._drop_waiting(feeds)
+
+    def _drop_waiting(self, feeds: Iterable[Feed]) -> None:
+        """Nobody will paint these frames."""
+        for feed in feeds:
             if (waiting := feed.mailbox.clear()) is not None:
                 feed.drop(waiting)
 

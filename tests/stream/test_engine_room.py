@@ -1013,6 +1013,8 @@ def test_an_engine_that_cannot_even_be_started_again_says_that_it_failed(house, 
     wait_for(lambda: one.room.status()["state"] == "failed")
     assert "list index out of range" in one.room.status()["detail"]
     wait_for(lambda: in_flight(stream) == 0)
+    publication.put(solid(20, 0, 0))  # by a publisher who has not heard of it yet
+    assert accounts(stream)["frames_dropped"] == 2
 
 
 def test_a_library_that_wants_to_end_the_program_while_it_loads_does_not_leave_it_loading(house):
