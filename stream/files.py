@@ -35,7 +35,7 @@ class File(web.FileResponse):
     """aiohttp's, but for some requests that RFC 9110 has a server answer otherwise, and for how the bytes are sent."""
 
     def __init__(self, path: Path, headers: Mapping[str, str] | None = None):
-        super().__init__(path, chunk_size=_PIECE_BYTES, headers=headers)
+        super().__init__(path, headers=headers)
         self._if_range: str | None = None
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -59,7 +59,11 @@ class File(web.FileResponse):
         """Through the transport, as every other answer goes: asyncio's sendfile waits for ever on a connection that is
         cut, with the file open, and takes a client that leaves for a mistake."""
         writer = await web.StreamResponse.prepare(self, request)
-        return await self._sendfile_fallback(writer, fobj, offset, count)
+        fobj.seek(offset)
+        while count > 0 and (piece := await asyncio.to_thread(fobj.read, min(count, _PIECE_BYTES))):
+            await writer.write(piece)
+            count -= len(piece)
+        return writer
 
 
 def counts(name: str, value: str, method: str) -> bool:
