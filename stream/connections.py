@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 LINGER_S = 2.0  # how long the rest of a body is read that nobody wants, so that the answer is not lost in a reset
 
 
-_ACKED_AT = 120  # linux/tcp.h
-_TCP_INFO_BYTES = _ACKED_AT + 8
+_TCP_INFO = struct.Struct("=24xI92xQ16xI")  # of Linux' tcp_info: tcpi_unacked, tcpi_bytes_acked, tcpi_notsent_bytes
 
 
 class Stage(Enum):
@@ -83,9 +82,9 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def look(self, now_s: float) -> None:
-        """Note whether the client has taken something since the last look; where nobody knows, it is said to have."""
-        taken = taken_bytes(self._wire)
-        if taken is None or taken != self._taken:
+        """Note whether the client has taken what it is owed since the last look; where nobody knows, it is said to."""
+        owed, taken = owed_and_taken(self._wire)
+        if not owed or taken != self._taken:
             self._taken, self.taken_s = taken, now_s
 
     @property
@@ -129,20 +128,17 @@ class Connection(web.RequestHandler):
     def _enter(self, stage: Stage) -> None:
         if self.stage is not Stage.GONE:
             self.stage, self.since_s = stage, asyncio.get_running_loop().time()
-            if stage is Stage.ANSWER:
-                self.taken_s = self.since_s
 
 
-def taken_bytes(wire: asyncio.BaseTransport) -> int | None:
-    """How much the other side has acknowledged in all: tcpi_bytes_acked of Linux' tcp_info (RFC 4898,
-    tcpEStatsAppHCThruOctetsAcked). None where the system does not tell."""
-    if not hasattr(socket, "TCP_INFO"):
-        return None
+def owed_and_taken(wire: asyncio.BaseTransport) -> tuple[bool, int]:
+    """Whether the other side still has to take something that was sent, and how many bytes it has acknowledged in all;
+    (False, 0) where the system does not tell."""
     try:
-        told = wire.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:  # it is closed already, or is no TCP
-        return None
-    return struct.unpack_from("=Q", told, _ACKED_AT)[0] if len(told) == _TCP_INFO_BYTES else None
+        told = wire.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        segments_in_flight, taken, bytes_to_send = _TCP_INFO.unpack(told)
+    except (AttributeError, OSError, struct.error):  # no Linux, or an old one; closed already
+        return False, 0
+    return segments_in_flight + bytes_to_send > 0, taken
 
 
 def malformed(error: HttpProcessingError, begun: bytes) -> str:
@@ -197,7 +193,7 @@ def first_to_go(connections: Collection[Connection], now_s: float) -> Connection
     there is none, who has been taking an answer for too long, the one that has taken nothing for longest."""
     may_go = [one for one in connections if one.may_go]
     if may_go:
-        return min(may_go, key=lambda one: one.since_s)
+        return min(may_go, key=lambda one: min(one.since_s, one.taken_s))
     stuck = [
         one
         for one in connections
