@@ -63,7 +63,8 @@ class File(web.FileResponse):
         while count > 0 and (piece := fobj.read(min(count, _PIECE_BYTES))):  # as sendfile would, in the loop
             await writer.write(piece)
             count -= len(piece)
-            await asyncio.sleep(0)  # a client that is as fast as we are would never make that wait
+            if count:
+                await asyncio.sleep(0)  # a client that is as fast as we are would never make that wait
         return writer
 
 
