@@ -30,7 +30,7 @@ from pipeline.errors import CaptureFailed, LoadError
 from pipeline.presets import TABLE
 from pipeline.settings import Controls, ModelSpec
 from stream import logs
-from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
+from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, leave
 
 if TYPE_CHECKING:
     import torch
@@ -429,4 +429,4 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import idna
 from aiohttp import web
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -15,6 +17,9 @@ USUAL_PORTS = {"http": 80, "https": 443}
 METHODS = "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
 OPEN_PREFIXES = ("/static/", "/view/")  # pages ask for the token; they need to be seen to do so
 _PLAIN_HOST = re.compile(r"[\w.\-\[\]:]+", re.ASCII)  # anything else could write into the policy it is put into
+_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")  # RFC 3986, section 3.2, but for whose it is
+_LABELS = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
+_ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?")  # for browsers it is an IPv4 address then
 OPEN_PATHS = frozenset({"/", "/healthz", "/favicon.ico"})
 
 
@@ -110,19 +115,49 @@ def serialized_origin(text: str) -> str:
     if text in ("*", "null"):
         return text
     try:
+        if any(ord(character) < 0x20 for character in text):  # urlsplit leaves some out
+            raise ValueError
         parts = urlsplit(text)
-        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
-    except ValueError:  # UnicodeError is one
-        parts, port, host = urlsplit(""), None, ""
-    if not (parts.scheme and _PLAIN_HOST.fullmatch(host) and text[len(parts.scheme) :].startswith("://")):
-        raise ValueError(f"--allow-origin {text!r} is no origin: give scheme and host, as in https://example.org.")
+        if not (parts.scheme and text[len(parts.scheme) :].startswith("://") and parts.netloc):
+            raise ValueError
+        authority = _AUTHORITY.fullmatch(parts.netloc.rpartition("@")[2])
+        host, port = serialized_host(authority[1] if authority else ""), parts.port
+    except ValueError as error:
+        reason = str(error) if isinstance(error, BadHost) else "give scheme and host, as in https://example.org"
+        raise ValueError(f"--allow-origin {text!r} is no origin: {reason}.") from error
     if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(
             f"--allow-origin {text!r} is more than an origin: give scheme and host alone, as in https://example.org."
         )
-    shown_host = f"[{host}]" if ":" in host else host
     shown_port = "" if port in (None, USUAL_PORTS.get(parts.scheme)) else f":{port}"
-    return f"{parts.scheme}://{shown_host}{shown_port}"
+    return f"{parts.scheme}://{host}{shown_port}"
+
+
+class BadHost(ValueError):
+    """The text says what to give instead."""
+
+
+def serialized_host(host: str) -> str:
+    """As browsers write it (WHATWG URL, sections 3.3 and 3.5): names by IDNA 2008 with UTS 46, IPv6 compressed and in
+    brackets. Raises ValueError for what is no host, BadHost for other forms of an IPv4 address than four numbers."""
+    if host.startswith("["):
+        address = ipaddress.IPv6Address(host[1:-1])
+        if address.scope_id is not None:
+            raise ValueError("Browsers send no zone.")
+        mapped = int(address) & 0xFFFFFFFF  # some Pythons show its end as IPv4
+        return f"[::ffff:{mapped >> 16:x}:{mapped & 0xFFFF:x}]" if address.ipv4_mapped else f"[{address}]"
+    if not host.isascii():
+        labels = idna.uts46_remap(host, std3_rules=False, transitional=False).split(".")
+        host = ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
+    host = host.lower()
+    if not _LABELS.fullmatch(host):
+        raise ValueError("There is no such name.")
+    if _ENDS_IN_NUMBER.fullmatch(host):
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError as error:
+            raise BadHost("write an IPv4 address as four decimal numbers, as in http://127.0.0.1") from error
+    return host
 
 
 def host_header(request: web.BaseRequest) -> str:

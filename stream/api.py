@@ -174,7 +174,11 @@ async def events(request: web.Request) -> web.WebSocketResponse:
     name, room, sockets = request.match_info["stream"], request.app[ENGINE_ROOM], request.app[SOCKETS]
     request.app[STREAMS].find(name)  # refuses a bad name
     socket = web.WebSocketResponse(heartbeat=20, max_msg_size=4096, timeout=GOODBYE_S)
-    if not socket.can_prepare(request):
+    try:
+        opens = socket.can_prepare(request)
+    except ValueError:  # aiohttp decodes the key, which should be Base64 (RFC 6455, section 4.2.1) and may be anything
+        opens = False
+    if not opens:
         raise web.HTTPUpgradeRequired(
             headers={"Upgrade": "websocket"}, text="Events come over a WebSocket: ask for the upgrade to one."
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from enum import Enum
 
@@ -14,6 +16,9 @@ from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, LineTooL
 log = logging.getLogger(__name__)
 
 LINGER_S = 2.0  # how long the rest of a body is read that nobody wants, so that the answer is not lost in a reset
+
+
+_TCP_INFO = struct.Struct("=24xI92xQ16xI")  # of Linux' tcp_info: tcpi_unacked, tcpi_bytes_acked, tcpi_notsent_bytes
 
 
 class Stage(Enum):
@@ -30,12 +35,13 @@ class Stage(Enum):
 PATIENCE_S = {Stage.HEAD: 10.0, Stage.IDLE: 75.0}
 # A film may take hours to go out. Only where it is crowded, what takes longer may be cut: a download can be resumed.
 ANSWER_S = 60.0
+STALLED_S = 1.5  # the same for who takes nothing at all meanwhile, as far as the system tells
 
 
 class Connection(web.RequestHandler):
     """aiohttp's protocol, which also knows what it waits for, and since when on the loop's clock."""
 
-    __slots__ = ("_all", "_begun", "_request", "_wire", "since_s", "stage")
+    __slots__ = ("_all", "_begun", "_request", "_taken", "_wire", "since_s", "stage", "taken_s")
 
     def __init__(self, server: web.Server, connections: set[Connection]):
         super().__init__(server, loop=asyncio.get_running_loop(), access_log=None, lingering_time=LINGER_S)
@@ -43,6 +49,7 @@ class Connection(web.RequestHandler):
         self._begun = b""
         self._request: web.BaseRequest | None = None
         self.stage, self.since_s = Stage.HEAD, asyncio.get_running_loop().time()
+        self._taken, self.taken_s = 0, self.since_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = transport
@@ -73,6 +80,12 @@ class Connection(web.RequestHandler):
         self._enter(Stage.GONE)
         self._all.discard(self)
         super().connection_lost(exc)
+
+    def look(self, now_s: float) -> None:
+        """Note whether the client has taken what it is owed since the last look; where nobody knows, it is said to."""
+        owed, taken = owed_and_taken(self._wire)
+        if not owed or taken != self._taken:
+            self._taken, self.taken_s = taken, now_s
 
     @property
     def may_go(self) -> bool:
@@ -115,6 +128,17 @@ class Connection(web.RequestHandler):
     def _enter(self, stage: Stage) -> None:
         if self.stage is not Stage.GONE:
             self.stage, self.since_s = stage, asyncio.get_running_loop().time()
+
+
+def owed_and_taken(wire: asyncio.BaseTransport) -> tuple[bool, int]:
+    """Whether the other side still has to take something that was sent, and how many bytes it has acknowledged in all;
+    (False, 0) where the system does not tell."""
+    try:
+        told = wire.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        segments_in_flight, taken, bytes_to_send = _TCP_INFO.unpack(told)
+    except (AttributeError, OSError, struct.error):  # no Linux, or an old one; closed already
+        return False, 0
+    return segments_in_flight + bytes_to_send > 0, taken
 
 
 def malformed(error: HttpProcessingError, begun: bytes) -> str:
@@ -166,7 +190,13 @@ def overdue(connections: Iterable[Connection], now_s: float) -> list[Connection]
 
 def first_to_go(connections: Collection[Connection], now_s: float) -> Connection | None:
     """Of those that may go, the one that has waited longest: a client in earnest sends its request at once. Only where
-    there is none, who has been taking an answer for too long."""
+    there is none, who has been taking an answer for too long, the one that has taken nothing for longest."""
     may_go = [one for one in connections if one.may_go]
-    stuck = [one for one in connections if one.stage is Stage.ANSWER and now_s - one.since_s >= ANSWER_S]
-    return min(may_go or stuck, key=lambda one: one.since_s, default=None)
+    if may_go:
+        return min(may_go, key=lambda one: min(one.since_s, one.taken_s))
+    stuck = [
+        one
+        for one in connections
+        if one.stage is Stage.ANSWER and (now_s - one.since_s >= ANSWER_S or now_s - one.taken_s >= STALLED_S)
+    ]
+    return min(stuck, key=lambda one: (one.taken_s, one.since_s), default=None)

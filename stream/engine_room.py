@@ -37,6 +37,7 @@ from .batches import (
     work_done,
     work_of,
 )
+from .exits import ENGINE_THREAD
 from .flight import Flight
 from .frames import Frame
 from .status import Status, sentence
@@ -139,7 +140,7 @@ class EngineRoom:
         self._work = threading.Event()
         self._settled = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
 
     # -- for everyone ------------------------------------------------------------------------------------------------
 

@@ -100,7 +100,10 @@ async def _accept(server: web.Server, listener: socket.socket, connections: set[
 async def _let_stale_go(connections: set[Connection]) -> None:
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        for one in overdue(connections, asyncio.get_running_loop().time()):
+        now_s = asyncio.get_running_loop().time()
+        for one in connections:
+            one.look(now_s)
+        for one in overdue(connections, now_s):
             one.cut()
 
 

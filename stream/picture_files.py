@@ -12,7 +12,8 @@ from PIL import Image
 
 T = TypeVar("T")
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # a line for each, of what Limit refuses
+# A line for each, past the log: of what Limit refuses, and of what Pillow reads well enough or not at all.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,12 @@ async def test_an_origin_may_be_written_as_people_do(start_server, given):
     [
         ("https://bücher.example", "https://xn--bcher-kva.example"),
         ("http://[::1]:8081/", "http://[::1]:8081"),
+        ("https://straße.example", "https://xn--strae-oqa.example"),
+        ("https://my_studio.lan.", "https://my_studio.lan."),
+        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]"),
+        ("http://[2001:DB8:0:0:1:0:0:1]:80", "http://[2001:db8::1:0:0:1]"),
+        ("http://[::ffff:127.0.0.1]", "http://[::ffff:7f00:1]"),
+        ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
         ("http://Studio.lan:3000", "http://studio.lan:3000"),
         ("chrome-extension://abcdef", "chrome-extension://abcdef"),
         ("null", "null"),
@@ -111,11 +117,31 @@ def test_other_forms_of_an_origin(given, sent):
         "https://",
         "https:friend.example",
         "https://*.x",
+        "https://[::1]x",
+        "https://[::1",
+        "https://[::1%eth0]",
+        "https://[v1.x]",
+        "https://[127.0.0.1]",
+        "https://a\norg",
+        "https://a\torg",
+        "https://a b",
+        "https://a..org",
+        "https://xn--\N{SNOWMAN}",
+        "https://a:port",
     ],
 )
 def test_what_no_browser_sends_is_no_origin(given):
     with pytest.raises(ValueError, match=r"--allow-origin.*https://example\.org"):
         Access(allow_origins=[given])
+
+
+@pytest.mark.parametrize(
+    "host", ["127.1", "0x7f.1", "2130706433", "127.0.0.01", "1.2.3.256", "a.1", "１２７.1", "127.1."]
+)
+def test_a_number_that_browsers_write_otherwise_is_refused(host):
+    with pytest.raises(ValueError, match=r"--allow-origin.*http://127\.0\.0\.1") as refused:
+        Access(allow_origins=[f"http://{host}"])
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("extra", ["/page", "/?query", "/#place"])

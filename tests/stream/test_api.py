@@ -142,6 +142,15 @@ async def test_a_mask_comes_as_a_png_and_goes(server):
         assert response.status == 403
 
 
+@pytest.mark.parametrize("key", ["é", "", "x", "====", "AAAAA", "dGhlIHNhbXBsZQ==", "dGhlIHNhbXBsZSBub25jZ٣=="])
+async def test_a_key_that_opens_no_websocket_is_refused(server, caplog, key):
+    asked = UPGRADE | {"Sec-WebSocket-Key": key}
+    async with server.http.get(f"{server.url}/api/streams/one/events", headers=asked) as response:
+        assert response.status == 426
+        assert "WebSocket" in (await response.json())["error"]
+    assert caplog.records == []
+
+
 async def test_event_requests_that_are_refused_push_no_stream_out(start_server, monkeypatch):
     server = await start_server(max_names=1)
     await server.patch(CONTROLS, steps=3)

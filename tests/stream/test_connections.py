@@ -152,8 +152,13 @@ async def test_a_client_that_reads_no_answer_is_let_go(start_server, knock, monk
     await until(lambda: not server.runner.server.connections)
 
 
-async def test_who_takes_no_answer_locks_nobody_out(start_server, knock, monkeypatch, tmp_path):
-    monkeypatch.setattr(connections, "ANSWER_S", 0.0)
+TOLD = pytest.param("STALLED_S", marks=pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="the system is mute"))
+
+
+@pytest.mark.parametrize("limit", ["ANSWER_S", TOLD])
+async def test_who_takes_no_answer_locks_nobody_out(start_server, knock, monkeypatch, tmp_path, limit):
+    for name in ("ANSWER_S", "STALLED_S"):
+        monkeypatch.setattr(connections, name, 0.0 if name == limit else float("inf"))
     (tmp_path / "two-20260101-120000.mp4").write_bytes(bytes(32 * 2**20))
     server = await start_server(max_connections=3, recordings=tmp_path)
     ask = b"GET /api/recordings/two-20260101-120000.mp4 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -163,6 +168,26 @@ async def test_who_takes_no_answer_locks_nobody_out(start_server, knock, monkeyp
         writer.write(ask)
     await until(lambda: server.runner.server.requests_count == 3)
     assert await asyncio.wait_for(status_of(server), 60) == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="the system does not tell")
+async def test_who_reads_slowly_stays_and_who_reads_nothing_goes(start_server, knock, monkeypatch, tmp_path):
+    (tmp_path / "two-20260101-120000.mp4").write_bytes(bytes(32 * 2**20))
+    server = await start_server(max_connections=2, recordings=tmp_path)
+    for _ in range(2):
+        reader, writer = await knock(server)
+        writer.transport.pause_reading()
+        writer.write(b"GET /api/recordings/two-20260101-120000.mp4 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    await until(lambda: all(one.stage is Stage.ANSWER for one in server.runner.server.connections))
+    two = list(server.runner.server.connections)
+    before_s = asyncio.get_running_loop().time()
+    writer.transport.resume_reading()
+    while all(one.taken_s < before_s + listening.LOOK_EVERY_S for one in two):
+        assert await asyncio.wait_for(reader.read(2**16), 30)
+        await asyncio.sleep(0.01)
+    slow, stuck = sorted(two, key=lambda one: one.taken_s, reverse=True)
+    monkeypatch.setattr(connections, "STALLED_S", (slow.taken_s - stuck.taken_s) / 2)
+    assert first_to_go(two, slow.taken_s) is stuck
 
 
 async def test_where_no_descriptor_is_left_the_oldest_go_and_it_is_said_once(start_server, knock, monkeypatch, caplog):
@@ -201,8 +226,8 @@ def test_who_has_waited_too_long():
 
 
 def test_who_goes_first_when_it_is_crowded():
-    def made(since_s, may_go, stage=Stage.WORK):
-        return SimpleNamespace(since_s=since_s, may_go=may_go, stage=stage)
+    def made(since_s, may_go, stage=Stage.WORK, taken_s=float("inf")):
+        return SimpleNamespace(since_s=since_s, may_go=may_go, stage=stage, taken_s=taken_s)
 
     answered, at_work, waiting = made(1.0, False, Stage.ANSWER), made(0.0, False), [made(3.0, True), made(2.0, True)]
     now_s = 1.0 + connections.ANSWER_S
@@ -210,6 +235,13 @@ def test_who_goes_first_when_it_is_crowded():
     assert first_to_go([answered, at_work], now_s) is answered
     assert first_to_go([answered, at_work], now_s - 1.0) is None
     assert first_to_go([], now_s) is None
+    stalled = [
+        made(1.5, False, Stage.ANSWER, taken_s) for taken_s in (now_s - connections.STALLED_S, now_s - 30, now_s)
+    ]
+    assert first_to_go([at_work, *stalled], now_s) is stalled[1]
+    assert first_to_go([at_work, stalled[0], stalled[2]], now_s) is stalled[0]
+    assert first_to_go([at_work, stalled[2]], now_s) is None
+    assert first_to_go([*stalled, *waiting], now_s) is waiting[1]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ async def text(server, url: str) -> str:
         return await response.text()
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")  # pytest has put the module's own filter aside
 async def test_masks(server, told):
     url = f"{server.url}/api/streams/one/mask"
     goods = masks()

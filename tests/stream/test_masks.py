@@ -6,9 +6,12 @@ import contextlib
 import gc
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 import weakref
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +25,7 @@ from stream.masks import BadMask, read_mask
 from .fakes import SIZE
 from .mutants import SIGNATURE, chunk
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 OTHERS = ("EPS", "GIF", "JPEG", "BMP", "TIFF", "PPM", "TGA", "ICO", "WEBP", "PCX", "SGI", "DDS")
 
 
@@ -92,6 +96,15 @@ def test_what_is_too_large_is_refused_by_its_header(tmp_path):
         opened(tmp_path / "1.png")
     with pytest.raises(BadMask, match="is not a PNG"):
         read_mask(header_of(4096, 4096))
+
+
+def test_what_pillow_thinks_of_a_picture_does_not_go_past_the_log():
+    """In a process of its own: pytest hears warnings before anybody else."""
+    animated = SIGNATURE + chunk(b"IHDR", struct.pack(">II5B", 1, 1, 8, 0, 0, 0, 0)) + chunk(b"acTL", bytes(8))
+    animated += chunk(b"IDAT", zlib.compress(bytes(2))) + chunk(b"IEND", b"")
+    read = "import sys; from stream.masks import read_mask; read_mask(sys.stdin.buffer.read(), None); print(7)"
+    done = subprocess.run([sys.executable, "-c", read], input=animated, capture_output=True, cwd=ROOT, timeout=60)
+    assert (done.stdout.split(), done.stderr) == ([b"7"], b"")
 
 
 def test_a_palette_picture_without_a_palette_is_no_mask():

@@ -24,9 +24,9 @@ from .peers import Publisher, Viewer, until
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "s3cret"
 SCRIPT = f"""
-import logging, sys, threading
+import atexit, logging, os, sys, threading
 from pipeline.settings import Controls
-from stream import logs
+from stream import exits, logs
 from stream.serving import serve
 from tests.stream.fakes import FakeStylizer
 
@@ -34,13 +34,15 @@ logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
 if "few-descriptors" in sys.argv:
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+if "loads-for-ever" in sys.argv:
+    atexit.register(os.abort)  # as torch's threads may, when Python is taken apart while they load
 
 def load(report):
     if "loads-for-ever" in sys.argv:
         threading.Event().wait()
     return FakeStylizer()
 
-sys.exit(serve(load, None, model="fake", device="cpu", defaults=Controls(), presets=[], host="127.0.0.1", port=0,
+exits.leave(serve(load, None, model="fake", device="cpu", defaults=Controls(), presets=[], host="127.0.0.1", port=0,
                token={TOKEN!r}))
 """
 
