@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 import re
 
 import aioice.ice
@@ -177,53 +176,6 @@ async def test_video_of_which_aiortc_takes_nothing_is_not_said_to_be_published(s
         assert "sends nothing" in (await response.json())["error"]
     assert server.streams.get("one").publication is None
     await until(lambda: not server.sessions)
-
-
-ODD = ["9" * 5000, "-1", "99999999999", "4294967296", "70000", "256", "\u0663", "\u2003", "1_0", "1e9", "x", ""]
-
-
-def damaged(dice: random.Random, good: list[str]) -> bytes:
-    """Lines lost, doubled, shuffled, cut, and numbers replaced."""
-    lines = list(good)
-    for _ in range(dice.randint(1, 4)):
-        at = dice.randrange(len(lines))
-        match dice.randrange(5):
-            case 0 if len(lines) > 1:
-                del lines[at]
-            case 1:
-                lines.insert(at, lines[dice.randrange(len(lines))])
-            case 2:
-                lines[at] = lines[at][: dice.randrange(len(lines[at]) + 1)]
-            case 3:
-                lines[at] = lines[at].replace(dice.choice("0123456789abcdef"), dice.choice("x9 /:"))
-            case _:
-                numbers = list(re.finditer("[0-9]+", lines[at])) or [re.search("$", lines[at])]
-                begin, end = dice.choice(numbers).span()
-                lines[at] = lines[at][:begin] + dice.choice(ODD) + lines[at][end:]
-    return "\r\n".join(lines).encode()
-
-
-async def test_a_damaged_offer_or_fragment_never_makes_the_server_stumble(server, caplog):
-    """An answer or a 4xx, nothing that nobody looks after, and the next good publisher gets through."""
-    faults = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
-    dice, good = random.Random(7), (await offer_of("sendonly", kinds=("audio", "video"))).splitlines()
-    for _ in range(250):
-        async with server.http.post(f"{server.url}/whip/one", data=damaged(dice, good), headers=SDP) as response:
-            assert response.status in (201, 400, 406), await response.text()
-    candidate = "a=candidate:1 1 udp 2113937151 127.0.0.1 9 typ srflx raddr 0.0.0.0 rport 9 generation 0 ufrag x"
-    good = ["m=video 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", candidate, candidate.replace("127.0.0.1", "7f3c1f0e.local")]
-    async with Publisher(server.http, f"{server.url}/whip/one") as publisher:
-        session = server.streams.get("one").publication.publisher
-        for _ in range(500):
-            session.candidates = 0
-            url, body = server.url + publisher.location, damaged(dice, good)
-            async with server.http.patch(url, data=body, headers=FRAGMENT) as response:
-                assert response.status in (204, 400, 422), await response.text()
-        await until(lambda: server.streams.get("one").last_picture is not None)
-    gc.collect()
-    assert not faults
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_an_offer_without_candidates_connects_though_it_says_there_are_no_more(server):
