@@ -2,7 +2,7 @@
 # make test   the same set-up, then the whole suite     make test ARGS="tests/pipeline -x"
 #             in two processes (make test WORKERS=4), and after that, one by one, the tests that are marked `calm`
 # make prove  what takes real parts, long runs or time bounds, the soak of 30 minutes among it (make prove MINUTES=5);
-#             its figures go to benchmarks/results
+#             its figures go to benchmarks/results/prove
 # pip reads its own environment variables and configuration, so PIP_INDEX_URL, PIP_FIND_LINKS and the like apply.
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ endif
 
 prove: setup
 	@$(BIN)/python -m pytest -m prove
-	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json benchmarks/results/soak-mini-cpu.json
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --json benchmarks/results/prove/soak-mini-cpu.json
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.soak import Sample, minutes_of, ratio, row, verdicts
+from benchmarks.soak import Sample, drift, growth, minutes_of, row, verdicts
 
 
 def sample(minute: float, **changes) -> Sample:
@@ -58,6 +58,7 @@ def test_a_frame_that_is_unaccounted_for_fails():
     ]
 
 
-def test_memory_is_compared_with_minute_five():
-    rows = [{"memory MB": float(mb)} for mb in (1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3)]
-    assert ratio(rows, "memory MB", 5) == 3
+def test_memory_is_compared_with_minute_five_and_latency_third_by_third():
+    rows = [{"MB": float(mb)} for mb in (1, 1, 1, 1, 2, 9, 9, 9, 9, 3, 3, 3)]
+    assert growth(rows, "MB") == 1.5
+    assert drift(rows, "MB") == 3
