@@ -27,6 +27,7 @@ ENGINE = """
 import statistics, time
 from pipeline import environment
 environment.prepare()
+environment.keep_freed_memory()
 import numpy as np
 from pipeline import PRESETS, Controls, load
 stylizer, controls = load(PRESETS["mini"], device="cpu", compile=False), Controls(prompt="watercolor", steps=1)
