@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import plan
+from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, leave
 from options import (
     UsageError,
     add_control_options,
@@ -25,12 +26,12 @@ from options import (
     size_or_clip,
     whole,
 )
-from pipeline import environment, load
+from pipeline import load
 from pipeline.errors import CaptureFailed, LoadError
 from pipeline.presets import TABLE
+from pipeline.runtime import environment
 from pipeline.settings import Controls, ModelSpec
 from stream import logs
-from stream.exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, leave
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +172,7 @@ def _fps(text: str) -> Fraction:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from stream.access import LOOPBACK_HOSTS, Access
+    from stream.http.access import LOOPBACK_HOSTS, Access
 
     for name in ("host", "recordings"):  # an unset variable would mean every address, and this very folder
         if not str(getattr(options, name)).strip():
@@ -206,7 +207,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _camera(options: argparse.Namespace) -> int:
     _, live = _live(options)
-    from stream.mirror import mirror
+    from stream.local.camera_command import mirror
 
     return mirror(**live, camera=options.camera, virtual_camera=options.virtual_camera)
 
@@ -217,7 +218,7 @@ def _live(options: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
     device = _device(options)
     name, spec, defaults = model_from(options)
     controls = controls_from(options, spec, defaults)
-    from pipeline.devices import compiling_pays_beside
+    from pipeline.runtime.devices import compiling_pays_beside
 
     compile_wanted = compiling_pays_beside(spec, device) if options.compile is None else options.compile
     return spec, {
@@ -235,7 +236,7 @@ def _live(options: argparse.Namespace) -> tuple[ModelSpec, dict[str, Any]]:
 
 def _device(options: argparse.Namespace) -> torch.device:
     """What --device asks for. Raises LoadError where it is not here, UsageError for --graphs where it has none."""
-    from pipeline.devices import prepared
+    from pipeline.runtime.devices import prepared
 
     device = prepared(options.device)
     if getattr(options, "graphs", False) and device.type != "cuda":
@@ -250,7 +251,7 @@ def _compile_beside(stylizer, report, put_in) -> None:
 
 
 def _preset_rows() -> list[dict[str, object]]:
-    from pipeline import fetching
+    from pipeline.loading import hub
 
     return [
         {
@@ -261,7 +262,7 @@ def _preset_rows() -> list[dict[str, object]]:
             "size": f"{row.spec.width}x{row.spec.height}",
             "controls": row.controls,
             "imagines": row.imagines and not row.spec.annotators,
-            "on_disk": fetching.on_disk(row.spec),
+            "on_disk": hub.on_disk(row.spec),
             "command": _command("--model", name),
         }
         for name, row in TABLE.items()
@@ -272,7 +273,7 @@ def _library_rows(folder: Path | None, model: str, spec: ModelSpec) -> list[dict
     """What is in --models-dir, each with the command that serves it; `model` is what is served now, LoRAs join it."""
     if folder is None:
         return []
-    from pipeline.library import Library
+    from pipeline.loading.library import Library
 
     beside = ("--models-dir", str(folder))
     present = [part for lora in spec.loras for part in ("--lora", f"{lora.path}:{lora.weight:g}")]
@@ -323,8 +324,8 @@ def _render(options: argparse.Namespace) -> int:
         raise UsageError("--size clip needs a clip: give WxH.")
     if options.end is not None and options.end <= options.start:
         raise UsageError("--end must be later than --start.")
-    from stream import jobs
-    from stream.film.errors import FilmError
+    from render import jobs
+    from render.errors import FilmError
 
     wishes = jobs.Wishes(
         start_s=options.start,
@@ -384,7 +385,7 @@ def _film_call(options: argparse.Namespace, controls: Controls, batch: int) -> C
 
 
 def _recorded(load: Callable[..., Stylizer], spec: ModelSpec, call: Callable[[Stylizer], object]) -> Stylizer:
-    """A stylizer with this call recorded (pipeline.graphs); should that break off, one loaded anew without graphs."""
+    """A stylizer with this call recorded (runtime.graphs); should that break off, one loaded anew without graphs."""
     stylizer = load(spec)
     if spec.motion is not None:
         return stylizer
@@ -399,23 +400,23 @@ def _recorded(load: Callable[..., Stylizer], spec: ModelSpec, call: Callable[[St
 
 
 def _models(options: argparse.Namespace) -> int:
-    from pipeline import fetching
+    from pipeline.loading import hub
 
     if options.action == "pull":
         if options.name not in TABLE:
             raise UsageError(f"There is no preset {options.name!r}: choose from {', '.join(TABLE)}.")
-        for part, reference in fetching.references(TABLE[options.name].spec).items():
-            print(fetching.locate(reference, part, download=True, report=lambda detail, progress: None))
+        for part, reference in hub.references(TABLE[options.name].spec).items():
+            print(hub.locate(reference, part, download=True, report=lambda detail, progress: None))
         return EXIT_DONE
     for row in _preset_rows():
         where = "on disk" if row["on_disk"] else f"python main.py models pull {row['name']}"
         print(f"{row['name']:22} {row['size']:10} {row['about']}; {row['needs']}. [{where}]")
     if options.models_dir is not None:
-        from pipeline import kinds
-        from pipeline.library import Library
+        from pipeline.loading import checkpoints
+        from pipeline.loading.library import Library
 
         for name, part, path in Library(options.models_dir).listed():
-            print(f"{name:22} {kinds.called(part) if part else 'unknown':14} {path}")
+            print(f"{name:22} {checkpoints.called(part) if part else 'unknown':14} {path}")
     return EXIT_DONE
 
 

@@ -113,7 +113,7 @@ def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Contro
 
 def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
     """(name, spec, default controls) that --model, --lora and --size ask for. Raises LoadError or UsageError."""
-    from pipeline import fetching
+    from pipeline.loading import hub
 
     name = _auto(options.device) if options.model == "auto" else options.model
     called = _names_of(options.models_dir)
@@ -122,8 +122,8 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         spec, defaults = TABLE[name].spec, TABLE[name].defaults
     else:
         spec, defaults = ModelSpec(called("base", name)), TABLE["sd15"].defaults
-        fetching.check(spec)
-        from pipeline.families import traits
+        hub.check(spec)
+        from pipeline.loading.families import traits
 
         base = traits(spec.base, download=True, report=lambda detail, progress: None)
         if options.lora is None and options.unet is None and not base.few_step:
@@ -157,7 +157,7 @@ def model_from(options: argparse.Namespace) -> tuple[str, ModelSpec, Controls]:
         spec = replace(spec, **changes)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    fetching.check(spec)
+    hub.check(spec)
     return name, spec, defaults
 
 
@@ -171,7 +171,7 @@ def _names_of(folder: Path | None) -> Callable[[str, str], str]:
     """(part, what was written) -> the path that is meant by it: an entry of --models-dir, or what was written."""
     if folder is None:
         return lambda part, name: name
-    from pipeline.library import Library
+    from pipeline.loading.library import Library
 
     library = Library(folder)
 
@@ -190,7 +190,7 @@ def _names_of(folder: Path | None) -> Callable[[str, str], str]:
 
 def _controlnet(text: str) -> ControlNet:
     """PATH, PATH:CONTROL or PATH:CONTROL:WEIGHT; what follows a colon and is neither belongs to the path."""
-    from pipeline.annotators import ANNOTATORS
+    from pipeline.pixels.annotators import ANNOTATORS
 
     path, _, last = text.rpartition(":")
     try:
@@ -224,11 +224,11 @@ def _weighted(option: str, part: Callable[[], T]) -> T:
 
 def _auto(device: str) -> str:
     """sd15 where it would be live and its weights are on disk, else the bundled miniature. Never downloads."""
-    from pipeline import fetching
-    from pipeline.devices import pick_device
+    from pipeline.loading import hub
+    from pipeline.runtime.devices import pick_device
 
     if pick_device(device).type == "cuda":
-        if fetching.on_disk(TABLE["sd15"].spec):
+        if hub.on_disk(TABLE["sd15"].spec):
             return "sd15"
         print("Using the bundled miniature. For Stable Diffusion: python main.py models pull sd15")
     else:

@@ -1,5 +1,5 @@
 """What the README's numbers come from; each module is a command."""
 
-from pipeline import environment
+from pipeline.runtime import environment
 
 environment.prepare()

@@ -31,9 +31,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import report, shapes
 from benchmarks.engine import shaped
-from pipeline import Controls, ModelSpec, annotators, color, compiling, lcm, load
-from pipeline.devices import compiling_pays, prepared
+from pipeline import Controls, ModelSpec, compiling, load
+from pipeline.pixels import annotators, color
 from pipeline.presets import TABLE
+from pipeline.runtime.devices import compiling_pays, prepared
+from pipeline.sampling import lcm
 from pipeline.stylizer import Stylizer
 
 WARM_UP, FRAMES = 10, 50

@@ -46,10 +46,11 @@ from benchmarks.checks import difference
 from benchmarks.engine import LEAST_CALLS, WARM_UP
 from benchmarks.float8 import to_float8
 from benchmarks.plan import count
-from pipeline import Controls, devices, load
+from pipeline import Controls, load
 from pipeline.compiling import PARTS
-from pipeline.devices import compiling_pays
 from pipeline.errors import CaptureFailed, first_line
+from pipeline.runtime import devices
+from pipeline.runtime.devices import compiling_pays
 from pipeline.stylizer import Stylizer
 
 LEAST_GAIN, MOST_DIFFERENCE = 3.0, 2.0  # percent of a frame; of 255

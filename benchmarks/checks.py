@@ -22,11 +22,12 @@ from benchmarks import recorded, report, shapes
 from benchmarks.contenders import Diffusers, Ours
 from benchmarks.plan import Setting
 from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
-from pipeline import Controls, ModelSpec, canny, compiling, load
-from pipeline.devices import prepared
+from pipeline import Controls, ModelSpec, compiling, load
 from pipeline.errors import first_line
-from pipeline.graphs import Graphs, Record, record_in_one_pool, unless_it_waits
-from stream.i420 import to_i420
+from pipeline.pixels import canny
+from pipeline.runtime.devices import prepared
+from pipeline.runtime.graphs import Graphs, Record, record_in_one_pool, unless_it_waits
+from stream.engine.i420 import to_i420
 
 CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
 EXACT, HALF = 0.5, 2.0  # mean differences allowed in float32 and in half precision

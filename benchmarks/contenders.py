@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.plan import Setting
 from pipeline import Controls, compiling
-from pipeline.loading import Components
+from pipeline.loading.components import Components
 from pipeline.stylizer import Stylizer
 
 CFG_GUIDANCE = 1.5  # where the model's own setting has none

@@ -24,9 +24,9 @@ from av import VideoFrame
 
 from benchmarks import report
 from pipeline import Controls
-from stream.frames import Frame, Picture
-from stream.statistics import Statistics
-from stream.tracks import fit_bitrates
+from stream.engine.frames import Frame, Picture
+from stream.engine.statistics import Statistics
+from stream.webrtc.tracks import fit_bitrates
 
 WARM_UP, ROUNDS = 5, 200
 SIZES, VIEWERS = (256, 512), (1, 3)

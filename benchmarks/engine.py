@@ -29,8 +29,8 @@ from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled
 from benchmarks.plan import Plan, Setting, add_options, plan_from
 from benchmarks.streamdiffusion_peer import peers
 from pipeline import Controls, LoadError, ModelSpec, load
-from pipeline.devices import compiling_pays, pick_device, prepared
 from pipeline.errors import CaptureFailed, first_line
+from pipeline.runtime.devices import compiling_pays, pick_device, prepared
 from pipeline.stylizer import Stylizer
 
 WARM_UP = 5

@@ -1,4 +1,4 @@
-"""What does folding the autoencoder save on a CPU (pipeline.folding)? The bundled model with and without, in turns.
+"""What does folding the autoencoder save on a CPU (runtime.folding)? The bundled model with and without, in turns.
 
 python -m benchmarks.folding [--rounds 100] [--json FILE]
 """
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import conversions, report
 from pipeline import PRESETS, Controls, load
-from pipeline.painter import Decoder, Encoder
+from pipeline.sampling.sampler import Decoder, Encoder
 from pipeline.stylizer import Stylizer
 
 ONE_STEP = Controls(prompt="watercolor", steps=1)

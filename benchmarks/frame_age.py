@@ -17,10 +17,10 @@ import numpy as np
 from benchmarks import report
 from pipeline import Controls, ModelSpec
 from pipeline.capabilities import Capabilities
-from pipeline.stream_batch import StreamBatch
-from pipeline.transfers import Pending
-from stream.engine_room import EngineRoom
-from stream.simulation import simulate
+from pipeline.runtime.transfers import Pending
+from pipeline.sampling.stream_batch import StreamBatch
+from stream.engine.room import EngineRoom
+from stream.engine.simulation import simulate
 from stream.streams import Streams
 
 FPS_IN = 30.0

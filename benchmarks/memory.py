@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import report, shapes
 from pipeline import Controls, Lora, ModelSpec, load
-from pipeline.devices import pick_device
+from pipeline.runtime.devices import pick_device
 from pipeline.stylizer import Stylizer
 
 CHANGES = 10  # how often the prompt and the LoRA's weight are changed

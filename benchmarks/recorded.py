@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import report
-from pipeline import Controls, canny
-from pipeline.annotators import ANNOTATORS, annotate, as_tensors
-from pipeline.conversions import Conversions
-from pipeline.devices import prepared
-from pipeline.graphs import Graphs, Way, record_in_one_pool
+from pipeline import Controls
+from pipeline.pixels import canny
+from pipeline.pixels.annotators import ANNOTATORS, annotate, as_tensors
+from pipeline.pixels.conversions import Conversions
+from pipeline.runtime.devices import prepared
+from pipeline.runtime.graphs import Graphs, Way, record_in_one_pool
 
 SIDE, ROUNDS, WARM_UP = 512, 200, 4
 BATCH = (Controls(canny_low=60, canny_high=120), Controls(canny_low=20, canny_high=250))

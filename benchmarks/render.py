@@ -18,14 +18,15 @@ import numpy as np
 
 from benchmarks import report
 from pipeline import PRESETS, Controls, load
-from pipeline.devices import prepared
 from pipeline.presets import TABLE
-from stream import jobs
-from stream.film.clip import open_clip
-from stream.film.films import Order, order_film
-from stream.render import Take, render
+from pipeline.runtime.devices import prepared
+from render import jobs
+from render.clip import open_clip
+from render.muxing import Order, order_film
+from render.rendering import Take, render
+from tests.paths import CARPHONE
 
-CLIP = Path(__file__).resolve().parents[1] / "tests" / "data" / "carphone.mp4"
+CLIP = CARPHONE
 ROUNDS = 9
 
 

@@ -1,4 +1,4 @@
-"""What do deep features that serve for several frames save, and what do they cost the picture? (pipeline/reuse.py)
+"""What do deep features that serve for several frames save, and what do they cost the picture?
 
     python -m benchmarks.reuse [--model mini] [--json FILE] [CLIP ...]    on real clips; a talking man by default
     python -m benchmarks.reuse --shape sd15 [--tiny]                      time alone: random weights paint no picture
@@ -29,13 +29,14 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from benchmarks import floor, report, shapes
 from pipeline import Controls, ModelSpec, load
-from pipeline.devices import prepared
-from pipeline.families import SD, SDXL
+from pipeline.loading.families import SD, SDXL
 from pipeline.presets import MINI, TABLE
-from pipeline.reuse import input_of, shallow
+from pipeline.runtime.devices import prepared
+from pipeline.sampling.deep_features import input_of, shallow
 from pipeline.stylizer import Stylizer
+from tests.paths import CARPHONE
 
-CLIP = Path(__file__).resolve().parents[1] / "tests" / "data" / "carphone.mp4"
+CLIP = CARPHONE
 REUSES, STEPS = (1, 2, 3), (1, 2)
 CALLS = 40
 

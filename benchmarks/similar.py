@@ -21,9 +21,10 @@ import numpy as np
 from benchmarks import report
 from pipeline import PRESETS, load
 from pipeline.presets import TABLE
-from stream.similarity import Painted, difference, reduced, stands
+from stream.engine.similarity import Painted, difference, reduced, stands
+from tests.paths import CARPHONE
 
-CARPHONE = str(Path(__file__).resolve().parent.parent / "tests" / "data" / "carphone.mp4")
+CLIP = str(CARPHONE)
 LIMITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 PART = re.compile(r"(.*)@(\d+)x(\d+)\+(\d+)\+(\d+)")
 
@@ -88,7 +89,7 @@ def comparison_ms(rounds: int = 300) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", nargs="*", default=[CARPHONE], metavar="CLIP[@WxH+X+Y]")
+    parser.add_argument("clips", nargs="*", default=[CLIP], metavar="CLIP[@WxH+X+Y]")
     parser.add_argument("--model", default="mini", choices=sorted(TABLE))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prompt", default="an oil painting")

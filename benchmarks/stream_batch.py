@@ -25,7 +25,7 @@ import torch
 from benchmarks import report
 from benchmarks.breakdown import add_model_options, chosen_model
 from pipeline import Controls, compiling, load
-from pipeline.devices import compiling_pays, prepared
+from pipeline.runtime.devices import compiling_pays, prepared
 from pipeline.stylizer import Stylizer
 
 STEPS = (2, 4)

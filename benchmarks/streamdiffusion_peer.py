@@ -28,7 +28,8 @@ from PIL import Image
 
 from benchmarks.contenders import Call, Contender, applied, plain_copy, scheduler
 from benchmarks.plan import Setting
-from pipeline import Controls, lcm
+from pipeline import Controls
+from pipeline.sampling import lcm
 from pipeline.stylizer import Stylizer
 
 NAME = "StreamDiffusion"

@@ -24,9 +24,9 @@ from benchmarks import report
 from benchmarks.breakdown import add_model_options, chosen_model
 from benchmarks.frame_age import Publisher, SleepingCard, SleepingStylizer
 from pipeline import Controls, compiling, load
-from pipeline.devices import compiling_pays, prepared
-from stream.batches import Stylizer
-from stream.engine_room import EngineRoom
+from pipeline.runtime.devices import compiling_pays, prepared
+from stream.engine.batches import Stylizer
+from stream.engine.room import EngineRoom
 from stream.streams import Streams
 
 FPS_IN = 30.0

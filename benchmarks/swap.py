@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks import report
 from pipeline import compiling, load
-from pipeline.devices import prepared
 from pipeline.presets import TABLE
+from pipeline.runtime.devices import prepared
 
 SETTLE_S = 5.0
 

@@ -24,8 +24,8 @@ import torch
 from benchmarks import report, shapes
 from benchmarks.plan import count
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.devices import prepared
 from pipeline.errors import first_line
+from pipeline.runtime.devices import prepared
 from pipeline.stylizer import Stylizer
 
 WARM_UP, CALLS, CALLS_S = 2, 10, 10.0

@@ -10,7 +10,8 @@ from .presets import PRESETS
 from .settings import ControlNet, Controls, Lora, ModelSpec
 
 if TYPE_CHECKING:
-    from .fetching import Report
+    from pipeline.loading.hub import Report
+
     from .stylizer import Stylizer
 
 __all__ = ["PRESETS", "ControlNet", "Controls", "LoadError", "Lora", "ModelSpec", "load"]
@@ -28,13 +29,16 @@ def load(
     """Load a model and return its Stylizer, ready to be called.
 
     device: auto, cpu, cuda, cuda:N or mps. compile: True and False decide; None leaves it to what was measured to pay
-    (pipeline.devices.compiling_pays). It compiles before it returns, where the server compiles beside the running
+    (runtime.devices.compiling_pays). It compiles before it returns, where the server compiles beside the running
     engine; where only None asked for it, a failure is a warning. graphs: replay CUDA graphs of what record_calls,
     record and record_next of the Stylizer have recorded; None does where there is CUDA. download: whether hub ids that
     are not on disk may be fetched. report(detail, progress in 0..1 or None) is told what happens. Raises LoadError, one
     sentence, when the model cannot be had.
     """
-    from . import compiling, devices, loading  # torch and diffusers take seconds to import: only when a model is wanted
+    from pipeline.loading import components  # torch and diffusers take seconds to import: only when a model is wanted
+    from pipeline.runtime import devices
+
+    from . import compiling
     from .stylizer import Stylizer
 
     target = devices.pick_device(device)
@@ -42,8 +46,8 @@ def load(
         raise LoadError(f"CUDA graphs are for CUDA devices, not for {target}.")
     if target.type != "cpu":
         devices.free_memory(target)  # of a model that was let go before
-    components = loading.load_components(spec, target, download=download, report=report)
-    stylizer = Stylizer(spec, components, graphs)
+    parts = components.load_components(spec, target, download=download, report=report)
+    stylizer = Stylizer(spec, parts, graphs)
     if devices.compiling_pays(target) if compile is None else compile:
         try:
             compiling.compile_beside(stylizer, report, compiling.at_once)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .settings import Controls, ModelSpec
 
 if TYPE_CHECKING:
-    from .loading import Components
+    from pipeline.loading.components import Components
 
 SOURCE = "source"  # the shape key of frames that pass through
 NEEDS = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}  # control -> feature

@@ -34,10 +34,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import native
-from .devices import free_bytes
+from pipeline.loading.hub import Report
+from pipeline.runtime import native
+from pipeline.runtime.devices import free_bytes
+
 from .errors import LoadError, first_line
-from .fetching import Report
 from .settings import Controls, ModelSpec
 from .stylizer import Stylizer
 
@@ -49,7 +50,14 @@ EXAMPLE = 4  # frames in the batch that is traced, and that kernels are chosen f
 # bundled model (measured); on CUDA its context and a frame's activations (reckoned: nobody measured it).
 MARGIN_BYTES = {"cpu": 1 << 30, "cuda": 2 << 30}
 # What the generated code is made from, besides diffusers' own modules.
-EXPORTED_SOURCES = ("extras.py", "denoiser.py", "painter.py", "folding.py", "compiling.py", "native.py")
+EXPORTED_SOURCES = (
+    "sampling/adapters.py",
+    "sampling/denoiser.py",
+    "sampling/sampler.py",
+    "runtime/folding.py",
+    "runtime/native.py",
+    "compiling.py",
+)
 CUDA_TOOLKIT = Path("/usr/local/cuda")  # its usual place
 CUDA_HEADERS = ("cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")  # of those that the code includes
 LOOK_EVERY_S = 1.0  # whether anybody still wants what a child builds
@@ -407,7 +415,7 @@ def _end_with(parent: int) -> None:
 
 
 def _main() -> None:
-    from . import loading
+    from pipeline.loading import components
 
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)  # the running engine comes first
@@ -415,8 +423,8 @@ def _main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     device = torch.device(order["device"])
     spec = ModelSpec(**order["spec"])
-    components = loading.load_components(spec, device, download=False, report=lambda detail, progress: None)
-    build(Stylizer(spec, components, graphs=False), order["batch"], Path(order["folder"]))
+    parts = components.load_components(spec, device, download=False, report=lambda detail, progress: None)
+    build(Stylizer(spec, parts, graphs=False), order["batch"], Path(order["folder"]))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import animation, annotators, capabilities, color
-from .conversions import Conversions
-from .denoiser import Denoiser
-from .devices import free_memory
+from pipeline.loading.components import Components
+from pipeline.loading.hub import Report
+from pipeline.pixels import annotators, color
+from pipeline.pixels.conversions import Conversions
+from pipeline.runtime.devices import free_memory
+from pipeline.runtime.folding import folded
+from pipeline.runtime.graphs import Graphs, Record, Way, record_in_one_pool, unless_it_waits
+from pipeline.runtime.transfers import Pending, Transfers, there
+from pipeline.sampling import animatediff
+from pipeline.sampling.conditioning import Recipes
+from pipeline.sampling.deep_features import Keeping, Memory, Shallow, Sight, part, reduced, serves
+from pipeline.sampling.denoiser import Denoiser
+from pipeline.sampling.sampler import Canvas, Decoder, Encoder, Order, Painter, Recipe, joined
+from pipeline.sampling.sizes import Sizes
+from pipeline.sampling.stream_batch import StreamBatch
+
+from . import capabilities
 from .errors import first_line, is_out_of_memory
-from .fetching import Report
-from .folding import folded
-from .graphs import Graphs, Record, Way, record_in_one_pool, unless_it_waits
-from .loading import Components
-from .painter import Canvas, Decoder, Encoder, Order, Painter, Recipe, joined
-from .recipes import Recipes
-from .reuse import Keeping, Memory, Shallow, Sight, part, reduced, serves
 from .settings import Controls, ModelSpec
-from .sizes import Sizes
-from .stream_batch import StreamBatch
-from .transfers import Pending, Transfers, there
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 BATCHES = (1, 2, 4, 8)  # in which live streams share a call
@@ -238,7 +241,7 @@ class Stylizer:
         is decoded like the rest, so to paste the source back is the caller's. control_frames: uint8 [N, H, W, 3] that
         the control images are made of, in place of `frames`. scale: one of `scales`; smaller ones take less time, and
         what was painted is scaled up. Returns uint8 [N, spec.height, spec.width, 3], the same kind as `frames`; without
-        `wait` the same as Pending (pipeline.transfers). Raises ValueError on frames of another shape or type, a scale
+        `wait` the same as Pending (runtime.transfers). Raises ValueError on frames of another shape or type, a scale
         that is none of `scales`, and where `check` does.
         """
         asked = self._asked(frames, controls, mask, control_frames, scale=scale)
@@ -335,7 +338,7 @@ class Stylizer:
     ) -> Any:
         """The same for video as it comes and goes, with one upload and one download.
 
-        frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pipeline.color. Returns the pictures in both
+        frames: uint8 [N, H, W, 3] RGB, or [N, H * 3 / 2, W] I420 as in pixels.color. Returns the pictures in both
         ways, (RGB, I420); without `wait` as calls do. Raises ValueError as they do.
         """
         asked = self._asked(frames, controls, live=True, scale=scale)
@@ -407,9 +410,9 @@ class Stylizer:
         source, drawn = iter(source), (controls.seed, controls.steps, self.sizes.latents())
         begun = list(islice(source, self.clip_length + 1))
         if first == 0 and len(begun) <= self.clip_length:
-            window, noise = self.clip_length, animation.clip_noise(*drawn, len(begun), from_noise=frames is None)
+            window, noise = self.clip_length, animatediff.clip_noise(*drawn, len(begun), from_noise=frames is None)
         else:
-            window, noise = animation.WINDOW, animation.endless_noise(*drawn, first)
+            window, noise = animatediff.WINDOW, animatediff.endless_noise(*drawn, first)
         recipe = self.recipes([controls], [frames is None])
         embeds = torch.cat(recipe.embeds)
 
@@ -419,7 +422,7 @@ class Stylizer:
                 x.to(self.dtype), recipe.timesteps[step], each, recipe.guidance, recipe.timestep_cond
             )
 
-        x0 = animation.denoise(chain(begun, source), noise, recipe.rows, call, window)
+        x0 = animatediff.denoise(chain(begun, source), noise, recipe.rows, call, window)
         while part := list(islice(x0, CLIP_CHUNK)):
             yield from self._transfers.to_host(color.to_frames(self.painter.decode(torch.cat(part))))()
 
@@ -431,7 +434,7 @@ class Stylizer:
     def animation_restart(self, controls: Controls, done: int) -> int:
         """The frame that `animate_stream` must begin with to go on behind the first `done` pictures of a clip. What it
         yields of those is not to be used."""
-        return animation.needed_from(done, controls.steps, self.clip_length)
+        return animatediff.needed_from(done, controls.steps, self.clip_length)
 
     def _fitted(self, name: str, frames, count: int | None = None) -> Tensor:
         """uint8 [N, H, W, 3] of either kind -> uint8 [N, 3, height, width] on the device. Raises ValueError."""
@@ -531,7 +534,7 @@ def annotation(name: str, dtype: torch.dtype) -> Way:
 
 
 def blank_i420(count: int, size: tuple[int, int]) -> np.ndarray:
-    """Frames as pipeline.color has them. size: (width, height)."""
+    """Frames as pipeline.pixels.color has them. size: (width, height)."""
     width, height = size
     return np.zeros((count, height * 3 // 2, width), np.uint8)
 

@@ -12,17 +12,17 @@ from typing import Any
 
 from aiohttp import web
 
-from pipeline import environment
+from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
+from pipeline.runtime import environment
 from pipeline.settings import Controls
+from stream.engine.room import Compile, EngineRoom, Load
+from stream.http import listening, whip
+from stream.http.application import make_app
+from stream.local.virtual_camera import VirtualCamera, VirtualCameraError
+from stream.recording.recordings import FOLDER
+from stream.webrtc.sessions import Sessions
 
-from . import listening, signalling
-from .engine_room import Compile, EngineRoom, Load
-from .exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
-from .recordings import FOLDER
-from .server import make_app
 from .streams import Streams
-from .virtual_camera import VirtualCamera, VirtualCameraError
-from .webrtc import Sessions
 
 GIVE_BACK_EVERY_S = 60.0
 
@@ -102,7 +102,7 @@ async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, n
             print(f"LCMirror listening on http://{shown_host}:{sockets[0].getsockname()[1]}", flush=True)
             for note in notes:
                 print(note, flush=True)
-            giving = asyncio.create_task(_give_memory_back(app[signalling.SESSIONS]))
+            giving = asyncio.create_task(_give_memory_back(app[whip.SESSIONS]))
             try:
                 return await until_told(room, end)
             finally:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from masks import Mask
 from pipeline.settings import Controls
+from stream.engine.frames import Frame, Picture, Sound
+from stream.engine.mailbox import Mailbox
+from stream.engine.room import EngineRoom
+from stream.engine.statistics import Statistics
 
-from .engine_room import EngineRoom
-from .frames import Frame, Picture, Sound
 from .lag import Lag
-from .mailbox import Mailbox
-from .masks import Mask
 from .metrics import Metrics
-from .publication import Publication, Publisher
-from .statistics import Statistics
+from .publications import Publication, Publisher
 
 if TYPE_CHECKING:
-    from .recording import Recording
+    from stream.recording.recording import Recording
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import av
 from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+
 CLIP = ROOT / "tests" / "data" / "carphone.mp4"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline import stylizer
-from pipeline.graphs import Replay
-from pipeline.loading import Components
+from pipeline.loading.components import Components
+from pipeline.runtime.graphs import Replay
 
 DEVICE = torch.device("cuda")
 PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product_attention")
@@ -51,7 +51,7 @@ class Traffic(TorchDispatchMode):
         self.products: set[torch.dtype] = set()
 
     def record(self, work: Callable[[], Any]) -> Replay:
-        """In place of pipeline.graphs.record_on_cuda."""
+        """In place of pipeline.runtime.graphs.record_on_cuda."""
         self.recordings, self._recording = self.recordings + 1, True
         try:
             return lambda: None, work()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests import single_file
+from . import single_file
 
 PARTS = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 TARGETS = r"\.(to_[qkv]|to_out\.0|conv1|conv2|proj_in|ff\.net\.2|[qkv]_proj|out_proj|fc[12])\.weight$"

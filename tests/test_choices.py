@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import main
-from pipeline.library import Library
+from pipeline.loading.library import Library
 from pipeline.presets import TABLE
 from pipeline.settings import Lora, ModelSpec
 

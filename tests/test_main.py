@@ -9,16 +9,16 @@ import socket
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import pytest
 
 import main
 from pipeline import ModelSpec
 from pipeline.errors import CaptureFailed
-from tests import tiny
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import tiny
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent"}
 HUGE = 5000 * "9"
 BAD_USAGE = [

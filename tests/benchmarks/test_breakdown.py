@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import breakdown, shapes
-from pipeline import Controls, ModelSpec, color, load
+from pipeline import Controls, ModelSpec, load
+from pipeline.pixels import color
 
 
 def note(name: str, start: float, end: float) -> dict:

@@ -15,8 +15,9 @@ import torch
 from benchmarks import checks, conversions, everything, recorded, report, similar, stream_batch, streams, systems
 from benchmarks.frame_age import SleepingStylizer
 from pipeline import Controls, ModelSpec
-from pipeline.graphs import Graphs
-from stream.similarity import HEIGHT, WIDTH
+from pipeline.runtime.graphs import Graphs
+from stream.engine.similarity import HEIGHT, WIDTH
+from tests.paths import ROOT
 
 
 def test_a_row_of_streams_sums_and_compares_them():
@@ -175,7 +176,6 @@ def test_a_part_of_a_clips_picture_is_cut_out():
     assert rate == pytest.approx(29.97, abs=0.01)
 
 
-ROOT = Path(everything.__file__).resolve().parents[1]
 # What benchmarks.everything asks a lent machine to have, and what these packages bring along.
 PRESENT = {
     *("torch", "transformers", "peft", "accelerate", "cv2", "prometheus_client", "PIL"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 
 from benchmarks import bars
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 ABOUT = {"title": "A <title>", "device": "a device", "date": "2026-01-01", "torch": "2"}
 

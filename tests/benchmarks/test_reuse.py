@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import reuse
-from pipeline.families import SDXL
+from pipeline.loading.families import SDXL
 
 
 def test_only_reused_frames_are_compared_and_a_pulse_shows():

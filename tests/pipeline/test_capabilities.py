@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from pipeline import capabilities
 from pipeline.capabilities import Capabilities
 from pipeline.settings import Controls
+from tests.paths import ROOT
 
 LORA = Capabilities(512, 512, loras=MappingProxyType({"lcm": 1.0, "ink": 0.55}))
 FULL = Capabilities(512, 512, guidance_embedding=True, original_steps=4, annotators=("canny",))
@@ -71,5 +71,5 @@ def test_they_stay_as_they_are():
 
 def test_whoever_asks_loads_no_model_library():
     code = "import sys, pipeline.capabilities; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).resolve().parent.parent.parent
+    root = ROOT
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from PIL import Image
 
 from pipeline import PRESETS, Controls, load
 from pipeline.presets import MINI
+from tests.paths import CARPHONE
 
-FRAMES = Path(__file__).resolve().parents[1] / "data" / "carphone.mp4"
+FRAMES = CARPHONE
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from diffusers import (
 from PIL import Image
 
 from pipeline import Controls, Lora, ModelSpec, load
-from pipeline.annotators import as_tensors, canny
+from pipeline.pixels.annotators import as_tensors, canny
 from tests import tiny
 
 WIDTH, HEIGHT = 96, 64  # not square: a swapped side would show

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from pathlib import Path
 
 import av
 import cv2
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import PRESETS, Controls, LoadError, ModelSpec, color, compiling, errors, load
+from pipeline import PRESETS, Controls, LoadError, ModelSpec, compiling, errors, load
+from pipeline.pixels import color
 from tests import tiny
+from tests.paths import CARPHONE
 
-CARPHONE = Path(__file__).resolve().parent.parent / "data" / "carphone.mp4"
 rng = np.random.default_rng(0)
 
 

@@ -20,11 +20,11 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.annotators import ANNOTATORS, as_tensors
-from pipeline.graphs import Graphs
+from pipeline.pixels.annotators import ANNOTATORS, as_tensors
 from pipeline.presets import TABLE
+from pipeline.runtime.graphs import Graphs
 from tests import tiny
-from tests.pipeline.test_graphs import Recorder
+from tests.pipeline.runtime.test_graphs import Recorder
 
 PROMPT, NEGATIVE = "an oil painting of a cat", "blurry, grey"
 SEED = 7

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from stream import snapshots
+from stream.recording import snapshots
 from tests.chromium import CLIP, ROOT
 from tests.stream.films import watch
 

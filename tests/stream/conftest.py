@@ -8,11 +8,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from stream import listening, signalling
-from stream.engine_room import EngineRoom
-from stream.server import make_app
+from stream.engine.room import EngineRoom
+from stream.http import listening, whip
+from stream.http.application import make_app
 from stream.streams import Streams
-from stream.webrtc import Sessions
+from stream.webrtc.sessions import Sessions
 
 from .fakes import FakeStylizer
 
@@ -63,7 +63,7 @@ async def start_server():
         http = aiohttp.ClientSession()
         port = sockets[0].getsockname()[1]
         cleanups.append((http, door, runner, room))
-        return Server(f"http://127.0.0.1:{port}", http, room, streams, app[signalling.SESSIONS], runner, stylizer)
+        return Server(f"http://127.0.0.1:{port}", http, room, streams, app[whip.SESSIONS], runner, stylizer)
 
     yield start
     for http, door, runner, room in reversed(cleanups):

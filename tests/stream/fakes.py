@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from pipeline.capabilities import Capabilities, lora_weights
+from pipeline.sampling.stream_batch import StreamBatch
 from pipeline.settings import Controls
-from pipeline.stream_batch import StreamBatch
 
 SIZE = 64
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stream.frames import SAMPLE_RATE
+from stream.engine.frames import SAMPLE_RATE
 
 AAC_FRAME_S = 1024 / SAMPLE_RATE
 

@@ -6,9 +6,9 @@ import asyncio
 
 from aiohttp import web
 
-from stream import listening
-from stream.engine_room import EngineRoom
-from stream.server import make_app
+from stream.engine.room import EngineRoom
+from stream.http import listening
+from stream.http.application import make_app
 from stream.streams import Streams
 
 from .fakes import FakeStylizer

@@ -14,9 +14,10 @@ import pytest
 from aiortc.codecs.vpx import Vp8Decoder
 
 from pipeline.settings import Controls
-from stream import decoding, frames, tracks, webrtc
-from stream.frames import Picture
-from stream.i420 import to_i420
+from stream.engine import frames
+from stream.engine.frames import Picture
+from stream.engine.i420 import to_i420
+from stream.webrtc import aiortc_compat, sessions, tracks
 
 from .fakes import FakeStylizer, solid
 from .peers import Publisher, Viewer, new_peer, until
@@ -210,7 +211,7 @@ async def test_a_publisher_that_vanishes_is_noticed(server, monkeypatch):
 
 
 async def test_a_publisher_that_never_sends_a_frame_is_let_go(server, monkeypatch):
-    monkeypatch.setattr(webrtc, "CONNECT_S", 1.0)
+    monkeypatch.setattr(sessions, "CONNECT_S", 1.0)
     publisher = Publisher(server.http, f"{server.url}/whip/one", RED, fps=0.001)
     publisher.track.sent = 1  # the next one is due in a quarter of an hour
     async with publisher:
@@ -275,7 +276,7 @@ async def test_an_empty_frame_ends_nothing(server):
 
 
 async def test_video_that_is_too_large_is_refused_with_a_sentence_until_it_is_smaller(server, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_MACROBLOCKS", 36)  # 96x96
+    monkeypatch.setattr(aiortc_compat, "MAX_MACROBLOCKS", 36)  # 96x96
     async with (
         Publisher(server.http, f"{server.url}/whip/one", RED) as publisher,
         Viewer(server.http, f"{server.url}/whep/one") as viewer,
@@ -320,7 +321,7 @@ async def no_checks():
 
 
 async def test_a_peer_that_never_connects_is_let_go(server, monkeypatch):
-    monkeypatch.setattr(webrtc, "CONNECT_S", 0.3)
+    monkeypatch.setattr(sessions, "CONNECT_S", 0.3)
     for path in ("/whip/one", "/whep/one"):
         peer = new_peer()
         peer.addTransceiver("video", direction="sendonly" if "whip" in path else "recvonly")

@@ -8,20 +8,20 @@ import re
 import signal
 import sys
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
-from stream import scheduler, serving
-from stream.engine_room import EngineRoom
+from stream import serving
+from stream.engine import scheduler
+from stream.engine.room import EngineRoom
 from stream.serving import finish, until_told
+from tests.paths import ROOT
 
 from .fakes import FakeStylizer
 from .peers import Publisher, Viewer, until
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TOKEN = "s3cret"
 SCRIPT = f"""
 import atexit, logging, os, sys, threading

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masks import Mask
 from pipeline.settings import Controls
-from stream.engine_room import EngineRoom
-from stream.mailbox import Mailbox
-from stream.masks import Mask
-from stream.statistics import WINDOW_S, Statistics, percentiles_ms, rate_hz
+from stream.engine.mailbox import Mailbox
+from stream.engine.room import EngineRoom
+from stream.engine.statistics import WINDOW_S, Statistics, percentiles_ms, rate_hz
 from stream.streams import MAX_IDLE_PICTURES, BadStreamName, NoFreeStream, Streams
 
 from .fakes import FakeStylizer, solid

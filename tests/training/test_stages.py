@@ -3,7 +3,6 @@
 import json
 import random
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from pipeline import Controls, ModelSpec, load
+from tests import paths
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_run_resumes_at_its_last_save(tmp_path):
 
 
 def test_the_bundled_model_unpacks_into_checkpoints_that_export_as_it_is(stage, tmp_path):
-    mini = Path(__file__).resolve().parents[2] / "models/mini"
+    mini = paths.MINI
     stage("unpack", "--model", mini, "--data", tmp_path)
     (tmp_path / "start.pt").rename(tmp_path / "unet.pt")
     stage("export", "--data", tmp_path, "--out", tmp_path / "again")

@@ -1,0 +1,234 @@
+"""What happens to a batch on the device: encode -> noise -> denoise -> decode.
+
+Tensors in, tensors out. Nothing here waits for the device or looks at a value, so all of it can be recorded as one
+CUDA graph (pipeline.runtime.graphs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from pipeline.pixels import color
+from pipeline.runtime.graphs import leaves, rebuilt
+
+from . import lcm
+from .adapters import Extra, Scene
+from .deep_features import Deep, Features, Keeping, Shallow
+
+Tree = TypeVar("Tree")
+
+
+def joined(trees: Sequence[Tree]) -> Tree:
+    """Trees of equal structure (pipeline.runtime.graphs) as one, its tensors joined along the batch."""
+    return rebuilt(trees[0], (torch.cat(column) for column in zip(*map(leaves, trees), strict=True)))
+
+
+class Encoder(torch.nn.Module):
+    """Picture [B, 3, H, W] in [-1, 1] -> scaled latents, float32 [B, C, h, w]."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, picture: Tensor) -> Tensor:
+        encoded = self.vae.encode(picture.to(self.vae.dtype))
+        # An AutoencoderKL's mode, not a sample: a fresh draw each frame flickers.
+        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        return latents.float() * self.vae.config.scaling_factor
+
+
+class Decoder(torch.nn.Module):
+    """Scaled latents, float32 [B, C, h, w] -> picture [B, 3, H, W], about [-1, 1]."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        latents = (latents / self.vae.config.scaling_factor).to(self.vae.dtype, memory_format=torch.channels_last)
+        return self.vae.decode(latents, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Controls as tensors on the device: made when a control changes, read for every frame.
+
+    The leading dimension is 1, or B where the recipes of B frames have been joined.
+    """
+
+    timesteps: tuple[Tensor, ...]  # per step, int64 [1]
+    rows: tuple[Tensor, ...]  # per step, float32 [1, 4]: pipeline.sampling.lcm.table
+    noise: tuple[Tensor, ...]  # per step, float32 [1, C, h, w]
+    embeds: tuple[Tensor, ...]  # (prompt,) or with CFG (negative prompt, prompt): [1, tokens, width]
+    pooled: tuple[Tensor, ...]  # the same of the pooled text, [1, width]; () where the family has none
+    time_ids: Tensor | None  # [1, 6], with the pooled text
+    guidance: Tensor | None  # float32 [1, 1, 1, 1]
+    timestep_cond: Tensor | None  # [1, 256]
+    control_scale: Tensor | None  # [1, 1, 1, 1]
+
+    def for_batch(self, size: int) -> Recipe:
+        def expand(part):
+            if isinstance(part, tuple):
+                return tuple(expand(tensor) for tensor in part)
+            return None if part is None else part.expand(size, *part.shape[1:])
+
+        return Recipe(*(expand(part) for part in vars(self).values()))
+
+    @staticmethod
+    def join(recipes: Sequence[Recipe]) -> Recipe:
+        """One recipe for a batch; all must have equal steps and guidance kinds (Stylizer.shape_key)."""
+        if all(recipe is recipes[0] for recipe in recipes):
+            return recipes[0].for_batch(len(recipes))
+        return joined(recipes)
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+    def at(self, step: int) -> Recipe:
+        """A recipe of that step alone."""
+        one = slice(step, step + 1)
+        return replace(self, timesteps=self.timesteps[one], rows=self.rows[one], noise=self.noise[one])
+
+
+@dataclass(frozen=True)
+class Order:
+    """What B pictures are painted from.
+
+    pixels: uint8 [B, 3, H, W], None for text-to-image. mask: [B, 1, H, W], 1 where to repaint, None for all of it.
+    images: annotator -> control images [B, 3, H, W] in [0, 1].
+    """
+
+    recipe: Recipe
+    pixels: Tensor | None
+    mask: Tensor | None
+    images: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the source is put back after every step: share [B, 1, h, w], source and the noise it entered with."""
+
+    share: Tensor
+    source: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """B pictures between two steps. x: what their clean latents are taken to be, float32 [B, C, h, w]; the sources' at
+    first. conditions: of all extras. kept: None where all is repainted."""
+
+    x: Tensor
+    conditions: tuple[Tensor, ...]
+    kept: Kept | None
+
+
+class Painter:
+    """Order -> uint8 [B, H, W, 3]: begin, then a step for each of the recipe's, then finish.
+
+    encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the
+    denoiser. keeps_source: a mask is obeyed by putting the source back after every step, as for a UNet that does not
+    take the mask as an input. size: (height, width) of the pictures. keeping, shallow: what calls the UNet where deep
+    features are kept and used again (pipeline.sampling.deep_features).
+    """
+
+    def __init__(
+        self,
+        encode: Callable[..., Tensor],
+        denoise: Callable[..., Tensor],
+        decode: Callable[..., Tensor],
+        *,
+        extras: Sequence[Extra],
+        keeps_source: bool,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        keeping: Keeping,
+        shallow: Shallow,
+    ):
+        self.encode, self.denoise, self.decode = encode, denoise, decode
+        self.extras, self.keeps_source, self.size, self.dtype = extras, keeps_source, size, dtype
+        self.keeping, self.shallow = keeping, shallow
+
+    @torch.inference_mode()
+    def __call__(self, order: Order) -> Tensor:
+        return self._painted(order, self.denoise)
+
+    @torch.inference_mode()
+    def keep(self, order: Order) -> tuple[Tensor, Deep]:
+        """The pictures, and the deep features of each step."""
+        deep: list[Features] = []
+
+        def denoise(*call):
+            out, features = self.keeping(*call)
+            deep.append(features)
+            return out
+
+        return self._painted(order, denoise), tuple(deep)
+
+    @torch.inference_mode()
+    def reuse(self, given: tuple[Order, Deep]) -> Tensor:
+        """The pictures of an order, painted on deep features of other frames."""
+        order, deep = given
+        features = iter(deep)
+        return self._painted(order, lambda *call: self.shallow(next(features), *call))
+
+    def _painted(self, order: Order, denoise: Callable[..., Tensor]) -> Tensor:
+        canvas = self.begin(order)
+        for number in range(order.recipe.steps):
+            canvas = replace(canvas, x=self.step(canvas, order.recipe.at(number), denoise))
+        return self.finish(canvas)
+
+    @torch.inference_mode()
+    def begin(self, order: Order) -> Canvas:
+        recipe, mask = order.recipe, order.mask
+        if order.pixels is None:
+            source = torch.zeros_like(recipe.noise[0])
+            picture = torch.zeros((len(source), 3, *self.size), device=source.device, dtype=self.dtype)
+        else:
+            picture = color.to_model(order.pixels, self.dtype)
+            source = self.encode(picture)
+        scene = Scene(picture, mask, order.images, recipe.control_scale, self.encode)
+        conditions = tuple(tensor for extra in self.extras for tensor in extra.prepare(scene))
+        kept = None
+        if mask is not None and self.keeps_source:
+            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, recipe.noise[0])
+        return Canvas(source, conditions, kept)
+
+    @torch.inference_mode()
+    def step(self, canvas: Canvas, recipe: Recipe, denoise: Callable[..., Tensor] | None = None) -> Tensor:
+        """The canvas's next x. recipe: of that step. denoise: in place of the painter's own."""
+        (t,), (row,), (noise,), kept = recipe.timesteps, recipe.rows, recipe.noise, canvas.kept
+        x = lcm.noised(canvas.x, noise, row)
+        if kept is not None:
+            x = torch.lerp(x, lcm.noised(kept.source, kept.noise, row), kept.share)
+        call = self.denoise if denoise is None else denoise
+        out = call(
+            x.to(self.dtype, memory_format=torch.channels_last),
+            t,
+            torch.cat(recipe.embeds),
+            recipe.guidance,
+            recipe.timestep_cond,
+            torch.cat(recipe.pooled) if recipe.pooled else None,
+            recipe.time_ids,
+            *canvas.conditions,
+        )
+        return lcm.denoised(x, out, row)
+
+    def step_together(self, canvases: tuple[tuple[Canvas, Recipe], ...]) -> Tensor:
+        """`step` for several canvases at once, each with a step of its own; the next x of all, one after the other."""
+        return self.step(*joined(canvases))
+
+    @torch.inference_mode()
+    def finish(self, canvas: Canvas) -> Tensor:
+        x, kept = canvas.x, canvas.kept
+        if kept is not None:
+            x = torch.lerp(x, kept.source, kept.share)
+        return color.to_frames(self.decode(x))

@@ -1,0 +1,90 @@
+"""One run without a browser: a camera goes in, a virtual camera comes out, a line in the terminal tells how it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+
+from exits import EXIT_BAD_INPUT
+from pipeline.settings import Controls
+from stream.engine.room import Compile, EngineRoom, Load
+from stream.serving import end_of_signals, finish, until_told
+from stream.streams import Stream, Streams
+
+from .camera import CameraError, open_camera
+from .capture import Capture
+from .status_line import StatusLine, status_text, undisturbed
+from .virtual_camera import VirtualCamera, VirtualCameraError
+
+STREAM = "camera"
+STATUS_EVERY_S = 0.25
+
+
+class LocalCamera:
+    """Publishes the stream."""
+
+    kind = "camera"
+
+
+def mirror(
+    load: Load,
+    compile: Compile | None,
+    *,
+    model: str,
+    device: str,
+    defaults: Controls,
+    size: tuple[int, int],
+    camera: str,
+    virtual_camera: str,
+    budget_s: float = 1.0,
+) -> int:
+    """Run until interrupted; returns the exit code.
+
+    See EngineRoom for load and compile, open_camera and VirtualCamera for the devices. size: (width, height) of the
+    model's pictures.
+    """
+    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
+    try:
+        return asyncio.run(_mirror(room, defaults, size, camera, virtual_camera))
+    except (CameraError, VirtualCameraError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+async def _mirror(room: EngineRoom, defaults: Controls, size: tuple[int, int], camera: str, virtual_camera: str) -> int:
+    end = end_of_signals()
+    with contextlib.ExitStack() as opened:  # closed in reverse: engine, virtual camera, camera
+        if sys.platform == "linux" and sys.stderr.isatty():
+            opened.enter_context(undisturbed())
+        stream = Streams(room, defaults).get(STREAM)
+        capture = Capture(lambda: open_camera(camera, size), stream.publish(LocalCamera())[0])
+        opened.callback(capture.close)
+        output = VirtualCamera(*size, capture.rate_hz, virtual_camera)
+        opened.callback(output.close)
+        if output.device == capture.address:
+            raise CameraError(f"{output.device} would show its own picture: choose another --camera.")
+        stream.watch(output.put)
+        opened.callback(room.close)
+        line = StatusLine()
+        line.say(f"{capture.name} -> virtual camera {output.device}, {size[0]}x{size[1]}. Ctrl+C ends it.")
+        output.start()
+        capture.start()
+        telling = asyncio.create_task(_tell(line, room, stream, capture, output, end))
+        end.add_done_callback(lambda _: (telling.cancel(), line.end()))  # before until_told says why
+        try:
+            return await until_told(room, end, line.say)
+        finally:
+            end.cancel()
+
+
+async def _tell(
+    line: StatusLine, room: EngineRoom, stream: Stream, capture: Capture, output: VirtualCamera, end: asyncio.Future
+) -> None:
+    """Keep the line current; ends the run with a virtual camera that stopped."""
+    while True:
+        if output.fault is not None:
+            finish(end, EXIT_BAD_INPUT)
+        line.show(status_text(room.status(), stream.snapshot(), capture.trouble), time.monotonic())
+        await asyncio.sleep(STATUS_EVERY_S)

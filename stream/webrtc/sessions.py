@@ -1,0 +1,277 @@
+"""WebRTC on aiortc: WHIP sessions bring frames and sound in, WHEP sessions take pictures and sound out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Coroutine
+
+import aioice.ice
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from aiortc.exceptions import OperationError
+
+from stream.clocks import MediaClock
+from stream.descriptors import OutOfDescriptors, none_left
+from stream.engine.room import EngineFailed
+from stream.publications import Publication
+from stream.streams import Stream
+
+from . import sdp
+from .aiortc_compat import bound_queue, let_through, take_media_for_consent, tell_failure
+from .reports import SenderReports, tell_moments
+from .sound import CLOCK_HZ as SOUND_HZ
+from .sound import SoundTrack, drain_sound
+from .tracks import CLOCK_HZ as VIDEO_HZ
+from .tracks import PictureTrack, drain, drain_video
+
+log = logging.getLogger(__name__)
+
+MAX_ENDED = 64
+CONNECT_S = 20.0  # a session whose peer has not connected by then is closed
+
+_host_addresses = aioice.ice.get_host_addresses
+
+
+def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+    """aioice offers no loopback address, so a laptop without any network would have nothing to connect by."""
+    return _host_addresses(use_ipv4, use_ipv6) or ["127.0.0.1"]
+
+
+aioice.ice.get_host_addresses = _addresses_or_loopback
+
+
+def oversize(width: int, height: int) -> str:
+    return f"The publisher's video has {width}x{height} pixels: more than 4096x2304 are not decoded, send it smaller."
+
+
+class NoCommonCodec(Exception):
+    """The offer has no codec we can decode or encode."""
+
+
+class TooManySessions(RuntimeError):
+    """The limit of simultaneous sessions is reached."""
+
+
+class Session:
+    """One WHIP or WHEP resource and its peer connection. `kind` is "whip" or "whep"."""
+
+    def __init__(self, kind: str, stream: Stream):
+        self.kind, self.stream = kind, stream
+        self.id = secrets.token_urlsafe(18)
+        self.etag = f'"{secrets.token_hex(8)}"'
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.publication: Publication | None = None
+        self.offer_ufrag: str | None = None
+        self.candidates = 0
+        self.tracks: list[MediaStreamTrack] = []
+        self.tasks: set[asyncio.Task] = set()
+        self.closed = False
+
+    def spawn(self, work: Coroutine) -> asyncio.Task:
+        """Run beside the session; cancelled with it. What it raises is written to the log."""
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("A session of stream %s failed in part.", self.stream.name, exc_info=error)
+
+
+class Sessions:
+    """Opens, finds and closes the sessions of a server; all on the event loop."""
+
+    def __init__(self, max_sessions: int):
+        self._max_sessions = max_sessions
+        self._sessions: dict[str, Session] = {}
+        # (kind, stream, id) of those that ended by themselves: their DELETE may still be on its way.
+        self._ended: deque[tuple[str, str, str]] = deque(maxlen=MAX_ENDED)
+        self.ended = 0  # how many there were
+        self._opening = 0
+        self._closing: set[asyncio.Task] = set()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def find(self, kind: str, name: str, session_id: str) -> Session | None:
+        session = self._sessions.get(session_id)
+        return session if session and (session.kind, session.stream.name) == (kind, name) else None
+
+    async def delete(self, kind: str, name: str, session_id: str) -> bool:
+        """End a session for good; False when there is none. One that ended by itself can be deleted once: clients
+        that close their peer first would be told that something is wrong."""
+        session = self.find(kind, name, session_id)
+        if session is not None:
+            await self.close(session)
+        if (kind, name, session_id) not in self._ended:
+            return False
+        self._ended.remove((kind, name, session_id))
+        return True
+
+    async def publish(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
+        """Answer a WHIP offer. Whoever published this stream before is closed: the newest publisher wins.
+
+        Returns the session and the SDP answer. Raises BadSdp, NoCommonCodec, TooManySessions, EngineFailed.
+        """
+        stream.check_served()
+        takes_over = stream.publication is not None
+        session = Session("whip", stream)
+        session.peer.on("track", session.tracks.append)
+        answer = await self._answer(session, offer, spare=takes_over)
+        if not any(track.kind == "video" for track in session.tracks):  # nothing would ever end such a publication
+            self.close_soon(session)
+            raise sdp.BadSdp("The SDP offer's video sends nothing.")
+        session.publication, replaced = stream.publish(session)
+        session.publication.close_publisher = lambda: self.close_soon(session)
+        self._drain(session, session.publication)
+        if replaced is not None:
+            replaced.close_publisher()
+        try:
+            stream.check_served()  # the engine may have failed meanwhile
+        except EngineFailed:
+            self.close_soon(session)
+            raise
+        return session, answer
+
+    async def view(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
+        """Answer a WHEP offer; the picture starts when there is one. Raises as `publish` does."""
+        session = Session("whep", stream)
+        session.tracks.append(PictureTrack(stream))
+        if offer.sound:
+            session.tracks.append(SoundTrack(stream))
+        for track in session.tracks:
+            sender = session.peer.addTransceiver(track, direction="sendonly").sender
+            tell_moments(sender, lambda track=track: track.moment_s)
+        return session, await self._answer(session, offer)
+
+    def add_candidates(self, session: Session, candidates: sdp.Candidates) -> None:
+        """Trickle ICE, taken up in the background. Raises BadSdp."""
+        session.candidates += len(candidates)
+        if session.candidates > sdp.MAX_CANDIDATES:
+            raise sdp.BadSdp(f"More than {sdp.MAX_CANDIDATES} candidates are not taken.")
+        for mid, candidate in candidates:
+            session.spawn(self._add_candidate(session, mid, candidate))
+
+    def _drain(self, session: Session, publication: Publication) -> None:
+        """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
+        picture, sound = (next((t for t in session.tracks if t.kind == kind), None) for kind in ("video", "audio"))
+        for transport in {receiver.transport for receiver in session.peer.getReceivers()}:
+            take_media_for_consent(transport)
+        for receiver in session.peer.getReceivers():
+            track = receiver.track
+            if track is None:  # the offer has a section of this kind that sends nothing
+                continue
+            encoded = bound_queue(receiver)
+            if track is picture:
+                encoded.on_skip = publication.skip
+                encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
+                publication.clock.wall_origin_s = SenderReports(receiver, VIDEO_HZ).wall_origin_s
+                self._until_done(session, drain_video(track, publication, encoded.arrived_s, CONNECT_S))
+            elif track is sound:
+                let_through(receiver)
+                clock = MediaClock(SenderReports(receiver, SOUND_HZ).wall_origin_s, leader=publication.clock)
+                session.spawn(drain_sound(track, publication, clock, encoded.arrived_s))
+            else:
+                session.spawn(drain(track))
+
+    async def close(self, session: Session) -> None:
+        """End a session; harmless when it has ended."""
+        if session.closed:
+            return
+        session.closed = True
+        self.ended += 1
+        if self._sessions.pop(session.id, None) is not None:
+            self._ended.append((session.kind, session.stream.name, session.id))
+        if session.publication is not None:
+            session.publication.end()
+        for track in session.tracks:
+            track.stop()
+        for task in list(session.tasks):
+            task.cancel()
+        try:
+            await session.peer.close()
+        except Exception:
+            # A peer that aiortc could set up only halfway cannot be taken down in order either; it has no sockets.
+            log.warning("A session of stream %s did not close in order.", session.stream.name, exc_info=True)
+        log.info("%s session of stream %s ended.", session.kind.upper(), session.stream.name)
+
+    def close_soon(self, session: Session) -> None:
+        task = asyncio.create_task(self.close(session))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close_all(self) -> None:
+        await asyncio.gather(*(self.close(session) for session in list(self._sessions.values())))
+        await asyncio.gather(*self._closing)
+
+    async def _answer(self, session: Session, offer: sdp.Offer, spare: bool = False) -> str:
+        """Negotiate and register the session; `spare` lets one through that is about to replace another."""
+        if len(self._sessions) + self._opening >= self._max_sessions + spare:
+            self.close_soon(session)
+            raise TooManySessions(f"All {self._max_sessions} sessions are in use; try again in a few seconds.")
+        self._opening += 1
+        try:
+            session.offer_ufrag = offer.ufrag
+            tell_failure(session.peer, lambda error: self._give_up(session, error))
+            answer = offer.answered(await self._negotiate(session.peer, offer.text))
+            if session.closed:
+                raise sdp.BadSdp("The SDP offer leads to no connection: one of its attributes is malformed.")
+            self.add_candidates(session, offer.candidates)
+        except BaseException:
+            self.close_soon(session)
+            raise
+        finally:
+            self._opening -= 1
+        self._sessions[session.id] = session
+        session.peer.on("connectionstatechange", lambda: self._follow(session))
+        session.spawn(self._expect_connection(session))
+        log.info("%s session of stream %s opened.", session.kind.upper(), session.stream.name)
+        return answer
+
+    async def _negotiate(self, peer: RTCPeerConnection, offer: str) -> str:
+        try:
+            await peer.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
+            await peer.setLocalDescription(await peer.createAnswer())
+        except OperationError as error:
+            raise NoCommonCodec(
+                "No codec in common: offer video as VP8 or H264 (Constrained Baseline) and audio, if any, as Opus."
+            ) from error
+        except Exception as error:
+            if none_left(error):
+                raise OutOfDescriptors from error
+            # aiortc's parser answers malformed text with whatever it stumbles over: asserts, KeyErrors, StopIteration.
+            log.debug("aiortc cannot read an offer.", exc_info=True)
+            raise sdp.BadSdp("The SDP offer cannot be read: one of its attributes is malformed.") from error
+        if "\na=candidate:" not in peer.localDescription.sdp:  # aioice goes on without what it could not open
+            raise OutOfDescriptors
+        return peer.localDescription.sdp
+
+    async def _add_candidate(self, session: Session, mid: str, candidate: RTCIceCandidate) -> None:
+        candidate.sdpMid = mid or session.peer.getTransceivers()[0].mid
+        try:
+            await session.peer.addIceCandidate(candidate)
+        except (ValueError, OSError) as error:  # OSError: no mDNS here
+            log.info("A candidate of stream %s is of no use: %s", session.stream.name, error)
+
+    def _give_up(self, session: Session, error: Exception) -> None:
+        if not session.closed:
+            log.warning("A session of stream %s cannot be connected: %r", session.stream.name, error)
+            self.close_soon(session)
+
+    def _follow(self, session: Session) -> None:
+        if session.peer.connectionState in ("failed", "closed"):
+            self.close_soon(session)
+
+    async def _expect_connection(self, session: Session) -> None:
+        await asyncio.sleep(CONNECT_S)
+        if session.peer.connectionState != "connected":
+            log.info("The peer of a session of stream %s never connected.", session.stream.name)
+            self.close_soon(session)
+
+    def _until_done(self, session: Session, work: Coroutine) -> None:
+        """The session ends when this work does."""
+        session.spawn(work).add_done_callback(lambda task: self.close_soon(session))

@@ -1,0 +1,123 @@
+"""How pictures become RTP: a track per viewer that sends the newest picture, and bitrates fit for stylized video."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from fractions import Fraction
+
+from aiortc import MediaStreamTrack
+from aiortc.codecs import h264, vpx
+from aiortc.mediastreams import MediaStreamError
+from av import VideoFrame
+
+from stream.engine.frames import Picture
+from stream.engine.mailbox import Outbox
+from stream.publications import Publication
+from stream.streams import Stream
+
+CLOCK_HZ = 90_000  # RTP's clock for video
+TIME_BASE = Fraction(1, CLOCK_HZ)
+MIN_STEP = CLOCK_HZ // 1000  # libvpx rounds to microseconds and may return two timestamps that differ by 1 as equal
+REPEAT_S = (
+    1.0  # a still picture is sent again so often: lost packets, late joiners and receivers that wait for the next
+)
+SILENCE_S = 60.0  # a publisher that is there but sends no frame for so long is let go
+
+FLOOR_BPS, BASE_BPS, BPS_PER_PIXEL, CEILING_BPS = 300_000, 500_000, 30, 12_000_000
+
+
+def bitrate_bps(width: int, height: int) -> int:
+    """What stylized video deserves, its texture being new in every frame: 2.5 Mbit/s at 256x256, 8.4 at 512x512."""
+    return min(CEILING_BPS, BASE_BPS + BPS_PER_PIXEL * width * height)
+
+
+def fit_bitrates(width: int, height: int) -> None:
+    """Set what aiortc's encoders are made with.
+
+    They are constants of its modules, one set for the process; so is the size of our pictures, which is the loaded
+    model's. The receiver's estimate (REMB) moves an encoder between floor and maximum.
+    """
+    for codec in (vpx, h264):
+        codec.MIN_BITRATE = FLOOR_BPS
+        codec.DEFAULT_BITRATE = codec.MAX_BITRATE = bitrate_bps(width, height)
+
+
+class PictureTrack(MediaStreamTrack):
+    """What one viewer gets: the newest picture, never a queue of them; the last one again while nothing new comes.
+
+    Timestamps derive from capture times, so dropped frames become gaps, and strictly increase whatever happens.
+    """
+
+    kind = "video"
+
+    def __init__(self, stream: Stream):
+        super().__init__()
+        self._outbox: Outbox[Picture] = Outbox(asyncio.get_running_loop())
+        self._picture: Picture | None = None
+        self._pts = 0
+        self.moment_s = 0.0  # captured_s of the picture that was sent with self._pts
+        self._sent_s = 0.0
+        self._leave = stream.watch(self._outbox.put)
+
+    async def recv(self) -> VideoFrame:
+        if self.readyState != "live":
+            raise MediaStreamError
+        picture = await self._outbox.get(None if self._picture is None else REPEAT_S)
+        now_s = time.monotonic()
+        if self._picture is None:
+            fit_bitrates(picture.rgb.shape[1], picture.rgb.shape[0])
+            # One that is left of before counts as new, or the next live picture would seem to come from the future.
+            self.moment_s = max(picture.captured_s, now_s - REPEAT_S)
+        elif picture is None:
+            # Time passes in the timestamps too, or the next live picture would seem to jump.
+            self._advance(self.moment_s + now_s - self._sent_s)
+        else:
+            self._advance(picture.captured_s)
+        self._sent_s = now_s
+        self._picture = picture or self._picture
+        planes = self._picture.planes
+        if planes is None:
+            planes = await asyncio.to_thread(lambda: self._picture.i420)
+        frame = VideoFrame.from_numpy_buffer(planes, format="yuv420p")
+        frame.pts, frame.time_base = self._pts, TIME_BASE
+        return frame
+
+    def stop(self) -> None:
+        self._leave()
+        super().stop()
+
+    def _advance(self, captured_s: float) -> None:
+        self._pts += max(MIN_STEP, round((captured_s - self.moment_s) * CLOCK_HZ))
+        self.moment_s = captured_s
+
+
+async def drain_video(
+    track: MediaStreamTrack,
+    publication: Publication,
+    arrived_s: Callable[[int | None], float | None],
+    first_within_s: float,
+) -> None:
+    """Take decoded frames as fast as they come, so that latency cannot grow; returns when the sender is gone.
+
+    arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known.
+    """
+    patience_s = first_within_s
+    try:
+        while True:
+            frame = await asyncio.wait_for(track.recv(), patience_s)
+            patience_s = SILENCE_S
+            media_s = float(frame.pts * frame.time_base) if frame.pts is not None else None
+            publication.put(frame, media_s, arrived_s(frame.pts))
+    except (MediaStreamError, TimeoutError):
+        return
+
+
+async def drain(track: MediaStreamTrack) -> None:
+    """Receive and discard: aiortc queues without bound what nobody takes."""
+    try:
+        while True:
+            await track.recv()
+    except MediaStreamError:
+        return

@@ -1,0 +1,282 @@
+"""Cameras and files as cameras: what is asked of them, what comes of them, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from stream.engine.room import EngineRoom
+from stream.local import camera, capture
+from stream.local.camera import CameraError, LoopedFile, cameras, open_camera, origin_s, wishes
+from stream.local.capture import Capture
+from stream.streams import Streams
+from tests.paths import CARPHONE
+from tests.stream.fakes import FakeStylizer
+from tests.stream.waiting import wait_for
+
+CLIP = CARPHONE
+AT_ONCE = threading.Event()  # a source that is closing waits for nothing
+AT_ONCE.set()
+
+
+class Webcam:
+    """In place of cv2.VideoCapture: red frames while `plugged_in` is set."""
+
+    plugged_in = threading.Event()
+    shape = (480, 640, 3)
+    opened: list[Webcam]
+
+    def __init__(self, number: int, backend: int):
+        self.options: dict[int, float] = {}
+        self.is_released = False
+        self.opened.append(self)
+
+    def isOpened(self) -> bool:
+        return self.plugged_in.is_set()
+
+    def set(self, option: int, value: float) -> bool:
+        self.options[option] = value
+        return True
+
+    def get(self, option: int) -> float:
+        return self.options.get(option, 0.0)
+
+    def read(self):
+        assert not self.is_released
+        if not self.plugged_in.is_set():
+            return False, None
+        return True, np.full(self.shape, (0, 0, 255)[: self.shape[2]], np.uint8)  # BGR
+
+    def release(self) -> None:
+        self.is_released = True
+
+
+@pytest.fixture
+def webcam(monkeypatch) -> type[Webcam]:
+    Webcam.opened = []
+    Webcam.plugged_in.set()
+    monkeypatch.setattr(camera.cv2, "VideoCapture", Webcam)
+    monkeypatch.setattr(camera, "cameras", lambda: {0: "Front", 2: "Back"})
+    return Webcam
+
+
+# -- cameras ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_camera_is_asked_for_as_many_pixels_as_the_picture_has():
+    small, large, huge = wishes((256, 256)), wishes((512, 512)), wishes((4096, 4096))
+    assert (small[cv2.CAP_PROP_FRAME_WIDTH], small[cv2.CAP_PROP_FRAME_HEIGHT]) == (640, 480)
+    assert cv2.CAP_PROP_FOURCC not in small
+    assert (large[cv2.CAP_PROP_FRAME_WIDTH], large[cv2.CAP_PROP_FRAME_HEIGHT]) == (1280, 720)
+    assert next(iter(large)) == cv2.CAP_PROP_FOURCC  # drivers settle the size for the format they are set to
+    assert huge[cv2.CAP_PROP_FRAME_WIDTH] == 1920
+
+
+def test_a_camera_gives_rgb_and_keeps_no_frames(webcam):
+    source = open_camera("0", (256, 256))
+    assert webcam.opened[0].options[cv2.CAP_PROP_BUFFERSIZE] == 1
+    assert source.read(AT_ONCE).rgb[0, 0].tolist() == [255, 0, 0]
+    source.close()
+    assert webcam.opened[0].is_released
+
+
+@pytest.mark.parametrize(
+    ("where", "there", "words"),
+    [
+        ("3", {0: "Front", 2: "Back"}, ["no camera 3", "0 (Front), 2 (Back)"]),
+        ("0", {}, ["no camera 0", "none is connected"]),
+        ("99999999999999", {}, ["99999999999999"]),
+        ("1", None, ["Camera 1", "another program"]),
+        ("/dev/null", {}, ["/dev/null is not a camera"]),
+    ],
+)
+def test_a_camera_that_does_not_open_is_told_in_one_sentence(webcam, monkeypatch, capfd, where, there, words):
+    webcam.plugged_in.clear()
+    monkeypatch.setattr(camera, "cameras", lambda: there)
+    with pytest.raises(CameraError) as caught:
+        open_camera(where, (256, 256))
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert all(webcam.is_released for webcam in webcam.opened)
+
+
+def test_opencv_adds_no_noise_of_its_own(capfd):
+    with pytest.raises(CameraError):
+        open_camera("98", (256, 256))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nodes_without_pictures_are_not_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(camera.sys, "platform", "linux")
+    for node, index, name in (("video2", 0, "Back"), ("video0", 0, "Front"), ("video1", 1, "Front")):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "index").write_text(f"{index}\n")
+        (tmp_path / node / "name").write_text(f"{name}\n")
+    assert cameras(tmp_path) == {0: "Front", 2: "Back"}
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def encode(path: Path, times_ms: list[int]) -> None:
+    """A video whose frame i is a grey of 10 * i, at these times."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("ffv1", rate=1000)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "gray"
+        for number, time_ms in enumerate(times_ms):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64), 10 * number, np.uint8), format="gray")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def test_a_clip_plays_again_and_its_time_goes_on():
+    source = LoopedFile(CLIP, (64, 64))
+    frames = [source.read(AT_ONCE) for _ in range(250)]
+    source.close()
+    steps_s = np.diff([frame.media_s for frame in frames])
+    assert np.allclose(steps_s, 1001 / 30000, atol=1e-6)
+    assert source.rate_hz == pytest.approx(29.97, abs=0.01)
+    assert np.array_equal(frames[0].rgb, frames[120].rgb)
+    assert not np.array_equal(frames[0].rgb, frames[60].rgb)
+
+
+def test_variable_frame_rate_is_kept(tmp_path):
+    encode(tmp_path / "uneven.mkv", times := [0, 40, 60, 500])
+    source = LoopedFile(tmp_path / "uneven.mkv", (64, 64))
+    frames = [source.read(AT_ONCE) for _ in range(5)]
+    source.close()
+    assert [round(1000 * frame.media_s) for frame in frames[:4]] == times
+    assert frames[4].media_s > frames[3].media_s
+    assert [int(frame.rgb[0, 0, 0]) // 9 for frame in frames] == [0, 1, 2, 3, 0]
+
+
+def test_a_file_that_is_late_beyond_catching_up_goes_on_from_where_it_is():
+    assert origin_s(None, 4.0, 100.0) == 96.0
+    assert origin_s(96.0, 5.0, 101.5) == 96.0
+    assert origin_s(96.0, 6.0, 200.0) == 194.0
+
+
+def only_sound(path: Path) -> None:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        output.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("missing.mp4", lambda path: None),
+        ("empty.mp4", lambda path: path.touch()),
+        ("corrupt.mp4", lambda path: path.write_bytes(CLIP.read_bytes()[:300] + b"\0" * 300)),
+        ("sound.mp4", only_sound),
+        ("no-frames.y4m", lambda path: path.write_bytes(b"YUV4MPEG2 W64 H64 F25:1 C420jpeg\n")),
+        ("huge.y4m", lambda path: path.write_bytes(b"YUV4MPEG2 W60000 H60000 F25:1 C420jpeg\nFRAME\n")),
+        ("folder", lambda path: path.mkdir()),
+    ],
+)
+def test_a_file_without_pictures_is_told_in_one_sentence(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(CameraError) as caught:
+        open_camera(str(tmp_path / name), (64, 64))
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).endswith(".")
+
+
+# -- draining --------------------------------------------------------------------------------------------------------
+
+
+class Feeder:
+    kind = "camera"
+
+
+@pytest.fixture
+def pictures():
+    """(stream, queue of its pictures) with the fake engine behind."""
+    room = EngineRoom(lambda report: FakeStylizer(), model="fake")
+    stream = Streams(room).get("camera")
+    shown = queue.Queue()
+    stream.watch(shown.put)
+    room.start()
+    yield stream, shown
+    room.close()
+
+
+def test_a_clip_comes_out_painted(pictures):
+    stream, shown = pictures
+    feed = Capture(lambda: open_camera(str(CLIP), (64, 64)), stream.publish(Feeder())[0])
+    feed.start()
+    first = shown.get(timeout=20)
+    feed.close()
+    frames = LoopedFile(CLIP, (64, 64))
+    expected = frames.read(AT_ONCE).rgb.mean(axis=(0, 1))[::-1]  # the fake swaps red and blue
+    frames.close()
+    assert np.abs(first.rgb[0, 0] - expected).max() < 8
+    assert stream.snapshot()["publisher"] == "camera"
+
+
+def test_a_camera_that_vanishes_is_opened_again(webcam, pictures, monkeypatch):
+    monkeypatch.setattr(capture, "RETRY_S", 0.01)
+    stream, shown = pictures
+    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    feed.start()
+    shown.get(timeout=20)
+    webcam.plugged_in.clear()
+    wait_for(lambda: len(webcam.opened) >= 3)  # it was looked for in vain
+    assert "Camera 0 is gone" in feed.trouble
+    while not shown.empty():
+        shown.get()
+    assert stream.last_picture is not None
+    webcam.plugged_in.set()
+    shown.get(timeout=20)
+    wait_for(lambda: feed.trouble is None)
+    feed.close()
+    assert all(one.is_released for one in webcam.opened)
+
+
+def test_a_camera_that_sends_what_nobody_can_read_is_opened_again(webcam, pictures, monkeypatch):
+    """Some drivers hand out other kinds of frames after the machine has slept, until they are opened anew."""
+    monkeypatch.setattr(capture, "RETRY_S", 0.01)
+    stream, shown = pictures
+    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    feed.start()
+    shown.get(timeout=20)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 2))
+    wait_for(lambda: feed.trouble)
+    assert feed.trouble.startswith("Camera 0 failed (")
+    assert len(feed.trouble.splitlines()) == 1
+    wait_for(lambda: len(webcam.opened) >= 3)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 3))
+    wait_for(lambda: feed.trouble is None)
+    feed.close()
+    assert all(one.is_released for one in webcam.opened)
+
+
+def test_a_driver_that_fails_while_it_is_closed_is_opened_again_too(webcam, pictures, monkeypatch):
+    monkeypatch.setattr(capture, "RETRY_S", 0.01)
+    stream, shown = pictures
+    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    close = camera.Device.close
+    monkeypatch.setattr(camera.Device, "close", lambda self: (close(self), 1 / 0))
+    feed.start()
+    shown.get(timeout=20)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 2))
+    wait_for(lambda: feed.trouble)
+    monkeypatch.setattr(webcam, "shape", (480, 640, 3))
+    wait_for(lambda: feed.trouble is None)
+    feed.close()
+
+
+def test_a_node_that_vanishes_while_it_is_listed_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(camera.sys, "platform", "linux")
+    (tmp_path / "video0").mkdir()
+    assert cameras(tmp_path) == {}
