@@ -25,7 +25,10 @@ LIVE_S = 25
 
 ENGINE = """
 import statistics, time
-from pipeline import environment
+try:
+    from pipeline.runtime import environment
+except ImportError:  # a checkout from before there were rooms
+    from pipeline import environment
 environment.prepare()
 environment.keep_freed_memory()
 import numpy as np

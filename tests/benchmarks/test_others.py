@@ -169,8 +169,8 @@ def test_skipped_frames_are_paired_with_the_one_whose_picture_is_shown():
 
 
 def test_a_part_of_a_clips_picture_is_cut_out():
-    frames, rate = similar.frames_of(f"{similar.CARPHONE}@64x48+16+8", 2)
-    whole, _ = similar.frames_of(similar.CARPHONE, 2)
+    frames, rate = similar.frames_of(f"{similar.CLIP}@64x48+16+8", 2)
+    whole, _ = similar.frames_of(similar.CLIP, 2)
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
     assert np.array_equal(frames[1], whole[1][8:56, 16:80])
     assert rate == pytest.approx(29.97, abs=0.01)

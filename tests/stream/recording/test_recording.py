@@ -661,7 +661,7 @@ for number in range(10_000):
     publication.put_sound(tone(2400), captured_s)
     publication.put(solid(number % 256, 0, 0), arrived_s=captured_s)
     time.sleep(1 / 20)
-    print(stream.recording.recording.state()["seconds"], flush=True)
+    print(stream.recording.state()["seconds"], flush=True)
 """
 
 
