@@ -1,8 +1,8 @@
-// How does OBS see and hear the stream? The stream alone, full-bleed, opened again for ever when it ends.
+// What OBS sees and hears: the stream alone, full-bleed, opened again for ever when it ends.
 
-import { countFrames } from "./frames.js";
-import { keepUp } from "./keepup.js";
-import { play } from "./whip.js";
+import { reconnect } from "./shared/reconnect.js";
+import { countFrames } from "./webrtc/frames.js";
+import { play } from "./webrtc/whip.js";
 
 const CHECK_MS = 3_000;
 
@@ -15,10 +15,14 @@ if (wishes.get("fit") === "cover") document.body.classList.add("cover");
 const sound = wishes.get("sound") !== "0";
 
 let session = null;
-keepUp(() => play(stream, video, leaving.signal, { sound }), {
+reconnect(() => play(stream, video, leaving.signal, { sound }), {
   signal: leaving.signal,
-  onUp: (it) => (session = it),
-  onDown: () => (session = null),
+  onUp(it) {
+    session = it;
+  },
+  onDown() {
+    session = null;
+  },
 });
 
 // Without new pictures the publisher may just be away, or the server may have restarted and know nothing of us: ask.

@@ -14,9 +14,9 @@ from pathlib import Path
 import av
 from playwright.sync_api import Page
 
+from tests.paths import CARPHONE as CLIP
 from tests.paths import ROOT
 
-CLIP = ROOT / "tests" / "data" / "carphone.mp4"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 _MEDIA = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
@@ -61,8 +61,9 @@ def running_server(*arguments: str, port: int = 0, first: str = ""):
     try:
         assert ready.wait(STARTED_S), output
         assert process.poll() is None, output
-        url = next(line.split()[3] for line in output if line.startswith("LCMirror listening on"))
-        yield Server(url, process, output)
+        urls = [line.split()[3] for line in output if line.startswith("LCMirror listening on")]
+        assert urls, output
+        yield Server(urls[0], process, output)
     finally:
         process.send_signal(2)
         try:

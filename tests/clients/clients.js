@@ -26,7 +26,8 @@ window.players = {
   async "whip-whep"(url, token, video) {
     const pc = new RTCPeerConnection(NO_SERVERS);
     for (const kind of ["audio", "video"]) pc.addTransceiver(kind, { direction: "recvonly" });
-    const stream = (video.srcObject = new MediaStream());
+    const stream = new MediaStream();
+    video.srcObject = stream;
     pc.addEventListener("track", ({ track }) => stream.addTrack(track));
     const client = new WHEPClient();
     await client.view(pc, url, token);

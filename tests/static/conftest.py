@@ -26,8 +26,9 @@ def server(tmp_path_factory):
 
 # A silent publisher is let go after 8 s instead of a minute, one that is not there after 12 s instead of half a minute.
 HASTY = """
-from stream.webrtc import aiortc_compat as decoding, tracks
-tracks.SILENCE_S, decoding.ice.CONSENT_INTERVAL = 8.0, 2.0
+import aioice.ice
+from stream.webrtc import tracks
+tracks.SILENCE_S, aioice.ice.CONSENT_INTERVAL = 8.0, 2.0
 """
 
 

@@ -73,7 +73,9 @@ const loudness = async () => {
   const total = async () => {
     const connected = peers.filter((peer) => peer.connectionState === "connected");
     const reports = await Promise.all(connected.map((peer) => answered(peer.getStats())));
-    const sounds = reports.flatMap((report) => [...report.values()]).filter(({ type, kind }) => type === "inbound-rtp" && kind === "audio");
+    const sounds = reports
+      .flatMap((report) => [...report.values()])
+      .filter(({ type, kind }) => type === "inbound-rtp" && kind === "audio");
     return sounds.reduce((sum, { totalAudioEnergy }) => sum + totalAudioEnergy, 0);
   };
   const before = await total();
@@ -116,8 +118,8 @@ let last; // what was seen at last in this step
 async function until(tab, look, enough, ...inputs) {
   const ends = Date.now() + PATIENCE_MS;
   for (;;) {
-    const saw = (last = await tab.evaluate(look, ...inputs));
-    if (enough(saw)) return saw;
+    last = await tab.evaluate(look, ...inputs);
+    if (enough(last)) return last;
     if (Date.now() > ends) throw new Error(`it took longer than ${PATIENCE_MS / 1000} s`);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
@@ -165,18 +167,24 @@ await step("live", async () => {
   await studio.goto(`${url}/?stream=firefox`);
   await start(studio);
   await studio.evaluate(moving, 10, PATIENCE_MS);
-  return { phase: await studio.evaluate(phase), status: await studio.evaluate(textOf, "status"), width: await studio.evaluate(() => output.videoWidth) };
+  return {
+    phase: await studio.evaluate(phase),
+    status: await studio.evaluate(textOf, "status"),
+    width: await studio.evaluate(() => output.videoWidth),
+  };
 });
 
 await step("view", async () => {
   // Whatever is evaluated in a tab counts as a gesture there: until it plays, and Escape is pressed, nothing is.
-  const plays = new Promise((resolve) => view.on("console", (message) => message.text() === "plays muted" && resolve()));
+  const plays = new Promise((resolve) =>
+    view.on("console", (message) => message.text() === "plays muted" && resolve()),
+  );
   await view.evaluateOnNewDocument(() => {
     addEventListener("playing", ({ target }) => target.muted && console.log("plays muted"), true);
   });
   await view.bringToFront();
   await view.goto(`${url}/view/firefox`);
-  const never = new Promise((resolve, reject) => {
+  const never = new Promise((_, reject) => {
     setTimeout(reject, PATIENCE_MS, new Error("it never played")).unref(); // or it would hold up the end of the walk
   });
   await Promise.race([plays, never]);
@@ -213,7 +221,11 @@ await step("listen", async () => {
 await step("file", async () => {
   await studio.bringToFront();
   await (await studio.$("#file")).uploadFile(clip);
-  await until(studio, () => document.getElementById("input").videoHeight, (height) => height === 240);
+  await until(
+    studio,
+    () => document.getElementById("input").videoHeight,
+    (height) => height === 240,
+  );
   return { source: await studio.evaluate(() => document.getElementById("source").value) };
 });
 

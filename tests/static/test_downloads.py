@@ -186,7 +186,7 @@ def test_a_film_that_goes_on_in_a_next_one_is_told_with_a_link(server, page):
     page.goto(f"{server.url}/?stream=long")
     page.wait_for_selector("#strength", state="attached", timeout=PATIENCE_MS)
     page.evaluate("""async () => {
-        const { Recorder } = await import('/static/record.js');
+        const { Recorder } = await import('/static/recording/recorder.js');
         const parts = { button: 'record', dot: 'recording', film: 'film' };
         for (const name in parts) parts[name] = document.getElementById(parts[name]);
         const recorder = new Recorder('other', parts);

@@ -228,7 +228,7 @@ def test_failed_sessions_leave_no_peer_connection_behind(server, page):
         window.RTCPeerConnection = class extends RTCPeerConnection {
             constructor(...options) { super(...options); peers.push(new WeakRef(this)); }
         };
-        const { play } = await import('/static/whip.js');
+        const { play } = await import('/static/webrtc/whip.js');
         window.leaving = new AbortController();
         const video = document.createElement('video');
         for (let i = 0; i < 10; i++) await play('No such name', video, leaving.signal).catch(() => {});
