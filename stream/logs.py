@@ -60,6 +60,7 @@ class Handler(logging.StreamHandler):
             super().emit(record)
 
     def close(self) -> None:
+        assert self.lock is not None  # every logging.Handler makes one
         with self.lock:
             self._tell(float("inf"))
         super().close()

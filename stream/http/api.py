@@ -165,7 +165,7 @@ async def imagine(request: web.Request) -> web.Response:
 async def stop_imagining(request: web.Request) -> web.Response:
     found = request.app[STREAMS].find(request.match_info["stream"])
     if found is not None and (imagination := imagination_of(found)) is not None:
-        imagination.end()
+        imagination.close_publisher()
     return web.Response(status=204)
 
 

@@ -26,7 +26,8 @@ TOKEN = "s3cret"
 SCRIPT = f"""
 import atexit, logging, os, sys, threading
 from pipeline.settings import Controls
-from stream import exits, logs
+import exits
+from stream import logs
 from stream.serving import serve
 from tests.stream.fakes import FakeStylizer
 
