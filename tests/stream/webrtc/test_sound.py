@@ -17,6 +17,7 @@ from av import AudioFrame
 from stream.clocks import MediaClock
 from stream.engine.frames import SAMPLE_RATE, Sound
 from stream.lag import Lag
+from stream.webrtc import aiortc_compat
 from stream.webrtc.sound import BITRATE_BPS, LATE_S, LEAD_S, MAX_HELD, PIECE, TIME_BASE, SoundTrack, Splicer
 from tests.stream.fakes import FakeStylizer
 from tests.stream.peers import PATIENCE_S, ColourTrack, Publisher, ToneTrack, Viewer, pitch, until
@@ -143,14 +144,19 @@ class ServerSide:
     kind = "test"
 
 
+def opus_encoder():
+    aiortc_compat.apply()
+    return get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+
+
 def test_sound_is_encoded_for_music():
-    encoder = get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+    encoder = opus_encoder()
     assert (encoder.codec.bit_rate, encoder.codec.options) == (BITRATE_BPS, {"application": "audio"})
 
 
 def test_a_gap_is_sent_as_one():
     """aiortc's own encoder gives the first packet behind a gap the time of one that follows without."""
-    encoder = get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+    encoder = opus_encoder()
     stamps = []
     for pts in (0, PIECE, 100 * PIECE, 101 * PIECE):
         frame = AudioFrame.from_ndarray(tone(PIECE).reshape(1, -1), format="s16", layout="stereo")
