@@ -37,7 +37,7 @@ async def until_told(
     loop = asyncio.get_running_loop()
     announced = False
 
-    def on_status() -> None:
+    def look() -> None:
         nonlocal announced
         status = room.status()
         if room.failure is not None:
@@ -46,7 +46,10 @@ async def until_told(
             announced = True
             say(f"ready: {status['model']} on {status['device']}, {status['size']}")
 
-    room.subscribe(lambda: loop.call_soon_threadsafe(on_status))
+    def on_status() -> None:
+        loop.call_soon_threadsafe(look)
+
+    room.subscribe(on_status)
     room.start()
     code = await end
     if room.failure is not None:

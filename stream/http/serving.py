@@ -71,6 +71,7 @@ def serve(
                 print(error, file=sys.stderr)
                 return EXIT_BAD_INPUT
             opened.callback(output.close)
+            assert from_stream is not None  # the two go together
             streams.get(from_stream).watch(output.put)
             output.start(lambda fault: room.tell(virtual_camera=fault))
             notes.append(f"Virtual camera {output.device} shows stream {from_stream}.")
@@ -104,6 +105,7 @@ async def _serve(
             reason = error.strerror or str(error)
             print(f"Cannot listen on {host}:{port}: {reason}. Choose another --port.", file=sys.stderr)
             return EXIT_BAD_INPUT
+        assert runner.server is not None  # it is set up
         async with listening.accepting(runner.server, sockets):
             shown_host = f"[{host}]" if ":" in host else host
             print(f"LCMirror listening on http://{shown_host}:{sockets[0].getsockname()[1]}", flush=True)
