@@ -24,7 +24,7 @@ class Publisher(Protocol):
     kind: str
 
 
-class Published(Protocol):
+class PublishedStream(Protocol):
     """The stream, as far as its publication knows it. A publication that was replaced changes nothing."""
 
     name: str
@@ -47,7 +47,7 @@ class Publication:
     every change of the stream's controls. gives_way: see Stream.publish.
     """
 
-    def __init__(self, stream: Published, publisher: Publisher, gives_way: bool = False):
+    def __init__(self, stream: PublishedStream, publisher: Publisher, gives_way: bool = False):
         self.stream, self.publisher, self.gives_way = stream, publisher, gives_way
         self.began_s = time.monotonic()
         self.statistics = Statistics()

@@ -81,7 +81,7 @@ class Piece:
     captured_s: float
 
 
-class Splicer:
+class Packetizer:
     """Cuts sound into pieces of equal length, numbered by its own times: unbroken sound stays unbroken, what is missing
     becomes a jump, and of what comes twice (a successor's beginning) the second is left out."""
 
@@ -126,7 +126,7 @@ class SoundTrack(MediaStreamTrack):
         super().__init__()
         self._stream = stream
         self._running_loop = asyncio.get_running_loop()
-        self._splicer = Splicer()
+        self._packetizer = Packetizer()
         self._held: deque[Piece] = deque(maxlen=MAX_HELD)
         self._came = asyncio.Event()
         self._leave = stream.listen(self._put)
@@ -159,7 +159,7 @@ class SoundTrack(MediaStreamTrack):
             self._running_loop.call_soon_threadsafe(self._take, sound)
 
     def _take(self, sound: Sound) -> None:
-        self._held.extend(self._splicer.cut(sound))
+        self._held.extend(self._packetizer.cut(sound))
         self._came.set()
 
     def _frame(self, piece: Piece) -> AudioFrame:

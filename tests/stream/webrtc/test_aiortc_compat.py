@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+
 import aioice.ice
 import pytest
 from aiortc import RTCPeerConnection, codecs
 
 from stream.webrtc import aiortc_compat
 from stream.webrtc.aiortc_compat import bound_queue
+from tests.paths import ROOT
 
 
 async def test_a_queue_that_comes_too_late_is_told():
@@ -29,3 +32,16 @@ def test_it_is_applied_once(monkeypatch):
     aiortc_compat.apply()
     assert codecs.CODECS["audio"] is mine
     assert aioice.ice.get_host_addresses is None
+
+
+def test_private_names_are_touched_nowhere_else():
+    """Of any library: those of aiohttp stand in aiohttp_compat.py. (A named tuple's _replace is no private name.)"""
+    touched = [
+        f"{file.relative_to(ROOT)}:{node.lineno} .{node.attr}"
+        for file in (ROOT / "stream").rglob("*.py")
+        if file.name not in ("aiortc_compat.py", "aiohttp_compat.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith(("__", "_replace"))
+        if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    ]
+    assert touched == []
