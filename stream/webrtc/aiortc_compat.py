@@ -14,8 +14,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import aioice.ice
-import aioice.stun
+from aioice import Connection, ice, stun
 from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs
 from aiortc.codecs import h264, vpx
 from aiortc.jitterbuffer import JitterFrame
@@ -29,7 +28,7 @@ from .sound import BITRATE_BPS, MusicEncoder
 
 # -- the process -----------------------------------------------------------------------------------------------------
 
-_host_addresses = aioice.ice.get_host_addresses
+_host_addresses = ice.get_host_addresses
 
 
 @functools.cache
@@ -49,7 +48,7 @@ def apply() -> None:
     opus[0].parameters.update({"stereo": 1, "sprop-stereo": 1, "maxaveragebitrate": BITRATE_BPS})
     codecs.CODECS["audio"] = opus
     codecs.OpusEncoder = MusicEncoder  # type: ignore[misc]  # a class is no variable to mypy
-    aioice.ice.get_host_addresses = _addresses_or_loopback
+    ice.get_host_addresses = _addresses_or_loopback
 
 
 def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
@@ -194,27 +193,27 @@ def take_media_for_consent(transport: RTCDtlsTransport) -> None:
     connection.query_consent = lambda: _query_consent(connection, lambda: inside._RTCDtlsTransport__rx_packets)
 
 
-async def _query_consent(connection: aioice.Connection, received: Callable[[], int]) -> None:
+async def _query_consent(connection: Connection, received: Callable[[], int]) -> None:
     """aioice's own, but that it fails only where nothing has been received either.
 
     Recheck: it against aioice's, and that close() waits for _query_consent_task.
     """
     failures = 0
-    while failures < aioice.ice.CONSENT_FAILURES:
+    while failures < ice.CONSENT_FAILURES:
         before = received()
-        await asyncio.sleep(aioice.ice.CONSENT_INTERVAL * random.uniform(0.8, 1.2))
+        await asyncio.sleep(ice.CONSENT_INTERVAL * random.uniform(0.8, 1.2))
         answered = all([await _answers(connection, pair) for pair in connection._nominated.values()])
         failures = 0 if answered or received() > before else failures + 1
     connection._query_consent_task = None
     await connection.close()
 
 
-async def _answers(connection: aioice.Connection, pair: aioice.ice.CandidatePair) -> bool:
+async def _answers(connection: Connection, pair: ice.CandidatePair) -> bool:
     assert connection.remote_password is not None  # it is connected
     request = connection.build_request(pair, nominate=False)
     password = connection.remote_password.encode()
     try:
         await pair.protocol.request(request, pair.remote_addr, integrity_key=password, retransmissions=0)
-    except aioice.stun.TransactionError:
+    except stun.TransactionError:
         return False
     return True
