@@ -190,12 +190,13 @@ def _serve(options: argparse.Namespace) -> int:
     if options.from_stream is not None and not NAME.fullmatch(options.from_stream):
         raise UsageError(f"--from: {options.from_stream!r} is no stream's name (1 to 64 characters of a-z, 0-9, '-').")
     spec, live = _live(options)
-    from stream.serving import serve
+    from stream.http.serving import serve
 
     return serve(
         **live,
         virtual_camera=options.virtual_camera,
         from_stream=options.from_stream,
+        give_memory_back=environment.give_memory_back,
         presets=[*_preset_rows(), *_library_rows(options.models_dir, live["model"], spec)],
         host=options.host,
         port=options.port,

@@ -1,4 +1,4 @@
-"""When was it captured? The timestamps of a publisher's picture and sound, each of its own clock, on our clock."""
+"""Capture times: the timestamps of a publisher's picture and sound, each of its own clock, on our clock."""
 
 from __future__ import annotations
 

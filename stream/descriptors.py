@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import errno
 
-try:
-    import resource
-except ImportError:  # Windows has no such limit
-    resource = None
-
 MAX_CONNECTIONS = 1000
 # For the rest: a session takes a UDP socket for each address of the machine, and there are films, weights, pipes.
 ROOM = 256
@@ -29,7 +24,16 @@ def none_left(error: BaseException) -> bool:
 def connection_limit(descriptors: int | None = None) -> int:
     """How many connections leave ROOM below the limit of descriptors, this process' if None; half where that is low."""
     if descriptors is None:
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+        descriptors = _own_limit()
     if descriptors < 0:  # there is no limit
         return MAX_CONNECTIONS
     return max(1, min(MAX_CONNECTIONS, descriptors - min(ROOM, descriptors // 2)))
+
+
+def _own_limit() -> int:
+    """How many descriptors this process may hold; -1 for any number."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return -1
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

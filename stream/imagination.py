@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 from pipeline.settings import Controls
 
+from .publications import Publication
 from .streams import Stream
 
 ABANDONED_S = 60.0  # nobody watches, nobody changes anything: who started it has left without a word
@@ -37,7 +37,6 @@ class Imagination:
         self._asked: Controls | None = None
 
     def begin(self) -> None:
-        self.began_s = time.monotonic()
         self._publication, replaced = self._stream.publish(self, gives_way=True)
         self._publication.close_publisher, self._publication.on_change = self.end, self._ask
         if replaced is not None:
@@ -63,10 +62,10 @@ class Imagination:
             self.end()
 
 
-def imagination_of(stream: Stream) -> Imagination | None:
-    """What imagines the stream's pictures now; None where something else or nobody publishes."""
-    publisher = stream.publication.publisher if stream.publication is not None else None
-    return publisher if isinstance(publisher, Imagination) else None
+def imagination_of(stream: Stream) -> Publication | None:
+    """The publication whose pictures are imagined; None where something else or nobody publishes."""
+    publication = stream.publication
+    return publication if publication is not None and publication.publisher.kind == Imagination.kind else None
 
 
 def remarks(stream: Stream) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How far behind what is captured are the pictures that leave? Sound is held back by as much."""
+"""How far the pictures that leave are behind what is captured. Sound is held back by as much."""
 
 from __future__ import annotations
 

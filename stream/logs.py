@@ -46,7 +46,7 @@ class Handler(logging.StreamHandler):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         super().__init__()
-        self.setFormatter(Discreet(FORMAT))
+        self.setFormatter(RedactingFormatter(FORMAT))
         self._clock, self._repeats = clock, Repeats()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -60,6 +60,7 @@ class Handler(logging.StreamHandler):
             super().emit(record)
 
     def close(self) -> None:
+        assert self.lock is not None  # every logging.Handler makes one
         with self.lock:
             self._tell(float("inf"))
         super().close()
@@ -70,7 +71,7 @@ class Handler(logging.StreamHandler):
             super().emit(logging.LogRecord(name, level, "", 0, told, None, None))
 
 
-class Discreet(logging.Formatter):
+class RedactingFormatter(logging.Formatter):
     """Leaves tokens out, wherever they got into a line or a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:

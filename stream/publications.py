@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from av import VideoFrame
@@ -14,9 +14,6 @@ from stream.engine.frames import Frame, Sound
 from stream.engine.statistics import Statistics
 
 from .clocks import MediaClock
-
-if TYPE_CHECKING:
-    from .streams import Stream
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +24,22 @@ class Publisher(Protocol):
     kind: str
 
 
+class PublishedStream(Protocol):
+    """The stream, as far as its publication knows it. A publication that was replaced changes nothing."""
+
+    name: str
+    publication: Publication | None
+    fault: str | None
+
+    def put(self, frame: Frame, publication: Publication) -> bool: ...
+
+    def put_sound(self, sound: Sound, publication: Publication) -> bool: ...
+
+    def skip(self, publication: Publication) -> None: ...
+
+    def end(self, publication: Publication) -> None: ...
+
+
 class Publication:
     """From `Stream.publish` until `end`, or until another publisher takes over.
 
@@ -34,8 +47,9 @@ class Publication:
     every change of the stream's controls. gives_way: see Stream.publish.
     """
 
-    def __init__(self, stream: Stream, publisher: Publisher, gives_way: bool = False):
+    def __init__(self, stream: PublishedStream, publisher: Publisher, gives_way: bool = False):
         self.stream, self.publisher, self.gives_way = stream, publisher, gives_way
+        self.began_s = time.monotonic()
         self.statistics = Statistics()
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
@@ -49,8 +63,8 @@ class Publication:
         """Leave the newest frame for the engine; False, and nothing happens, once another publisher has taken over.
 
         pixels: a VideoFrame or uint8 [H, W, 3] RGB, not to be written into any more; None asks for a picture from the
-        controls alone. media_s: the frame's time on the
-        sender's own clock, where it has one. arrived_s: time.monotonic() by default.
+        controls alone. media_s: the frame's time on the sender's own clock, where it has one. arrived_s:
+        time.monotonic() by default.
         """
         arrived_s = time.monotonic() if arrived_s is None else arrived_s
         captured_s = arrived_s if media_s is None else self.clock.captured_s(media_s, arrived_s)

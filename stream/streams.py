@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,17 +23,14 @@ from .lag import Lag
 from .metrics import Metrics
 from .publications import Publication, Publisher
 
-if TYPE_CHECKING:
-    from stream.recording.recording import Recording
-
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 MAX_NAMES = 256
 MAX_IDLE_PICTURES = 16  # idle streams beyond these lose their last picture: at 512x512 each holds 0.8 MB
 
-Sink = Callable[[Picture], None]
-SoundSink = Callable[[Sound], None]
+Sink = Callable[[Picture], object]
+SoundSink = Callable[[Sound], object]
 
 
 class BadStreamName(ValueError):
@@ -42,6 +39,12 @@ class BadStreamName(ValueError):
 
 class NoFreeStream(RuntimeError):
     """Every name that is kept is in use."""
+
+
+class Recorder(Protocol):
+    """What records a stream, as far as the stream tells of it."""
+
+    def state(self) -> dict[str, Any]: ...
 
 
 class Stream:
@@ -58,7 +61,7 @@ class Stream:
         self.mask: Mask | None = None
         self.publication: Publication | None = None
         self.last_picture: Picture | None = None
-        self.recording: Recording | None = None  # that runs or ran last, set by Recordings
+        self.recording: Recorder | None = None  # that runs or ran last, set by whoever records
         self.last_used_s = time.monotonic()
         self.lag = Lag()
         self._statistics = Statistics()
@@ -163,7 +166,7 @@ class Stream:
         # The last thing: a frame that could not be handed on is dropped by the engine room, and counted once.
         frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
 
-    def _takes(self, sink: Callable[[Any], None], item: Picture | Sound) -> bool:
+    def _takes(self, sink: Callable[[Any], object], item: Picture | Sound) -> bool:
         try:
             sink(item)
         except Exception:
@@ -172,6 +175,7 @@ class Stream:
         return True
 
     def drop(self, frame: Frame) -> None:
+        """Count a frame that came in and will not be painted: every drop but `skip`'s goes through here."""
         frame.statistics.count_dropped()
         self._metrics.count(self.name, "dropped")
 

@@ -35,7 +35,15 @@ ALLOWED: dict[str, set[str]] = {
     "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.recording": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.local": {"pipeline.base", "shared", "stream.engine", "stream"},
-    "stream.http": {"pipeline.base", "shared", "stream.engine", "stream", "stream.webrtc", "stream.recording"},
+    "stream.http": {  # the server: it ties the rooms beside it together
+        "pipeline.base",
+        "shared",
+        "stream.engine",
+        "stream",
+        "stream.webrtc",
+        "stream.recording",
+        "stream.local",
+    },
 }
 
 

@@ -165,7 +165,7 @@ async def imagine(request: web.Request) -> web.Response:
 async def stop_imagining(request: web.Request) -> web.Response:
     found = request.app[STREAMS].find(request.match_info["stream"])
     if found is not None and (imagination := imagination_of(found)) is not None:
-        imagination.end()
+        imagination.close_publisher()
     return web.Response(status=204)
 
 
@@ -175,7 +175,7 @@ async def events(request: web.Request) -> web.WebSocketResponse:
     request.app[STREAMS].find(name)  # refuses a bad name
     socket = web.WebSocketResponse(heartbeat=20, max_msg_size=4096, timeout=GOODBYE_S)
     try:
-        opens = socket.can_prepare(request)
+        opens = bool(socket.can_prepare(request))
     except ValueError:  # aiohttp decodes the key, which should be Base64 (RFC 6455, section 4.2.1) and may be anything
         opens = False
     if not opens:
@@ -244,7 +244,10 @@ async def dismiss_publishers(app: web.Application) -> AsyncIterator[None]:
         if room.status()["state"] == "failed":
             app[STREAMS].dismiss_publishers()
 
-    leave = room.subscribe(lambda: loop.call_soon_threadsafe(dismiss))
+    def on_status() -> None:
+        loop.call_soon_threadsafe(dismiss)
+
+    leave = room.subscribe(on_status)
     yield
     leave()
 

@@ -13,7 +13,11 @@ from enum import Enum
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, LineTooLong
 
+from .errors import MISTAKE, error_response
+
 log = logging.getLogger(__name__)
+
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 LINGER_S = 2.0  # how long the rest of a body is read that nobody wants, so that the answer is not lost in a reset
 
@@ -44,7 +48,12 @@ class Connection(web.RequestHandler):
     __slots__ = ("_all", "_begun", "_request", "_taken", "_wire", "since_s", "stage", "taken_s")
 
     def __init__(self, server: web.Server, connections: set[Connection]):
-        super().__init__(server, loop=asyncio.get_running_loop(), access_log=None, lingering_time=LINGER_S)
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # aiohttp's own way to say none
+            lingering_time=LINGER_S,
+        )
         self._all = connections
         self._begun = b""
         self._request: web.BaseRequest | None = None
@@ -52,6 +61,7 @@ class Connection(web.RequestHandler):
         self._taken, self.taken_s = 0, self.since_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._wire = transport
         self._all.add(self)
         super().connection_made(transport)
@@ -113,12 +123,12 @@ class Connection(web.RequestHandler):
             status, sentence = 400, malformed(exc, self._begun)
             log.warning("A request was refused: %s", sentence)
         else:
-            sentence = "The server made a mistake; its log says more."
+            sentence = MISTAKE
             if not isinstance(exc, ConnectionError):  # the client is gone
                 log.error("%s %s failed.", request.method, request.path, exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("The answer has begun: it cannot become another.")
-        return refusal(status, sentence)
+        return last_response(status, sentence)
 
     def log_exception(self, *args: object, exc_info: BaseException | None = None, **kwargs: object) -> None:
         """A body that was refused is refused once more where aiohttp reads the rest of it."""
@@ -161,24 +171,26 @@ def readable(value: str) -> bool:
     return True
 
 
-def refusal(status: int, sentence: str) -> web.Response:
-    """What every error looks like; the connection ends with it."""
-    response = web.json_response({"error": sentence}, status=status)
+def last_response(status: int, sentence: str) -> web.Response:
+    """An error with which the connection ends."""
+    response = error_response(status, sentence)
     response.force_close()
     return response
 
 
-def following(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]):
+def following(handle: Handle) -> Handle:
     """A server's handler that also tells the connection when a request begins, and answers what never gets to it."""
 
     async def handled(request: web.BaseRequest) -> web.StreamResponse:
-        request.protocol.begins(request)
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.begins(request)
         if any(not readable(value) for value in request.headers.values()):
-            return request.protocol.handle_error(request, 400, InvalidHeader(""))
+            return connection.handle_error(request, 400, InvalidHeader(""))
         try:
             return await handle(request)
         except web.HTTPException as error:  # of aiohttp's own, for an Expect header it does not know
-            return refusal(error.status, f"{error.reason}.")
+            return last_response(error.status, f"{error.reason}.")
 
     return handled
 

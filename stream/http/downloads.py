@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -44,8 +44,7 @@ def routes() -> list[web.RouteDef]:
 async def snapshot(request: web.Request) -> web.Response:
     """The newest picture, with all that made it inside."""
     found = _find(request)
-    picture = found.last_picture if found is not None else None
-    if picture is None:
+    if found is None or (picture := found.last_picture) is None:
         raise web.HTTPNotFound(text=f"Stream {request.match_info['stream']} has no picture yet.")
     status = request.app[ENGINE_ROOM].status()
     model = PurePath(status["model"])
@@ -101,7 +100,7 @@ async def finish_recordings(app: web.Application) -> None:
             log.error("The recording %s could not be finished within %g s.", recording.stem, FINISH_S)
 
 
-async def _apart(work: Callable[..., Result], *arguments) -> Result:
+async def _apart(work: Callable[..., Result], *arguments: Any) -> Result:
     """What work returns, which waits for the disk."""
     return await asyncio.get_running_loop().run_in_executor(_DISK, work, *arguments)
 

@@ -1,9 +1,8 @@
-"""A file as an answer."""
+"""A file as an answer: ranges and conditions as RFC 9110 has them, where aiohttp does otherwise."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import re
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from aiohttp.helpers import parse_http_date
 
 from stream.descriptors import OutOfDescriptors, none_left
 
+from .aiohttp_compat import OpenFileResponse
+
 _ONE_RANGE = re.compile(r"bytes=(\d{0,40})-(\d{0,40})", re.ASCII | re.IGNORECASE)
 _LAST_NONE = re.compile(r"bytes=-0+", re.IGNORECASE)
-_PIECE_BYTES = 2**16  # so much of a file may wait in memory for a client that does not read
 
 
 async def file(path: Path, headers: Mapping[str, str] | None = None) -> File:
@@ -31,8 +31,8 @@ async def file(path: Path, headers: Mapping[str, str] | None = None) -> File:
     return File(path, headers=headers)
 
 
-class File(web.FileResponse):
-    """aiohttp's, but for some requests that RFC 9110 has a server answer otherwise, and for how the bytes are sent."""
+class File(OpenFileResponse):
+    """aiohttp's, but for some requests that RFC 9110 has a server answer otherwise."""
 
     def __init__(self, path: Path, headers: Mapping[str, str] | None = None):
         super().__init__(path, headers=headers)
@@ -43,29 +43,13 @@ class File(web.FileResponse):
         ignored = [name for name, value in request.headers.items() if not counts(name.lower(), value, request.method)]
         return await super().prepare(_changed(request, dict.fromkeys(ignored)) if ignored else request)
 
-    async def _prepare_open_file(
-        self, request: web.BaseRequest, fobj: io.BufferedReader, st: os.stat_result, file_encoding: str | None
-    ) -> AbstractStreamWriter | None:
+    def judged(self, request: web.BaseRequest, st: os.stat_result) -> web.BaseRequest:
         self.etag, self.last_modified = f"{st.st_mtime_ns:x}-{st.st_size:x}", st.st_mtime  # as aiohttp will
         if self._if_range not in (None, self.headers["ETag"], self.headers["Last-Modified"]):  # section 13.1.5
-            request = _changed(request, {"Range": None})
-        elif _LAST_NONE.fullmatch(request.headers.get("Range", "").strip()):  # section 14.1.2: unsatisfiable
-            request = _changed(request, {"Range": f"bytes={st.st_size}-"})
-        return await super()._prepare_open_file(request, fobj, st, file_encoding)
-
-    async def _sendfile(
-        self, request: web.BaseRequest, fobj: io.BufferedReader, offset: int, count: int
-    ) -> AbstractStreamWriter:
-        """Through the transport, as every other answer goes: asyncio's sendfile waits for ever on a connection that is
-        cut, with the file open, and takes a client that leaves for a mistake."""
-        writer = await web.StreamResponse.prepare(self, request)
-        fobj.seek(offset)
-        while count > 0 and (piece := fobj.read(min(count, _PIECE_BYTES))):  # as sendfile would, in the loop
-            await writer.write(piece)
-            count -= len(piece)
-            if count:
-                await asyncio.sleep(0)  # a client that is as fast as we are would never make that wait
-        return writer
+            return _changed(request, {"Range": None})
+        if _LAST_NONE.fullmatch(request.headers.get("Range", "").strip()):  # section 14.1.2: unsatisfiable
+            return _changed(request, {"Range": f"bytes={st.st_size}-"})
+        return request
 
 
 def counts(name: str, value: str, method: str) -> bool:

@@ -10,7 +10,7 @@ import time
 from exits import EXIT_BAD_INPUT
 from pipeline.settings import Controls
 from stream.engine.room import Compile, EngineRoom, Load
-from stream.serving import end_of_signals, finish, until_told
+from stream.signals import end_of_signals, finish, until_told
 from stream.streams import Stream, Streams
 
 from .camera import CameraError, open_camera

@@ -1,4 +1,4 @@
-"""How is a live film written? Pictures and sound at their own times, into an MP4 that plays wherever it breaks off."""
+"""Muxing a live film: pictures and sound at their own times, into an MP4 that plays wherever it breaks off."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MP4 = {
 MOOF, FREE = b"moof", b"free"  # the types of a fragment's head and of free space (ISO 14496-12, 8.8.4 and 8.1.2)
 
 
-class ReelFile:
+class FragmentFile:
     """A new file of whole fragments, whenever its writing ends. A fragment's head is written as free space, which
     players skip, until `commit` makes a fragment of it: so a killed process leaves no half one, nor does a full disk.
     That fault makes every later write fail too, so that closing the film cannot spoil it."""
@@ -102,14 +102,14 @@ class ReelFile:
         self._file.close()
 
 
-class Reel:
+class Mp4Muxer:
     """One film: H264 beside AAC, whose times count from `origin_s` on the clock of captured_s.
 
     There is always sound, silence where none came, since a track cannot be added later. The pictures keep the size of
     the first one: others are scaled to it.
     """
 
-    def __init__(self, file: ReelFile, width: int, height: int, origin_s: float):
+    def __init__(self, file: FragmentFile, width: int, height: int, origin_s: float):
         self.frames = 0
         self._origin_s = origin_s
         self._pts = self._keyframe_pts = -1
@@ -159,14 +159,14 @@ class Reel:
         self._mux(self._video.encode(frame))
         self._last = rgb
         self.frames += 1
-        self._hush(captured_s - SOUND_WAIT_S)
+        self._fill_silence(captured_s - SOUND_WAIT_S)
 
     def add_sound(self, samples: np.ndarray, captured_s: float) -> None:
         """samples: int16 [n, 2] at SAMPLE_RATE. Gaps become silence; what overlaps with written sound is cut."""
         start = round((captured_s - self._origin_s) * SAMPLE_RATE)
         jitter = 0 if self._is_silent else JITTER_S * SAMPLE_RATE
         if start > self._samples + jitter:
-            self._hush(captured_s)
+            self._fill_silence(captured_s)
         elif start < self._samples - jitter:
             samples = samples[self._samples - start :]
         self._write_sound(samples)
@@ -181,7 +181,7 @@ class Reel:
         """The film ends at now_s, in order."""
         if self._last is not None and (now_s - self._origin_s) * VIDEO_HZ > self._pts + 1:
             self.hold(now_s)
-        self._hush(now_s)
+        self._fill_silence(now_s)
         for stream in (self._video, self._audio):
             self._mux(stream.encode(None))
         self._mp4.close()
@@ -196,7 +196,7 @@ class Reel:
         self._mp4.mux(packets)
         self._file.commit()  # a fragment that is due is written within mux, all of it
 
-    def _hush(self, until_s: float) -> None:
+    def _fill_silence(self, until_s: float) -> None:
         """Silence up to until_s, where there is no sound yet."""
         end = round((until_s - self._origin_s) * SAMPLE_RATE)
         while (missing := end - self._samples) > 0:

@@ -12,16 +12,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stream.engine.frames import Picture, Sound
 from stream.imagination import imagination_of
+from stream.streams import Stream
 
 from .backlog import Backlog
-from .mp4 import HOLD_S, Reel, ReelFile
-
-if TYPE_CHECKING:
-    from stream.streams import Stream
+from .mp4 import HOLD_S, FragmentFile, Mp4Muxer
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +61,15 @@ class Recording:
         self.over.set_running_or_notify_cancel()  # who waits for it and gives up ends nothing
         self._folder = folder
         self._part = folder / (stem + PART)
-        self._file = ReelFile(self._part)
-        self._state, self._name, self._detail = "recording", stem + FILM, ""
+        self._file = FragmentFile(self._part)
+        self._state, self._detail = "recording", ""
+        self._name: str | None = stem + FILM
         self._started = datetime.now().astimezone()
         self._started_s = time.monotonic()
-        self._ended, self._leave = ended, []
+        self._ended = ended
+        self._leave: list[Callable[[], None]] = []
         self._backlog = Backlog()
-        self._reel: Reel | None = None
+        self._muxer: Mp4Muxer | None = None
         self._final: dict[str, Any] | None = None  # its state once it is over
         self._early: deque[Sound] = deque(maxlen=EARLY_SOUNDS)
         self._newest: Picture | None = None
@@ -106,7 +106,7 @@ class Recording:
 
     def state(self) -> dict[str, Any]:
         """What GET /api/streams/{stream}/recording answers."""
-        reel, name = self._reel, self._name  # before asking whether it is over: then the reel is let go
+        muxer, name = self._muxer, self._name  # before asking whether it is over: then the muxer is let go
         if self._final is not None:
             return self._final
         return {
@@ -114,9 +114,9 @@ class Recording:
             "file": name,
             "url": name and f"/api/recordings/{name}",
             "started": self._started.isoformat(timespec="milliseconds"),
-            "seconds": round(reel.seconds, 3) if reel is not None else 0.0,
+            "seconds": round(muxer.seconds, 3) if muxer is not None else 0.0,
             "bytes": self._file.bytes,
-            "frames": reel.frames if reel is not None else 0,
+            "frames": muxer.frames if muxer is not None else 0,
             "frames_dropped": self.frames_dropped,
             "detail": self._detail or self._remark(),
         }
@@ -124,7 +124,7 @@ class Recording:
     def _remark(self) -> str:
         if self.frames_dropped:
             return f"{self.frames_dropped} pictures are missing in the film: they came faster than it is encoded."
-        return "Waiting for the first picture." if self._reel is None else ""
+        return "Waiting for the first picture." if self._muxer is None else ""
 
     # -- the stream's threads ----------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class Recording:
     def _settle(self) -> None:
         """What it was is all that is kept: the encoder takes some 10 MB, and the stream tells for long how it ended."""
         self._final = self.state()
-        self._reel = self._newest = None
+        self._muxer = self._newest = None
 
     def _record(self) -> None:
         look_s = time.monotonic() + LOOK_S
@@ -176,7 +176,7 @@ class Recording:
             raise FileMoved(f"{self._part.name} was moved away")
 
     def _add_picture(self, picture: Picture) -> None:
-        if self._reel is None:
+        if self._muxer is None:
             if picture.captured_s < self._started_s:
                 imagination = imagination_of(self.stream)
                 if imagination is None or picture.captured_s < imagination.began_s:
@@ -184,33 +184,34 @@ class Recording:
                 # It stays until a setting changes: the film begins with it.
                 picture = replace(picture, captured_s=self._started_s, shown_s=self._started_s)
             height, width = picture.rgb.shape[:2]
-            self._reel = Reel(self._file, width, height, picture.captured_s)
+            self._muxer = Mp4Muxer(self._file, width, height, picture.captured_s)
         self._newest = picture
-        self._reel.add_picture(picture.rgb, picture.captured_s)
+        self._muxer.add_picture(picture.rgb, picture.captured_s)
         while self._early:
             self._add_sound(self._early.popleft())
 
     def _add_sound(self, sound: Sound) -> None:
-        if self._reel is None:
+        if self._muxer is None:
             self._early.append(sound)
         else:
-            self._reel.add_sound(sound.samples, sound.captured_s)
+            self._muxer.add_sound(sound.samples, sound.captured_s)
 
     def _pass_time(self, now_s: float) -> None:
         idle_s = now_s - (self._newest.shown_s if self._newest is not None else self._started_s)
         if idle_s > ABANDONED_S:
             self._detail = f"The recording ended: no picture came for {round(ABANDONED_S / 60)} minutes."
             self._backlog.close()
-        if self._reel is None:
+        if self._muxer is None:
             return
-        if self._reel.seconds >= FULL_S:
+        if self._muxer.seconds >= FULL_S:
             self.is_full = True
             self._backlog.close()
-        elif self._film_s(now_s) - self._reel.until_s >= HOLD_S and not self._backlog.holds(Picture):
-            self._reel.hold(self._film_s(now_s))
+        elif self._film_s(now_s) - self._muxer.until_s >= HOLD_S and not self._backlog.holds(Picture):
+            self._muxer.hold(self._film_s(now_s))
 
     def _film_s(self, now_s: float) -> float:
         """Where the film is at now_s, on the clock of captured_s: as far behind as its newest picture came."""
+        assert self._newest is not None  # the film begins with a picture
         return self._newest.captured_s + now_s - self._newest.shown_s
 
     def _let_go(self) -> None:
@@ -220,13 +221,13 @@ class Recording:
 
     def _finish(self) -> None:
         self._look()
-        if self._reel is None:
+        if self._muxer is None:
             self._file.close()
             self._part.unlink()
             self._detail = self._detail or "No picture came, so there is no film."
             self._name, self._state = None, "ended"
             return
-        self._reel.close(self._film_s(time.monotonic()))
+        self._muxer.close(self._film_s(time.monotonic()))
         self._file.close()
         film, number = self._folder / (self.stem + FILM), 1
         while film.exists():  # of another program: the stem was free when we began
@@ -250,8 +251,8 @@ class Recording:
 
     def _leftovers(self, is_moved: bool) -> tuple[str | None, str]:
         """(the name of what is left of the film, what is said of that). Raises OSError."""
-        if self._reel is not None:
-            self._reel.abandon()
+        if self._muxer is not None:
+            self._muxer.abandon()
         self._file.close()
         is_ours = self._file.is_in_place()  # no file that took its place is ours to show or to remove
         if self._file.is_playable and is_moved:

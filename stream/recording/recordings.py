@@ -78,7 +78,7 @@ class Recordings:
             if (running := self._running.get(stream)) is not None:
                 running.end()
                 return running
-            if stream.recording is not None and stream.recording.is_broken:
+            if isinstance(stream.recording, Recording) and stream.recording.is_broken:
                 return stream.recording
         raise NoRecording(f"Stream {stream.name} is not being recorded.")
 
@@ -137,15 +137,8 @@ class Recordings:
         stem = f"{stream.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for number in itertools.count(1):
-                numbered = stem if number == 1 else f"{stem}-{number}"
-                try:
-                    recording = Recording(stream, self.folder, numbered, self._on_end)
-                except FileExistsError:
-                    continue
-                if not (self.folder / (numbered + FILM)).exists():
-                    return recording
-                recording.discard()
+            stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+            return next(made for each in stems if (made := self._made(stream, each)) is not None)
         except OSError as error:
             if none_left(error):
                 raise
@@ -153,6 +146,17 @@ class Recordings:
                 f"Recordings cannot be written to {self.folder}: {error.strerror}. "
                 "Free it or start the server with another --recordings DIR."
             ) from error
+
+    def _made(self, stream: Stream, stem: str) -> Recording | None:
+        """None where the stem is taken. Raises OSError."""
+        try:
+            recording = Recording(stream, self.folder, stem, self._on_end)
+        except FileExistsError:
+            return None
+        if not (self.folder / (stem + FILM)).exists():
+            return recording
+        recording.discard()
+        return None
 
     def _on_end(self, recording: Recording) -> None:
         with self._lock:

@@ -1,121 +1,174 @@
-"""What aiortc's receivers do otherwise: with reports.py the only place that uses private names of aiortc and aioice.
+"""Every private name of aiortc 1.16 and aioice 0.13 that we touch, and every constant of theirs that we change.
 
-aiortc 1.16 puts every encoded frame into RTCRtpReceiver.__decoder_queue, which has no bound, and closing waits on the
-event loop until all of it is decoded. A publisher that outruns the decoder would add latency and memory without end.
+`apply` changes what holds for the whole process; each other function what belongs to one receiver, sender, transport
+or peer. What these changes decide lies in files that know no private name: decoding.py, reports.py, sound.py.
 
-Its jitter buffer holds sound back by four packets (80 ms), and by sixteen (320 ms) behind one that was lost. And it
-closes on a sender that answers no consent checks.
+At an upgrade of either package: run tests/stream, and read again what each "Recheck" below names.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
+import functools
 import random
-import time
-from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from aioice import Connection, ice, stun
-from aioice.ice import CandidatePair
-from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, codecs
+from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs
+from aiortc.codecs import h264, vpx
 from aiortc.jitterbuffer import JitterFrame
-from aiortc.rtp import RtpPacket
-from aiortc.utils import uint32_add
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from aiortc.rtcrtpsender import RTCEncodedFrame
+from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
 
-from .bitstream import Malformed, coded_size, is_keyframe, macroblocks
+from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
+from .reports import SenderReports, ntp_time
+from .sound import BITRATE_BPS, MusicEncoder
 
-MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
-KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none
-MAX_IN_DECODER = 256
-MAX_MACROBLOCKS = 36_864  # 4096x2304 pixels, H.264's level 5.1 (table A-1): decoders take 12 bytes for each, 116 MB
-MISORDER = 48_000  # samples by which an overtaken packet may come late; one that is farther behind begins a new count
+# -- the process -----------------------------------------------------------------------------------------------------
 
-# Our answers say so of VP8 (RFC 7741, 6.1). Those of H264 name level 3.1, and senders may exceed it.
-for _codec in codecs.CODECS["video"]:
-    if _codec.mimeType == "video/VP8":
-        _codec.parameters["max-fs"] = MAX_MACROBLOCKS
+_host_addresses = ice.get_host_addresses
 
 
-class EncodedQueue(queue.Queue):
-    """Encoded frames (codec, JitterFrame) on their way to the decoder thread; None ends it, ahead of all that wait.
+@functools.cache
+def apply() -> None:
+    """Change what aiortc and aioice hold once for the process: call it before the first peer is made.
 
-    Once the oldest has waited for MAX_WAIT_S, everything is skipped up to the next keyframe, since what lies between
-    cannot be decoded without what was skipped. on_skip is called for every frame that is; ask_for_keyframe too.
+    Our answers offer VP8 up to MAX_MACROBLOCKS (RFC 7741, 6.1; those of H264 name level 3.1, and senders may exceed
+    it), and of sound Opus alone, in stereo (RFC 7587, 6.1), which is encoded as music.
 
-    Frames of more than MAX_MACROBLOCKS are not decoded, nor those that build on them: on_oversize(width, height) is
-    called for each. Nor are malformed ones, and empty ones, after which FFmpeg's decoders would take nothing any more.
+    Recheck: `codecs.CODECS` is what answers are made of, `codecs.get_encoder` finds OpusEncoder in its own module, and
+    `ice.Connection` finds get_host_addresses in its own.
+    """
+    for codec in codecs.CODECS["video"]:
+        if codec.mimeType == "video/VP8":
+            codec.parameters["max-fs"] = MAX_MACROBLOCKS
+    opus = [codec for codec in codecs.CODECS["audio"] if codec.mimeType == "audio/opus"]
+    opus[0].parameters.update({"stereo": 1, "sprop-stereo": 1, "maxaveragebitrate": BITRATE_BPS})
+    codecs.CODECS["audio"] = opus
+    codecs.OpusEncoder = MusicEncoder  # type: ignore[misc]  # a class is no variable to mypy
+    ice.get_host_addresses = _addresses_or_loopback
+
+
+def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+    """aioice offers no loopback address, so a laptop without any network would have nothing to connect by."""
+    return _host_addresses(use_ipv4, use_ipv6) or ["127.0.0.1"]
+
+
+def set_bitrates(floor_bps: int, ceiling_bps: int) -> None:
+    """What every encoder of video is made with from now on: the receiver's estimate (REMB) moves it between the two.
+
+    Recheck: both modules read these constants whenever an encoder is made or told a bitrate.
+    """
+    vpx.MIN_BITRATE = h264.MIN_BITRATE = floor_bps
+    vpx.DEFAULT_BITRATE = vpx.MAX_BITRATE = h264.DEFAULT_BITRATE = h264.MAX_BITRATE = ceiling_bps
+
+
+# -- a receiver ------------------------------------------------------------------------------------------------------
+
+
+class _Depayloaded:
+    """A PacketBuffer as aiortc calls it: a packet carries what its codec's payload format left of it.
+
+    Recheck: RTCRtpReceiver sets RtpPacket._data before it calls JitterBuffer.add, and calls nothing else of the buffer.
     """
 
-    def __init__(self, ask_for_keyframe: Callable[[], None], on_skip: Callable[[], None] = lambda: None):
-        super().__init__()
-        self.on_skip = on_skip
-        self.on_oversize: Callable[[int, int], None] = lambda width, height: None
-        self._ask_for_keyframe = ask_for_keyframe
-        self._arrivals: deque[tuple[int, float]] = deque(maxlen=MAX_IN_DECODER)
-        self._keyframe_until_s = 0.0  # until then only a keyframe is let in
-        self._size = (0, 0)  # of the frames that come in
+    def __init__(self, buffer: PacketBuffer):
+        self._buffer = buffer
 
-    def arrived_s(self, pts: int | None) -> float | None:
-        """When the encoded frame of that timestamp came in, on time.monotonic's clock. Ask for each once, in order."""
-        while pts is not None and self._arrivals and self._arrivals[0][0] <= pts:
-            timestamp, arrived_s = self._arrivals.popleft()
-            if timestamp == pts:
-                return arrived_s
-        return None
+    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
+        inside: Any = packet
+        return self._buffer.add(packet, inside._data)
 
-    # queue.Queue's own hooks: called with its lock held.
 
-    def _put(self, item) -> None:
-        now_s = time.monotonic()
-        if item is None:
-            self.queue.clear()
-        else:
-            codec, encoded = item
-            if not encoded.data:
-                return
-            try:
-                self._size = coded_size(codec.name, encoded.data) or self._size
-            except Malformed:
-                self.on_skip()
-                return
-            if macroblocks(*self._size) > MAX_MACROBLOCKS:
-                self.on_oversize(*self._size)
-                return
-            if self.queue and now_s - self.queue[0][0] > MAX_WAIT_S:
-                for _ in self.queue:
-                    self.on_skip()
-                self.queue.clear()
-                self._keyframe_until_s = now_s + KEYFRAME_WITHIN_S
-            if now_s < self._keyframe_until_s and not is_keyframe(codec.name, encoded.data):
-                self.on_skip()
-                self._ask_for_keyframe()
-                return
-            self._keyframe_until_s = 0.0
-            self._arrivals.append((encoded.timestamp, now_s))
-        self.queue.append((now_s, item))
+def set_packet_buffer(receiver: RTCRtpReceiver, buffer: PacketBuffer) -> None:
+    """Put a buffer of ours in the place of aiortc's jitter buffer; before the receiver starts, which it does once its
+    peer is connected.
 
-    def _get(self):
-        return self.queue.popleft()[1]
+    Recheck: RTCRtpReceiver.__jitter_buffer is made in __init__ and kept.
+    """
+    inside: Any = receiver
+    inside._RTCRtpReceiver__jitter_buffer = _Depayloaded(buffer)
 
 
 def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
-    """Give the receiver an EncodedQueue; before it starts, which it does once its peer is connected."""
-    if receiver._RTCRtpReceiver__decoder_thread is not None:
+    """Put an EncodedQueue between the jitter buffer and the decoder; before the receiver starts.
+
+    aiortc's own has no bound, and closing waits on the event loop until all of it is decoded.
+
+    Recheck: RTCRtpReceiver.__decoder_queue is handed to the thread when that starts, takes (codec, JitterFrame), and
+    None at the end; with __decoder_error set a keyframe is asked for with the next packet (PLI, RFC 4585).
+    """
+    inside: Any = receiver
+    if inside._RTCRtpReceiver__decoder_thread is not None:
         raise RuntimeError("The receiver's decoder has started: its queue cannot be replaced any more.")
-    # What the decoder sets when it fails: with the next packet a keyframe is asked for (PLI, RFC 4585).
-    error = receiver._RTCRtpReceiver__decoder_error
-    bounded = EncodedQueue(ask_for_keyframe=error.set)
-    receiver._RTCRtpReceiver__decoder_queue = bounded
+    bounded = EncodedQueue(ask_for_keyframe=inside._RTCRtpReceiver__decoder_error.set)
+    inside._RTCRtpReceiver__decoder_queue = bounded
     return bounded
+
+
+def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
+    """What the receiver's sender reports tell, from now on; aiortc itself does not pass them on.
+
+    Recheck: RTCRtpReceiver._handle_rtcp_packet gets every report; __timestamp_mapper turns RTP timestamps into pts, of
+    which `_last` is the newest timestamp and `_origin` that of pts 0.
+    """
+    inside: Any = receiver
+    mapper, handle = inside._RTCRtpReceiver__timestamp_mapper, inside._handle_rtcp_packet
+    reports = SenderReports(clock_hz, lambda: None if mapper._last is None else (mapper._last, mapper._origin))
+
+    async def read_and_handle(packet: AnyRtcpPacket) -> None:
+        if isinstance(packet, RtcpSrPacket):
+            reports.add(packet.sender_info)
+        await handle(packet)
+
+    inside._handle_rtcp_packet = read_and_handle
+    return reports
+
+
+# -- a sender --------------------------------------------------------------------------------------------------------
+
+
+def tell_moments(sender: RTCRtpSender, moment_s: Callable[[], float]) -> None:
+    """Have a sender's reports name the moment that its newest frame is of, on time.monotonic's clock; aiortc's name the
+    time at which they are sent. How long a picture takes differs from one to the next, and receivers would take that
+    for what it is late by.
+
+    Recheck: RTCRtpSender._next_encoded_frame returns what is sent next, _send_rtcp gets every report.
+    """
+    inside: Any = sender
+    encode, send = inside._next_encoded_frame, inside._send_rtcp
+    told_s = 0.0
+
+    async def encode_and_note(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
+        nonlocal told_s
+        encoded = await encode(codec)
+        if encoded is not None:
+            told_s = moment_s()
+        return encoded
+
+    async def send_noted(packets: list[AnyRtcpPacket]) -> None:
+        for packet in packets:
+            if isinstance(packet, RtcpSrPacket) and packet.sender_info.packet_count:
+                packet.sender_info.ntp_timestamp = ntp_time(told_s)
+        await send(packets)
+
+    inside._next_encoded_frame, inside._send_rtcp = encode_and_note, send_noted
+
+
+# -- a peer and its transport ----------------------------------------------------------------------------------------
 
 
 def tell_failure(peer: RTCPeerConnection, on_failure: Callable[[Exception], None]) -> None:
     """Call on_failure when connecting raises, which aiortc does in a task that nobody looks after; before the answer.
 
     What an offer says of a section is used only then, and a peer that is closed meanwhile raises, too.
+
+    Recheck: setLocalDescription and setRemoteDescription make tasks of RTCPeerConnection.__connect().
     """
-    connect = peer._RTCPeerConnection__connect
+    inside: Any = peer
+    connect = inside._RTCPeerConnection__connect
 
     async def connect_and_tell() -> None:
         try:
@@ -123,7 +176,7 @@ def tell_failure(peer: RTCPeerConnection, on_failure: Callable[[Exception], None
         except Exception as error:
             on_failure(error)
 
-    peer._RTCPeerConnection__connect = connect_and_tell
+    inside._RTCPeerConnection__connect = connect_and_tell
 
 
 def take_media_for_consent(transport: RTCDtlsTransport) -> None:
@@ -131,24 +184,32 @@ def take_media_for_consent(transport: RTCDtlsTransport) -> None:
 
     FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s. One that sends nothing and answers nothing for as
     long is gone: its connection fails.
+
+    Recheck: RTCDtlsTransport.__rx_packets counts media too, RTCIceTransport._connection is aioice's Connection, which
+    makes a task of its query_consent() once it is connected.
     """
-    connection = transport.transport._connection
-    connection.query_consent = lambda: _query_consent(connection, lambda: transport._RTCDtlsTransport__rx_packets)
+    inside: Any = transport
+    connection = inside.transport._connection
+    connection.query_consent = lambda: _query_consent(connection, lambda: inside._RTCDtlsTransport__rx_packets)
 
 
 async def _query_consent(connection: Connection, received: Callable[[], int]) -> None:
-    """aioice's own, but that it fails only where nothing has been received either."""
+    """aioice's own, but that it fails only where nothing has been received either.
+
+    Recheck: it against aioice's, and that close() waits for _query_consent_task.
+    """
     failures = 0
     while failures < ice.CONSENT_FAILURES:
         before = received()
         await asyncio.sleep(ice.CONSENT_INTERVAL * random.uniform(0.8, 1.2))
         answered = all([await _answers(connection, pair) for pair in connection._nominated.values()])
         failures = 0 if answered or received() > before else failures + 1
-    connection._query_consent_task = None  # close() waits for it
+    connection._query_consent_task = None
     await connection.close()
 
 
-async def _answers(connection: Connection, pair: CandidatePair) -> bool:
+async def _answers(connection: Connection, pair: ice.CandidatePair) -> bool:
+    assert connection.remote_password is not None  # it is connected
     request = connection.build_request(pair, nominate=False)
     password = connection.remote_password.encode()
     try:
@@ -156,24 +217,3 @@ async def _answers(connection: Connection, pair: CandidatePair) -> bool:
     except stun.TransactionError:
         return False
     return True
-
-
-class SoundBuffer:
-    """In the jitter buffer's place for sound. An Opus packet is a frame by itself, so each goes on when it comes; one
-    that was overtaken is dropped, like one that was lost."""
-
-    def __init__(self):
-        self._newest: int | None = None
-
-    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
-        """(False, since sound has no keyframe to ask for, and what is to be decoded)."""
-        is_late = self._newest is not None and uint32_add(self._newest, -packet.timestamp) < MISORDER
-        if is_late or not packet._data:
-            return False, None
-        self._newest = packet.timestamp
-        return False, JitterFrame(packet._data, packet.timestamp)
-
-
-def let_through(receiver: RTCRtpReceiver) -> None:
-    """Give a receiver of sound a SoundBuffer; before it starts."""
-    receiver._RTCRtpReceiver__jitter_buffer = SoundBuffer()

@@ -1,4 +1,4 @@
-"""What does an encoded frame tell of itself, without being decoded? Whether it is a keyframe, and how large it is."""
+"""What an encoded frame tells of itself without being decoded: whether it is a keyframe, and how large it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is this SDP offer one we can answer? Text in, text or one sentence out; aiortc itself accepts garbage in silence."""
+"""Checks SDP offers: text in, text that we can answer or one sentence out; aiortc accepts garbage in silence."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import secrets
 from collections import deque
 from collections.abc import Coroutine
 
-import aioice.ice
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
 from aiortc.exceptions import OperationError
 
@@ -18,9 +17,8 @@ from stream.engine.room import EngineFailed
 from stream.publications import Publication
 from stream.streams import Stream
 
-from . import sdp
-from .aiortc_compat import bound_queue, let_through, take_media_for_consent, tell_failure
-from .reports import SenderReports, tell_moments
+from . import aiortc_compat, sdp
+from .decoding import SoundBuffer
 from .sound import CLOCK_HZ as SOUND_HZ
 from .sound import SoundTrack, drain_sound
 from .tracks import CLOCK_HZ as VIDEO_HZ
@@ -30,16 +28,6 @@ log = logging.getLogger(__name__)
 
 MAX_ENDED = 64
 CONNECT_S = 20.0  # a session whose peer has not connected by then is closed
-
-_host_addresses = aioice.ice.get_host_addresses
-
-
-def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
-    """aioice offers no loopback address, so a laptop without any network would have nothing to connect by."""
-    return _host_addresses(use_ipv4, use_ipv6) or ["127.0.0.1"]
-
-
-aioice.ice.get_host_addresses = _addresses_or_loopback
 
 
 def oversize(width: int, height: int) -> str:
@@ -86,6 +74,7 @@ class Sessions:
     """Opens, finds and closes the sessions of a server; all on the event loop."""
 
     def __init__(self, max_sessions: int):
+        aiortc_compat.apply()
         self._max_sessions = max_sessions
         self._sessions: dict[str, Session] = {}
         # (kind, stream, id) of those that ended by themselves: their DELETE may still be on its way.
@@ -140,12 +129,9 @@ class Sessions:
     async def view(self, stream: Stream, offer: sdp.Offer) -> tuple[Session, str]:
         """Answer a WHEP offer; the picture starts when there is one. Raises as `publish` does."""
         session = Session("whep", stream)
-        session.tracks.append(PictureTrack(stream))
+        self._send(session, PictureTrack(stream))
         if offer.sound:
-            session.tracks.append(SoundTrack(stream))
-        for track in session.tracks:
-            sender = session.peer.addTransceiver(track, direction="sendonly").sender
-            tell_moments(sender, lambda track=track: track.moment_s)
+            self._send(session, SoundTrack(stream))
         return session, await self._answer(session, offer)
 
     def add_candidates(self, session: Session, candidates: sdp.Candidates) -> None:
@@ -156,24 +142,30 @@ class Sessions:
         for mid, candidate in candidates:
             session.spawn(self._add_candidate(session, mid, candidate))
 
+    def _send(self, session: Session, track: PictureTrack | SoundTrack) -> None:
+        session.tracks.append(track)
+        sender = session.peer.addTransceiver(track, direction="sendonly").sender
+        aiortc_compat.tell_moments(sender, lambda: track.moment_s)
+
     def _drain(self, session: Session, publication: Publication) -> None:
         """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
         picture, sound = (next((t for t in session.tracks if t.kind == kind), None) for kind in ("video", "audio"))
         for transport in {receiver.transport for receiver in session.peer.getReceivers()}:
-            take_media_for_consent(transport)
+            aiortc_compat.take_media_for_consent(transport)
         for receiver in session.peer.getReceivers():
             track = receiver.track
             if track is None:  # the offer has a section of this kind that sends nothing
                 continue
-            encoded = bound_queue(receiver)
+            encoded = aiortc_compat.bound_queue(receiver)
             if track is picture:
                 encoded.on_skip = publication.skip
                 encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
-                publication.clock.wall_origin_s = SenderReports(receiver, VIDEO_HZ).wall_origin_s
+                publication.clock.wall_origin_s = aiortc_compat.sender_reports(receiver, VIDEO_HZ).wall_origin_s
                 self._until_done(session, drain_video(track, publication, encoded.arrived_s, CONNECT_S))
             elif track is sound:
-                let_through(receiver)
-                clock = MediaClock(SenderReports(receiver, SOUND_HZ).wall_origin_s, leader=publication.clock)
+                aiortc_compat.set_packet_buffer(receiver, SoundBuffer())
+                reports = aiortc_compat.sender_reports(receiver, SOUND_HZ)
+                clock = MediaClock(reports.wall_origin_s, leader=publication.clock)
                 session.spawn(drain_sound(track, publication, clock, encoded.arrived_s))
             else:
                 session.spawn(drain(track))
@@ -216,7 +208,7 @@ class Sessions:
         self._opening += 1
         try:
             session.offer_ufrag = offer.ufrag
-            tell_failure(session.peer, lambda error: self._give_up(session, error))
+            aiortc_compat.tell_failure(session.peer, lambda error: self._give_up(session, error))
             answer = offer.answered(await self._negotiate(session.peer, offer.text))
             if session.closed:
                 raise sdp.BadSdp("The SDP offer leads to no connection: one of its attributes is malformed.")

@@ -1,4 +1,4 @@
-"""How sound travels: from a publisher's Opus to the stream, and on to each viewer in step with the picture."""
+"""Sound tracks: a publisher's is drained into the stream, one per viewer sends it on in step with the picture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from aiortc import MediaStreamTrack, codecs
+from aiortc import MediaStreamTrack
 from aiortc.codecs.opus import OpusEncoder
 from aiortc.mediastreams import MediaStreamError, convert_timebase
 from av import AudioFrame
+from av.frame import Frame
 
 from stream.clocks import MediaClock
 from stream.engine.frames import SAMPLE_RATE, Sound
@@ -45,15 +46,11 @@ class MusicEncoder(OpusEncoder):
         self.codec.bit_rate = BITRATE_BPS
         self.codec.options = {"application": "audio"}
 
-    def encode(self, frame: AudioFrame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+    def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        assert frame.pts is not None
+        assert frame.time_base is not None
         payloads, _ = super().encode(frame, force_keyframe)
         return payloads, convert_timebase(frame.pts, frame.time_base, TIME_BASE)
-
-
-# For the process, as aiortc has it: sound is Opus, and our answers ask for stereo of that rate (RFC 7587, 6.1).
-codecs.OpusEncoder = MusicEncoder
-codecs.CODECS["audio"] = [codec for codec in codecs.CODECS["audio"] if codec.mimeType == "audio/opus"]
-codecs.CODECS["audio"][0].parameters.update(stereo=1, maxaveragebitrate=BITRATE_BPS, **{"sprop-stereo": 1})
 
 
 async def drain_sound(
@@ -66,6 +63,8 @@ async def drain_sound(
     try:
         while True:
             frame = await track.recv()
+            assert isinstance(frame, AudioFrame)
+            assert frame.pts is not None
             arrival_s = arrived_s(frame.pts)
             captured_s = clock.captured_s(frame.pts / CLOCK_HZ, time.monotonic() if arrival_s is None else arrival_s)
             publication.put_sound(frame.to_ndarray().reshape(-1, 2), captured_s)
@@ -82,7 +81,7 @@ class Piece:
     captured_s: float
 
 
-class Splicer:
+class Packetizer:
     """Cuts sound into pieces of equal length, numbered by its own times: unbroken sound stays unbroken, what is missing
     becomes a jump, and of what comes twice (a successor's beginning) the second is left out."""
 
@@ -106,6 +105,7 @@ class Splicer:
         return pieces + self._pieces(samples)
 
     def _pieces(self, samples: np.ndarray) -> list[Piece]:
+        assert self._origin_s is not None  # of the first sound
         begin = self._end - len(self._rest)
         self._end += len(samples)
         joined = np.concatenate([self._rest, samples])
@@ -125,8 +125,8 @@ class SoundTrack(MediaStreamTrack):
     def __init__(self, stream: Stream):
         super().__init__()
         self._stream = stream
-        self._loop = asyncio.get_running_loop()
-        self._splicer = Splicer()
+        self._running_loop = asyncio.get_running_loop()
+        self._packetizer = Packetizer()
         self._held: deque[Piece] = deque(maxlen=MAX_HELD)
         self._came = asyncio.Event()
         self._leave = stream.listen(self._put)
@@ -155,11 +155,11 @@ class SoundTrack(MediaStreamTrack):
         return piece.captured_s - LEAD_S + min(self._stream.lag.seconds, MAX_LAG_S)
 
     def _put(self, sound: Sound) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._take, sound)
+        if not self._running_loop.is_closed():
+            self._running_loop.call_soon_threadsafe(self._take, sound)
 
     def _take(self, sound: Sound) -> None:
-        self._held.extend(self._splicer.cut(sound))
+        self._held.extend(self._packetizer.cut(sound))
         self._came.set()
 
     def _frame(self, piece: Piece) -> AudioFrame:

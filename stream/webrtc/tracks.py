@@ -1,4 +1,4 @@
-"""How pictures become RTP: a track per viewer that sends the newest picture, and bitrates fit for stylized video."""
+"""Video tracks: one per viewer that sends the newest picture, a publisher's that is drained, and fitting bitrates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from aiortc import MediaStreamTrack
-from aiortc.codecs import h264, vpx
 from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
 
@@ -16,6 +15,8 @@ from stream.engine.frames import Picture
 from stream.engine.mailbox import Outbox
 from stream.publications import Publication
 from stream.streams import Stream
+
+from .aiortc_compat import set_bitrates
 
 CLOCK_HZ = 90_000  # RTP's clock for video
 TIME_BASE = Fraction(1, CLOCK_HZ)
@@ -34,14 +35,8 @@ def bitrate_bps(width: int, height: int) -> int:
 
 
 def fit_bitrates(width: int, height: int) -> None:
-    """Set what aiortc's encoders are made with.
-
-    They are constants of its modules, one set for the process; so is the size of our pictures, which is the loaded
-    model's. The receiver's estimate (REMB) moves an encoder between floor and maximum.
-    """
-    for codec in (vpx, h264):
-        codec.MIN_BITRATE = FLOOR_BPS
-        codec.DEFAULT_BITRATE = codec.MAX_BITRATE = bitrate_bps(width, height)
+    """Set what encoders are made with: one set for the process, as is the size of our pictures, the loaded model's."""
+    set_bitrates(FLOOR_BPS, bitrate_bps(width, height))
 
 
 class PictureTrack(MediaStreamTrack):
@@ -67,6 +62,7 @@ class PictureTrack(MediaStreamTrack):
         picture = await self._outbox.get(None if self._picture is None else REPEAT_S)
         now_s = time.monotonic()
         if self._picture is None:
+            assert picture is not None  # it was waited for, however long
             fit_bitrates(picture.rgb.shape[1], picture.rgb.shape[0])
             # One that is left of before counts as new, or the next live picture would seem to come from the future.
             self.moment_s = max(picture.captured_s, now_s - REPEAT_S)
@@ -76,10 +72,11 @@ class PictureTrack(MediaStreamTrack):
         else:
             self._advance(picture.captured_s)
         self._sent_s = now_s
-        self._picture = picture or self._picture
-        planes = self._picture.planes
+        self._picture = sent = picture or self._picture
+        assert sent is not None
+        planes = sent.planes
         if planes is None:
-            planes = await asyncio.to_thread(lambda: self._picture.i420)
+            planes = await asyncio.to_thread(lambda: sent.i420)
         frame = VideoFrame.from_numpy_buffer(planes, format="yuv420p")
         frame.pts, frame.time_base = self._pts, TIME_BASE
         return frame
@@ -107,9 +104,9 @@ async def drain_video(
     try:
         while True:
             frame = await asyncio.wait_for(track.recv(), patience_s)
+            assert isinstance(frame, VideoFrame)
             patience_s = SILENCE_S
-            media_s = float(frame.pts * frame.time_base) if frame.pts is not None else None
-            publication.put(frame, media_s, arrived_s(frame.pts))
+            publication.put(frame, frame.time, arrived_s(frame.pts))
     except (MediaStreamError, TimeoutError):
         return
 

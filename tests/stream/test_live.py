@@ -17,7 +17,7 @@ from pipeline.settings import Controls
 from stream.engine import frames
 from stream.engine.frames import Picture
 from stream.engine.i420 import to_i420
-from stream.webrtc import aiortc_compat, sessions, tracks
+from stream.webrtc import decoding, sessions, tracks
 
 from .fakes import FakeStylizer, solid
 from .peers import Publisher, Viewer, new_peer, until
@@ -276,7 +276,7 @@ async def test_an_empty_frame_ends_nothing(server):
 
 
 async def test_video_that_is_too_large_is_refused_with_a_sentence_until_it_is_smaller(server, monkeypatch):
-    monkeypatch.setattr(aiortc_compat, "MAX_MACROBLOCKS", 36)  # 96x96
+    monkeypatch.setattr(decoding, "MAX_MACROBLOCKS", 36)  # 96x96
     async with (
         Publisher(server.http, f"{server.url}/whip/one", RED) as publisher,
         Viewer(server.http, f"{server.url}/whep/one") as viewer,

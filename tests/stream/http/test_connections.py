@@ -15,12 +15,12 @@ from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import aiohttp
+import aioice.ice
 import pytest
 
 from stream.descriptors import MAX_CONNECTIONS, connection_limit
 from stream.http import connections, listening
 from stream.http.connections import Stage, first_to_go, overdue
-from stream.webrtc import sessions
 from tests.stream.peers import Publisher, Viewer, until
 
 HALF_A_HEAD = b"GET /api/status HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
@@ -371,7 +371,7 @@ async def test_a_session_without_a_descriptor_left_is_503(server, monkeypatch, n
 
 def lack(monkeypatch, place, none) -> None:
     if place == "the addresses":
-        monkeypatch.setattr(sessions.aioice.ice, "get_host_addresses", none)
+        monkeypatch.setattr(aioice.ice, "get_host_addresses", none)
     else:
         monkeypatch.setattr(asyncio.get_running_loop(), "create_datagram_endpoint", none)
 

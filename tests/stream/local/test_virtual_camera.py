@@ -238,7 +238,7 @@ import sys
 from pathlib import Path
 import pyvirtualcam.camera
 from pipeline.settings import Controls
-from stream.serving import serve
+from stream.http.serving import serve
 from tests.stream.fakes import SIZE, FakeStylizer
 from tests.stream.virtual_cameras import PngBackend
 
@@ -246,7 +246,8 @@ pyvirtualcam.camera.BACKENDS.clear()
 PngBackend.folder = Path(sys.argv[1])
 pyvirtualcam.register_backend("png", PngBackend)
 sys.exit(serve(lambda report: FakeStylizer(), None, model="fake", device="cpu", defaults=Controls(), presets=[],
-               host="127.0.0.1", port=0, virtual_camera=sys.argv[2], from_stream="one", size=(SIZE, SIZE)))
+               give_memory_back=lambda: None, host="127.0.0.1", port=0,
+               virtual_camera=sys.argv[2], from_stream="one", size=(SIZE, SIZE)))
 """
 
 

@@ -22,7 +22,7 @@ from stream.engine.frames import SAMPLE_RATE
 from stream.http import downloads
 from stream.http.downloads import RECORDINGS
 from stream.recording import backlog, recording
-from stream.recording.mp4 import Reel, ReelFile
+from stream.recording.mp4 import FragmentFile, Mp4Muxer
 from stream.recording.recordings import CannotRecord
 from tests.paths import ROOT
 from tests.stream.fakes import SIZE, solid
@@ -194,13 +194,13 @@ async def test_a_very_long_film_goes_on_in_a_next_file(server, folder, monkeypat
 
 
 async def test_a_slow_encoder_drops_pictures_and_says_so(server, folder, monkeypatch):
-    may_write, add_picture = threading.Event(), Reel.add_picture
+    may_write, add_picture = threading.Event(), Mp4Muxer.add_picture
 
     def held_up(*arguments):
         may_write.wait(20)
         add_picture(*arguments)
 
-    monkeypatch.setattr(Reel, "add_picture", held_up)
+    monkeypatch.setattr(Mp4Muxer, "add_picture", held_up)
     monkeypatch.setitem(backlog.MAX_WAITING, recording.Picture, 4)
     async with recorded(server, folder) as (live, end):
         await live.show(*[RED] * 12)  # the engine is not held up
@@ -374,7 +374,7 @@ async def test_a_finished_recording_holds_no_encoder(server, folder):
         await live.recorded(2)
         await end()
     gc.collect()
-    assert not [one for one in gc.get_objects() if type(one) is Reel]
+    assert not [one for one in gc.get_objects() if type(one) is Mp4Muxer]
     assert (await send(server, "GET"))[1]["frames"] == 3
 
 
@@ -509,13 +509,13 @@ async def test_whatever_fails_in_ending_it_ends_and_says_so(server, folder, monk
     live.captured_s = time.monotonic()
     await live.show(RED, RED)
     await live.recorded(2)
-    owner = {"abandon": Reel, "is_in_place": ReelFile, "close": ReelFile, "_settle": recording.Recording}
+    owner = {"abandon": Mp4Muxer, "is_in_place": FragmentFile, "close": FragmentFile, "_settle": recording.Recording}
     with monkeypatch.context() as faulty:
         if where != "_on_end":
             faulty.setattr(owner[where], where, fail)
         else:
             faulty.setattr(live.stream.recording, "_ended", fail)
-        faulty.setattr(Reel, "add_picture", full)
+        faulty.setattr(Mp4Muxer, "add_picture", full)
         await live.show(RED)
         await until(live.stream.recording.over.done)
     state, detail = live.stream.recording.state()["state"], live.stream.recording.state()["detail"]
@@ -542,13 +542,13 @@ async def test_without_a_thread_for_it_the_next_one_can_still_start(server, fold
 
 async def test_films_that_are_being_finished_keep_no_encoder_waiting(server, folder, monkeypatch):
     """aiortc encodes in the loop's own executor."""
-    may_end, close = threading.Event(), Reel.close
+    may_end, close = threading.Event(), Mp4Muxer.close
 
     def held_up(*arguments):
         may_end.wait(20)
         close(*arguments)
 
-    monkeypatch.setattr(Reel, "close", held_up)
+    monkeypatch.setattr(Mp4Muxer, "close", held_up)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     live = [Live(server, name) for name in ("one", "two", "three", "four")]
     routes = [f"/api/streams/{each.stream.name}/recording" for each in live]
@@ -569,13 +569,13 @@ async def test_films_that_are_being_finished_keep_no_encoder_waiting(server, fol
 
 
 async def test_a_server_that_ends_waits_for_a_stuck_disk_no_longer_than_it_says(server, folder, monkeypatch, caplog):
-    may_write, add_picture = threading.Event(), Reel.add_picture
+    may_write, add_picture = threading.Event(), Mp4Muxer.add_picture
 
     def stuck(*arguments):
         may_write.wait(20)
         add_picture(*arguments)
 
-    monkeypatch.setattr(Reel, "add_picture", stuck)
+    monkeypatch.setattr(Mp4Muxer, "add_picture", stuck)
     monkeypatch.setattr(downloads, "FINISH_S", 0.05)
     live = Live(server)
     await send(server, "POST")

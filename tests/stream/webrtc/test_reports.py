@@ -8,7 +8,7 @@ import pytest
 from aiortc.rtp import RtcpSenderInfo, RtcpSrPacket
 
 from stream.webrtc import reports
-from stream.webrtc.reports import SenderReports, tell_moments
+from stream.webrtc.aiortc_compat import sender_reports, tell_moments
 
 HZ = 90_000
 
@@ -35,7 +35,7 @@ def report(wall_s: float, timestamp: int, packets: int = 1) -> RtcpSrPacket:
 
 async def test_the_wall_clock_at_zero_is_told_as_soon_as_both_are_known():
     receiver = Receiver()
-    told = SenderReports(receiver, HZ)
+    told = sender_reports(receiver, HZ)
     await receiver._handle_rtcp_packet(report(0.0, 5000))  # a sender without a clock
     receiver.count(5000, 5000 + 2 * HZ)
     assert told.wall_origin_s() is None
@@ -46,7 +46,7 @@ async def test_the_wall_clock_at_zero_is_told_as_soon_as_both_are_known():
 
 async def test_one_report_that_is_off_moves_nothing():
     receiver = Receiver()
-    told = SenderReports(receiver, HZ)
+    told = sender_reports(receiver, HZ)
     receiver.count(0, HZ)
     for second, error_s in enumerate((0.0, 0.001, 0.5, -0.001, 0.0)):
         await receiver._handle_rtcp_packet(report(1000.0 + second + error_s, second * HZ))
@@ -55,7 +55,7 @@ async def test_one_report_that_is_off_moves_nothing():
 
 async def test_timestamps_that_go_round_are_followed():
     receiver = Receiver()
-    told = SenderReports(receiver, HZ)
+    told = sender_reports(receiver, HZ)
     first = 2**32 - HZ
     receiver.count(first, first + HZ // 2)
     await receiver._handle_rtcp_packet(report(1002.0, first + 2 * HZ))  # a report may be ahead of what has arrived

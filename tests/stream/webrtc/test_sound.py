@@ -17,7 +17,8 @@ from av import AudioFrame
 from stream.clocks import MediaClock
 from stream.engine.frames import SAMPLE_RATE, Sound
 from stream.lag import Lag
-from stream.webrtc.sound import BITRATE_BPS, LATE_S, LEAD_S, MAX_HELD, PIECE, TIME_BASE, SoundTrack, Splicer
+from stream.webrtc import aiortc_compat
+from stream.webrtc.sound import BITRATE_BPS, LATE_S, LEAD_S, MAX_HELD, PIECE, TIME_BASE, Packetizer, SoundTrack
 from tests.stream.fakes import FakeStylizer
 from tests.stream.peers import PATIENCE_S, ColourTrack, Publisher, ToneTrack, Viewer, pitch, until
 
@@ -33,19 +34,19 @@ def tone(samples: int) -> np.ndarray:
 
 
 def test_unbroken_sound_stays_unbroken_whatever_its_pieces_and_small_steps_of_its_times():
-    splicer, whole, cut = Splicer(), tone(9600), []
+    packetizer, whole, cut = Packetizer(), tone(9600), []
     for begin in range(0, 9600, 441):
         jitter_s = 0.004 * (-1) ** begin
-        cut += splicer.cut(Sound(whole[begin : begin + 441], START_S + begin / SAMPLE_RATE + jitter_s * (begin > 0)))
+        cut += packetizer.cut(Sound(whole[begin : begin + 441], START_S + begin / SAMPLE_RATE + jitter_s * (begin > 0)))
     assert [piece.pts for piece in cut] == list(range(0, len(cut) * PIECE, PIECE))
     assert np.array_equal(np.concatenate([piece.samples for piece in cut]), whole[: len(cut) * PIECE])
     assert len(cut) == 10
 
 
 def test_a_gap_is_a_jump_and_what_lay_before_it_is_not_kept_waiting():
-    splicer = Splicer()
-    first = splicer.cut(Sound(tone(PIECE + 100), START_S))
-    second = splicer.cut(Sound(tone(PIECE), START_S + 3.0))
+    packetizer = Packetizer()
+    first = packetizer.cut(Sound(tone(PIECE + 100), START_S))
+    second = packetizer.cut(Sound(tone(PIECE), START_S + 3.0))
     assert [piece.pts for piece in first + second] == [0, PIECE, 3 * SAMPLE_RATE]
     assert np.array_equal(second[0].samples[:100], tone(PIECE + 100)[PIECE:])
     assert not second[0].samples[100:].any()
@@ -53,10 +54,10 @@ def test_a_gap_is_a_jump_and_what_lay_before_it_is_not_kept_waiting():
 
 
 def test_of_sound_that_comes_twice_the_second_is_left_out():
-    splicer = Splicer()
-    splicer.cut(Sound(tone(2 * PIECE), START_S))
-    assert splicer.cut(Sound(tone(PIECE), START_S)) == []
-    fresh = splicer.cut(Sound(tone(2 * PIECE), START_S + PIECE / SAMPLE_RATE))
+    packetizer = Packetizer()
+    packetizer.cut(Sound(tone(2 * PIECE), START_S))
+    assert packetizer.cut(Sound(tone(PIECE), START_S)) == []
+    fresh = packetizer.cut(Sound(tone(2 * PIECE), START_S + PIECE / SAMPLE_RATE))
     assert [piece.pts for piece in fresh] == [2 * PIECE]
     assert np.array_equal(fresh[0].samples, tone(2 * PIECE)[PIECE:])
 
@@ -64,15 +65,15 @@ def test_of_sound_that_comes_twice_the_second_is_left_out():
 @pytest.mark.parametrize("parts_per_million", [-100, 100])
 def test_a_clock_that_drifts_for_hours_adds_no_offset_and_keeps_nothing_back(parts_per_million):
     """And its sender never reports: arrivals are all there is."""
-    clock, splicer, speed = MediaClock(), Splicer(), 1 + parts_per_million / 1e6
+    clock, packetizer, speed = MediaClock(), Packetizer(), 1 + parts_per_million / 1e6
     for minute in range(4 * 60):
         for second in (0, 1):  # the rest of the minute is left out: a gap
             arrived_s = START_S + 60 * minute + second
             captured_s = clock.captured_s((60 * minute + second) * speed, arrived_s)
-            pieces = splicer.cut(Sound(tone(SAMPLE_RATE), captured_s))
-            newest_s = pieces[-1].captured_s + PIECE / SAMPLE_RATE + len(splicer._rest) / SAMPLE_RATE
+            pieces = packetizer.cut(Sound(tone(SAMPLE_RATE), captured_s))
+            newest_s = pieces[-1].captured_s + PIECE / SAMPLE_RATE + len(packetizer._rest) / SAMPLE_RATE
             assert newest_s == pytest.approx(arrived_s + 1, abs=0.015)
-            assert len(splicer._rest) < PIECE
+            assert len(packetizer._rest) < PIECE
 
 
 def test_sound_is_held_back_by_what_pictures_take_on_the_average():
@@ -143,14 +144,19 @@ class ServerSide:
     kind = "test"
 
 
+def opus_encoder():
+    aiortc_compat.apply()
+    return get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+
+
 def test_sound_is_encoded_for_music():
-    encoder = get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+    encoder = opus_encoder()
     assert (encoder.codec.bit_rate, encoder.codec.options) == (BITRATE_BPS, {"application": "audio"})
 
 
 def test_a_gap_is_sent_as_one():
     """aiortc's own encoder gives the first packet behind a gap the time of one that follows without."""
-    encoder = get_encoder(RTCRtpCodecParameters("audio/opus", 48_000, channels=2, payloadType=111))
+    encoder = opus_encoder()
     stamps = []
     for pts in (0, PIECE, 100 * PIECE, 101 * PIECE):
         frame = AudioFrame.from_ndarray(tone(PIECE).reshape(1, -1), format="s16", layout="stereo")

@@ -13,14 +13,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from stream import serving
-from stream.engine import scheduler
-from stream.engine.room import EngineRoom
-from stream.serving import finish, until_told
+from stream.http import serving
 from tests.paths import ROOT
-
-from .fakes import FakeStylizer
-from .peers import Publisher, Viewer, until
+from tests.stream.peers import Publisher, Viewer, until
 
 TOKEN = "s3cret"
 SCRIPT = f"""
@@ -28,7 +23,7 @@ import atexit, logging, os, sys, threading
 from pipeline.settings import Controls
 import exits
 from stream import logs
-from stream.serving import serve
+from stream.http.serving import serve
 from tests.stream.fakes import FakeStylizer
 
 logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
@@ -43,8 +38,8 @@ def load(report):
         threading.Event().wait()
     return FakeStylizer()
 
-exits.leave(serve(load, None, model="fake", device="cpu", defaults=Controls(), presets=[], host="127.0.0.1", port=0,
-               token={TOKEN!r}))
+exits.leave(serve(load, None, model="fake", device="cpu", defaults=Controls(), presets=[],
+                  give_memory_back=lambda: None, host="127.0.0.1", port=0, token={TOKEN!r}))
 """
 
 
@@ -174,35 +169,10 @@ async def test_others_are_answered_within_five_seconds(run):
     assert len(complained) < 10_000
 
 
-async def test_a_model_that_never_loads_ends_the_run(capsys):
-    def load(report):
-        raise FileNotFoundError("There are no weights here.")
-
-    end = asyncio.get_running_loop().create_future()
-    assert await asyncio.wait_for(until_told(EngineRoom(load), end), 60) == 2
-    assert capsys.readouterr().err == "There are no weights here.\n"
-
-
-async def test_an_engine_that_fails_later_leaves_the_server_up_so_that_people_can_read_why(monkeypatch, capsys):
-    room, end, said = EngineRoom(lambda report: FakeStylizer()), asyncio.get_running_loop().create_future(), []
-    running = asyncio.create_task(until_told(room, end, said.append))
-    await until(lambda: said)
-    monkeypatch.setattr(scheduler, "plan", lambda *args: 1 / 0)
-    await until(lambda: room.wake() or room.status()["state"] == "failed")
-    await asyncio.sleep(0)  # what the change of the status has asked of this loop
-    await asyncio.sleep(0)
-    assert not running.done()
-    finish(end, 0)
-    assert await running == 0
-    assert capsys.readouterr().err == ""
-    room.close()
-
-
 async def test_what_sessions_leave_behind_is_given_back_to_the_system(server, monkeypatch):
     given = []
-    monkeypatch.setattr(serving.environment, "give_memory_back", lambda: given.append(True))
     monkeypatch.setattr(serving, "GIVE_BACK_EVERY_S", 0.01)
-    giving = asyncio.create_task(serving._give_memory_back(server.sessions))
+    giving = asyncio.create_task(serving._give_memory_back(server.sessions, lambda: given.append(True)))
     try:
         await asyncio.sleep(0.1)
         assert not given

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -12,17 +11,17 @@ from typing import Any
 
 from aiohttp import web
 
-from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
-from pipeline.runtime import environment
+from exits import EXIT_BAD_INPUT
 from pipeline.settings import Controls
 from stream.engine.room import Compile, EngineRoom, Load
-from stream.http import listening, whip
-from stream.http.application import make_app
 from stream.local.virtual_camera import VirtualCamera, VirtualCameraError
 from stream.recording.recordings import FOLDER
+from stream.signals import end_of_signals, until_told
+from stream.streams import Streams
 from stream.webrtc.sessions import Sessions
 
-from .streams import Streams
+from . import listening, whip
+from .application import make_app
 
 GIVE_BACK_EVERY_S = 60.0
 
@@ -35,6 +34,7 @@ def serve(
     device: str,
     defaults: Controls,
     presets: list[dict[str, Any]],
+    give_memory_back: Callable[[], object],
     host: str,
     port: int,
     token: str | None = None,
@@ -47,6 +47,7 @@ def serve(
 ) -> int:
     """Serve until interrupted; returns the exit code. See EngineRoom for load and compile, make_app for the rest.
 
+    give_memory_back: called in a thread, once a minute where a session has ended since: an encoder goes with a viewer.
     virtual_camera: a device that is fed with the pictures of `from_stream`, of that `size` (width, height).
     """
     room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
@@ -70,23 +71,30 @@ def serve(
                 print(error, file=sys.stderr)
                 return EXIT_BAD_INPUT
             opened.callback(output.close)
+            assert from_stream is not None  # the two go together
             streams.get(from_stream).watch(output.put)
             output.start(lambda fault: room.tell(virtual_camera=fault))
             notes.append(f"Virtual camera {output.device} shows stream {from_stream}.")
-        return asyncio.run(_serve(app, room, host, port, notes))
+        return asyncio.run(_serve(app, room, host, port, notes, give_memory_back))
 
 
-async def _give_memory_back(sessions: Sessions) -> None:
-    """Once a minute, where a session has ended since: a viewer that leaves takes an encoder along."""
+async def _give_memory_back(sessions: Sessions, give_memory_back: Callable[[], object]) -> None:
     ended = sessions.ended
     while True:
         await asyncio.sleep(GIVE_BACK_EVERY_S)
         if sessions.ended != ended:
             ended = sessions.ended
-            await asyncio.to_thread(environment.give_memory_back)
+            await asyncio.to_thread(give_memory_back)
 
 
-async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, notes: Sequence[str]) -> int:
+async def _serve(
+    app: web.Application,
+    room: EngineRoom,
+    host: str,
+    port: int,
+    notes: Sequence[str],
+    give_memory_back: Callable[[], object],
+) -> int:
     end = end_of_signals()  # before the first line is printed: who reads it may end us at once
     runner = web.AppRunner(app, shutdown_timeout=2.0)
     await runner.setup()
@@ -97,12 +105,13 @@ async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, n
             reason = error.strerror or str(error)
             print(f"Cannot listen on {host}:{port}: {reason}. Choose another --port.", file=sys.stderr)
             return EXIT_BAD_INPUT
+        assert runner.server is not None  # it is set up
         async with listening.accepting(runner.server, sockets):
             shown_host = f"[{host}]" if ":" in host else host
             print(f"LCMirror listening on http://{shown_host}:{sockets[0].getsockname()[1]}", flush=True)
             for note in notes:
                 print(note, flush=True)
-            giving = asyncio.create_task(_give_memory_back(app[whip.SESSIONS]))
+            giving = asyncio.create_task(_give_memory_back(app[whip.SESSIONS], give_memory_back))
             try:
                 return await until_told(room, end)
             finally:
@@ -110,45 +119,3 @@ async def _serve(app: web.Application, room: EngineRoom, host: str, port: int, n
     finally:
         await runner.cleanup()
         await asyncio.to_thread(room.close)
-
-
-def end_of_signals() -> asyncio.Future[int]:
-    """The exit code, once a signal asks for it."""
-    loop = asyncio.get_running_loop()
-    end: asyncio.Future[int] = loop.create_future()
-    for number, code in ((signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_DONE)):
-        with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run instead
-            loop.add_signal_handler(number, finish, end, code)
-    return end
-
-
-def finish(end: asyncio.Future[int], code: int) -> None:
-    if not end.done():
-        end.set_result(code)
-
-
-async def until_told(
-    room: EngineRoom, end: asyncio.Future[int], say: Callable[[str], None] = lambda text: print(text, flush=True)
-) -> int:
-    """Run the engine until `end` has a code or its model turns out not to load; `say` once frames flow.
-
-    An engine that fails later ends nothing: people can read why.
-    """
-    loop = asyncio.get_running_loop()
-    announced = False
-
-    def on_status() -> None:
-        nonlocal announced
-        status = room.status()
-        if room.failure is not None:
-            finish(end, EXIT_BAD_INPUT)
-        elif status["state"] == "ready" and not announced:
-            announced = True
-            say(f"ready: {status['model']} on {status['device']}, {status['size']}")
-
-    room.subscribe(lambda: loop.call_soon_threadsafe(on_status))
-    room.start()
-    code = await end
-    if room.failure is not None:
-        print(room.status()["detail"], file=sys.stderr)
-    return code
