@@ -93,7 +93,7 @@ def benchmarks_table() -> str:
         tree = ast.parse(file.read_text())
         if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
             said = " ".join((ast.get_docstring(tree) or "").split())
-            sentence = re.match(r".*?[.?:](?= |$)", said)
+            sentence = re.match(r".*?[.?](?= |$)", said)
             rows.append({"command": f"`python -m benchmarks.{file.stem}`", "what": sentence[0] if sentence else said})
     return table(rows)
 
