@@ -20,7 +20,7 @@ from pipeline.capabilities import Capabilities
 from pipeline.runtime.transfers import Pending
 from pipeline.sampling.stream_batch import StreamBatch
 from stream.engine.room import EngineRoom
-from stream.engine.simulation import simulate
+from benchmarks.simulation import simulate
 from stream.streams import Streams
 
 FPS_IN = 30.0

@@ -7,9 +7,9 @@ import logging
 import threading
 import time
 import weakref
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,13 +18,16 @@ from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 
 from masks import Mask
+from pipeline import capabilities
+from pipeline.batch import Pending, Pictures
+from pipeline.capabilities import paints
 from pipeline.errors import CaptureFailed
-from pipeline.runtime.transfers import Pending
 from pipeline.settings import Controls
-from stream.engine import room as engine_room
+from stream.engine import loop as serving_loop
 from stream.engine import scheduler, similarity
 from stream.engine import turns as turns_module
-from stream.engine.batches import Work
+from stream.engine.batches import Workload
+from stream.engine.compiling import swap_in
 from stream.engine.i420 import to_i420
 from stream.engine.mailbox import Mailbox
 from stream.engine.room import EngineFailed, EngineRoom
@@ -113,24 +116,17 @@ class TakesI420(FakeStylizer):
         super().__init__(**options)
         self.came = []
 
-    def live(self, frames, controls):
-        return self._in_both_ways(self(self._in_rgb(frames), controls))
+    def painted(self, batch):
+        if batch.frames is None or batch.mask is not None:
+            return super().painted(batch)
+        if paints(batch.controls[0]):
+            self.came.append(batch.frames.shape)
+        rgb = super().painted(replace(batch, frames=in_rgb(batch.frames))).rgb
+        return Pictures(rgb, np.stack([to_i420(one) for one in rgb]))
 
-    def begin(self, frames, controls, mask=None, live=False):
-        begun = super().begin(self._in_rgb(frames) if live else frames, controls, mask)
-        begun.live = live
-        return begun
 
-    def finish(self, done):
-        pictures = super().finish(done)
-        return self._in_both_ways(pictures) if done.live else pictures
-
-    def _in_rgb(self, frames):
-        self.came.append(frames.shape)
-        return frames if frames.ndim == 4 else np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in frames])
-
-    def _in_both_ways(self, pictures):
-        return pictures, np.stack([to_i420(one) for one in pictures])
+def in_rgb(frames):
+    return frames if frames.ndim == 4 else np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in frames])
 
 
 def test_where_the_engine_takes_i420_frames_go_in_as_they_came_and_planes_come_out(house):
@@ -302,14 +298,16 @@ def test_a_viewer_that_fails_is_let_go_and_the_others_go_on(house, caplog):
     assert stream.viewers == 1
 
 
-def test_an_engine_that_cannot_judge_some_controls_serves_the_others(house):
-    class Picky(FakeStylizer):
-        def shape_key(self, controls):
-            if controls.seed == 13:
-                raise ValueError("The seed 13 is unlucky.")
-            return super().shape_key(controls)
+def test_an_engine_that_cannot_judge_some_controls_serves_the_others(house, monkeypatch):
+    shape_key = capabilities.shape_key
 
-    one = house(Picky())
+    def picky(model, controls):
+        if controls.seed == 13:
+            raise ValueError("The seed 13 is unlucky.")
+        return shape_key(model, controls)
+
+    monkeypatch.setattr(capabilities, "shape_key", picky)
+    one = house()
     bad, bad_publication, _ = one.open("bad")
     _, good_publication, good_shown = one.open("good")
     bad.set_controls(Controls(seed=13))
@@ -345,37 +343,35 @@ def test_streams_with_sources_of_different_sizes_are_served_by_a_batching_engine
     assert sorted(len(call) for call in one.stylizer.calls) == [1, 1, 2]
 
 
-def test_a_frame_whose_size_changes_between_the_plan_and_the_taking_harms_nobody(house):
-    class Interrupted(FakeStylizer):
+def test_a_frame_whose_size_changes_between_the_plan_and_the_taking_harms_nobody(house, monkeypatch):
+    shape_key, arrivals = capabilities.shape_key, []
+
+    def interrupted(model, controls):
         """While the plan is made, a frame of another size comes in for the stream with seed 1."""
+        if controls.seed == 1 and arrivals:
+            arrivals.pop()()
+        return shape_key(model, controls)
 
-        arrive = None
-
-        def shape_key(self, controls):
-            if controls.seed == 1 and self.arrive is not None:
-                arrive, self.arrive = self.arrive, None
-                arrive()
-            return super().shape_key(controls)
-
-    one = house(Interrupted(max_batch=2))
+    monkeypatch.setattr(capabilities, "shape_key", interrupted)
+    one = house(FakeStylizer(max_batch=2))
     changing, steady = one.open("changing"), one.open("steady")
     changing[0].set_controls(Controls(seed=1))
     one.occupy()
     changing[1].put(solid(50, 0, 0, size=32))
     steady[1].put(solid(100, 0, 0, size=32))
-    one.stylizer.arrive = lambda: changing[1].put(solid(150, 0, 0, size=96))
+    arrivals.append(lambda: changing[1].put(solid(150, 0, 0, size=96)))
     one.stylizer.gate.set()
     assert changing[2].take(PATIENCE_S).rgb[0, 0, 2] == 150
     assert steady[2].take(PATIENCE_S).rgb[0, 0, 2] == 100
-    assert (changing[0].fault, steady[0].fault, one.stylizer.arrive) == (None, None, None)
+    assert (changing[0].fault, steady[0].fault, arrivals) == (None, None, [])
     assert one.settle(changing[0])["frames_dropped"] == 1
 
 
 def test_steps_are_taken_off_when_the_engine_exceeds_the_budget(house):
     class Slow(FakeStylizer):
-        def __call__(self, frames, controls):
-            time.sleep(0.1 * controls[0].steps)
-            return super().__call__(frames, controls)
+        def paint(self, batch):
+            time.sleep(0.1 * batch.controls[0].steps)
+            return super().paint(batch)
 
     one = house(Slow(), budget_s=0.5)
     stream, publication, shown = one.open("a")
@@ -394,7 +390,7 @@ def test_steps_are_taken_off_when_the_engine_exceeds_the_budget(house):
 @pytest.fixture
 def sharing(house, monkeypatch):
     """A house whose streams' frames share calls whenever they may; tests/stream/test_scheduler.py has the choice."""
-    monkeypatch.setattr(scheduler, "shares_steps", lambda *args: True)
+    monkeypatch.setattr(scheduler, "gains_behind", lambda *args: True)
     return house(FakeStylizer(max_batch=4))
 
 
@@ -474,7 +470,7 @@ def test_a_mask_holds_for_the_frame_it_came_with(sharing):
 
 
 def test_frames_that_share_calls_go_in_as_they_came_and_their_planes_come_out(house, monkeypatch):
-    monkeypatch.setattr(scheduler, "shares_steps", lambda *args: True)
+    monkeypatch.setattr(scheduler, "gains_behind", lambda *args: True)
     one = house(TakesI420(max_batch=4))
     stream, publication, shown = one.open("a")
     publication.put(VideoFrame.from_ndarray(solid(200, 100, 50), format="rgb24").reformat(format="yuv420p"))
@@ -507,10 +503,10 @@ def test_when_one_step_is_too_slow_the_picture_is_painted_smaller_and_comes_back
     class Slow(FakeStylizer):
         painted_at = ()
 
-        def __call__(self, frames, controls, scale=1.0):
-            self.painted_at += (scale,)
-            time.sleep(0.5 * scale**2)
-            return super().__call__(frames, controls)
+        def paint(self, batch):
+            self.painted_at += (batch.scale,)
+            time.sleep(0.5 * batch.scale**2)
+            return super().paint(batch)
 
     one = house(Slow(), budget_s=0.4)
     one.stylizer.scales = (1.0, 0.75, 0.5)
@@ -583,7 +579,7 @@ def test_it_is_compared_with_what_was_painted_so_a_slow_change_is_seen(still):
         lambda one, stream: stream.set_controls(Controls(skip_similar=3, steps=3)),
         lambda one, stream: stream.set_controls(Controls(skip_similar=3, lora_weights={"ink": 0.5})),
         lambda one, stream: stream.set_mask(Mask(np.full((8, 8), 255, np.uint8))),
-        lambda one, stream: one.room._start_over(),
+        lambda one, stream: one.room._loop.start_over(),
     ],
     ids=["prompt", "steps", "lora", "mask", "compiled"],
 )
@@ -699,16 +695,29 @@ def test_status_changes_reach_subscribers_until_they_leave(house):
 
 
 class RememberingStylizer(FakeStylizer):
-    """Hands each stream's memory back one older; keeps what it was given."""
+    """Keeps features of each stream while it asks for that, and tells `kind`; `given` keeps how old they were."""
 
     def __init__(self):
         super().__init__(max_batch=4)
-        self.given = []
+        self.given, self.ages = [], {}
 
-    def remembering(self, frames, controls, memories, mask=None, live=False):
-        self.given += [(one.prompt, memory and memory.used) for one, memory in zip(controls, memories, strict=True)]
-        pictures = self.live(frames, controls) if live else self(frames, controls, mask)
-        return pictures, [SimpleNamespace(used=1 + (memory.used if memory else 0)) for memory in memories]
+    def forget(self):
+        super().forget()
+        self.ages = {}
+
+    def paint(self, batch):
+        if not batch.controls[0].reuse:
+            for name in batch.streams:
+                self.ages.pop(name, None)
+            return super().paint(batch)
+        for name, controls in zip(batch.streams, batch.controls, strict=True):
+            self.given.append((controls.prompt, self.ages.get(name)))
+            self.ages[name] = self.aged(self.ages.get(name))
+        again = all(self.ages[name] for name in batch.streams)
+        return replace(super().paint(batch), kind="again" if again else "anew")
+
+    def aged(self, age):
+        return 1 + (age or 0)
 
 
 def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
@@ -727,7 +736,7 @@ def test_each_stream_has_its_own_memory_and_loses_it_with_reuse(house):
 
 
 class AheadStylizer(TakesI420):
-    """Like the real one on CUDA, too: live calls return at once, and their pictures are there when `ready` is set.
+    """Like the real one on CUDA, too: `submit` returns at once, and its pictures are there when `ready` is set.
 
     `told` keeps what was launched and what was waited for, by prompt.
     """
@@ -741,11 +750,10 @@ class AheadStylizer(TakesI420):
         self.ready.set()
         self.fails = ""
 
-    def live(self, frames, controls, wait=True):
-        assert not wait
-        name = " and ".join(one.prompt for one in controls)
+    def submit(self, batch):
+        name = " and ".join(one.prompt for one in batch.controls)
         self.told.append(f"launched {name}")
-        pictures = super().live(frames, controls)
+        pictures = self.paint(batch)
 
         def when_ready():
             self.told.append(f"waiting for {name}")
@@ -766,7 +774,7 @@ def ahead(house):
         stream.controls = Controls(prompt=name)
         publication.put(solid(1, 2, 3))
         assert shown.take(PATIENCE_S) is not None
-    wait_for(lambda: one.room._launched is None)
+    wait_for(lambda: not one.room._loop.under_way)
     one.stylizer.told.clear()
     return one
 
@@ -806,7 +814,7 @@ def test_what_is_there_sooner_than_was_expected_is_shown_at_once(ahead, bypass):
     """A first call that took long would else hold back all that follow, and seem to be right."""
     stream, _, shown = ahead.feeds["a"]
     stream.controls = Controls(prompt="a", bypass=bypass)
-    (times,) = ahead.room._batch_times.values()
+    (times,) = ahead.room._loop.batch_times.values()
     times.__init__()
     times.add(time.monotonic(), 1, 10 * PATIENCE_S)
     send(ahead, "a")
@@ -829,8 +837,7 @@ def test_what_needs_the_last_picture_does_not_run_ahead(ahead, need):
     publication.put(None if need == "no camera" else solid(4, 5, 6))
     ahead.stylizer.gate.set()
     ahead.settle(stream)
-    assert ahead.stylizer.told[:2] == ["launched a", "waiting for a"]
-    assert "launched b" not in ahead.stylizer.told or need == "skip_similar"
+    assert ahead.stylizer.told[:3] == ["launched a", "waiting for a", "launched b"]
 
 
 def test_a_batch_that_fails_on_the_device_is_told_of_and_the_next_goes_on(ahead):
@@ -894,7 +901,7 @@ class TheEnd(SystemExit):
 
 
 class Breaking(FakeStylizer):
-    """Breaks down `times` times: where a prompt says, or while it is asked for its stream batch."""
+    """Breaks down `times` times: where a prompt says, or while it is told to forget."""
 
     def __init__(self, times, where=""):
         super().__init__()
@@ -904,15 +911,15 @@ class Breaking(FakeStylizer):
         self.times -= 1
         return self.times >= 0
 
-    def stream_batch(self):
-        if self.where == "stream_batch" and self.breaks():
-            raise RuntimeError("No stream batch today.")
-        return super().stream_batch()
+    def forget(self):
+        if self.where == "forget" and self.breaks():
+            raise RuntimeError("No forgetting today.")
+        super().forget()
 
-    def __call__(self, frames, controls, mask=None):
-        if any(one.prompt == "exit" for one in controls) and self.breaks():
+    def paint(self, batch):
+        if any(one.prompt == "exit" for one in batch.controls) and self.breaks():
             raise TheEnd("A library thought that it was a program.")
-        return super().__call__(frames, controls, mask)
+        return super().paint(batch)
 
 
 def break_down(monkeypatch, where, times):
@@ -926,7 +933,7 @@ def break_down(monkeypatch, where, times):
     return stylizer
 
 
-BREAKDOWNS = pytest.mark.parametrize("where", ["plan", "show", "stream_batch", "exit"])
+BREAKDOWNS = pytest.mark.parametrize("where", ["plan", "show", "forget", "exit"])
 
 
 def accounts(stream):
@@ -970,7 +977,7 @@ def test_an_engine_that_breaks_down_again_and_again_has_failed_and_says_why(hous
         time.sleep(0.005)
     one.room._thread.join(PATIENCE_S)
     assert one.stylizer.times == 99 - 3
-    reason = {"stream_batch": "No stream batch", "exit": "A library thought"}.get(where, "division by zero")
+    reason = {"forget": "No forgetting", "exit": "A library thought"}.get(where, "division by zero")
     for told in (one.room.status()["detail"], accounts(stream)["detail"]):
         assert reason in told
         assert told.endswith("start the server again.")
@@ -1042,14 +1049,14 @@ def test_frames_in_flight_together_are_accounted_for_when_the_engine_breaks_down
     hold(sharing, stream, publication, 10)
     publication.put(solid(20, 0, 0))
     broken = iter([True])
-    work = sharing.stylizer._work
+    work = sharing.stylizer.work
 
     def breaks(controls):
         work(controls)
         if len(controls) == 2 and next(broken, False):
             raise TheEnd("Over.")
 
-    monkeypatch.setattr(sharing.stylizer, "_work", breaks)
+    monkeypatch.setattr(sharing.stylizer, "work", breaks)
     sharing.stylizer.gate.set()
     sharing.settle(stream)
     assert (accounts(stream)["frames_in"], accounts(stream)["frames_dropped"]) == (2, 2)
@@ -1088,13 +1095,13 @@ class Small(FakeStylizer):
         self.fits, self.tried, self.held = fits, [], []
         self.dangling = None
 
-    def __call__(self, frames, controls, mask=None):
-        self.tried.append(len(frames))
-        if len(frames) > self.fits:
+    def paint(self, batch):
+        self.tried.append(len(batch.frames))
+        if len(batch.frames) > self.fits:
             half_done = np.zeros(9)
             self.dangling = weakref.ref(half_done)
-            raise OutOfMemoryError(f"{len(frames)} frames do not fit.")
-        return super().__call__(frames, controls, mask)
+            raise OutOfMemoryError(f"{len(batch.frames)} frames do not fit.")
+        return super().paint(batch)
 
     def free_memory(self):
         super().free_memory()
@@ -1120,12 +1127,12 @@ def test_a_batch_that_does_not_fit_into_memory_is_tried_once_and_what_it_left_be
 
 def test_frames_in_flight_together_are_let_go_of_before_memory_is_freed(sharing, monkeypatch):
     held, begun, swept = [], [], sharing.stylizer.free_memory
-    begin, work = sharing.stylizer.begin, sharing.stylizer._work
+    submit, work = sharing.stylizer.submit, sharing.stylizer.work
 
-    def begins(frames, controls, mask=None, live=False):
-        flying = begin(frames.copy(), controls, mask, live)
-        begun.append(weakref.ref(flying.frames))
-        return flying
+    def submits(batch):
+        if batch.behind:
+            begun.append(weakref.ref(batch.frames))
+        return submit(batch)
 
     def small(controls):
         work(controls)
@@ -1137,7 +1144,7 @@ def test_frames_in_flight_together_are_let_go_of_before_memory_is_freed(sharing,
         gc.collect()
         held.extend(one() for one in begun)
 
-    for name, fake in {"begin": begins, "_work": small, "free_memory": free_memory}.items():
+    for name, fake in {"submit": submits, "work": small, "free_memory": free_memory}.items():
         monkeypatch.setattr(sharing.stylizer, name, fake)
     stream, publication, _ = sharing.open("a")
     stream.set_controls(Controls(steps=3))
@@ -1199,9 +1206,9 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
         def record(self, controls, report):
             self.story.append(("record", controls.steps))
 
-        def __call__(self, *args, **options):
-            self.story.append(("paint", args[1][0].steps))
-            return super().__call__(*args, **options)
+        def paint(self, batch):
+            self.story.append(("paint", batch.controls[0].steps))
+            return super().paint(batch)
 
     stylizer = Told()
 
@@ -1219,7 +1226,7 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
     publication.put(solid(2, 0, 0))
     wait_for(lambda: stream.mailbox.peek() is None)
     go_on.set()
-    wait_for(lambda: len(one.room._errands) == 3)  # two swaps, and the word that it is done
+    wait_for(lambda: len(one.room._loop.errands) == 3)  # two swaps, and the word that it is done
     assert one.room.status()["compiled"] == "compiling"
     stylizer.gate.set()
     wait_for(lambda: one.room.status()["compiled"] == "yes")
@@ -1237,7 +1244,7 @@ def test_compiled_code_that_cannot_be_put_in_leaves_the_engine_as_it_was_and_is_
 
     one = house(compile=compile)
     wait_for(lambda: one.room.status()["compiled"] == ("no" if len(fails) == 3 else "yes"))
-    wait_for(lambda: not one.room._errands and one.room.status()["compiled"] != "compiling")
+    wait_for(lambda: not one.room._loop.errands and one.room.status()["compiled"] != "compiling")
     status = one.room.status()
     because = "Ready, uncompiled: compiled code could not be put in (division by zero)"
     assert (status["state"], status["detail"]) == ("ready", because if len(fails) == 3 else "Ready.")
@@ -1252,9 +1259,6 @@ def test_what_is_in_use_is_recorded_once_for_all_lora_weights_and_goes_on_where_
     go_on = threading.Event()
 
     class Weighted(FakeStylizer):
-        def shape_key(self, controls):
-            return controls.steps, tuple(controls.lora_weights.items())
-
         def record(self, controls, report):
             super().record(controls, report)
             if controls.steps == 4:
@@ -1283,9 +1287,8 @@ def test_compiled_code_waits_for_frames_in_flight_together(sharing):
     stream.set_controls(Controls(steps=3))
     hold(sharing, stream, publication, 10)
     seen = []
-    sharing.room._errands.append(
-        (sharing.stylizer, partial(sharing.room._swap_in, sharing.stylizer, lambda: seen.append(shown.peek())))
-    )
+    loop = sharing.room._loop
+    loop.errand(partial(swap_in, loop, lambda: seen.append(shown.peek()), Controls()))
     publication.put(solid(20, 0, 0))
     sharing.stylizer.gate.set()
     wait_for(lambda: seen)
@@ -1295,7 +1298,7 @@ def test_compiled_code_waits_for_frames_in_flight_together(sharing):
 
 
 def test_when_nothing_comes_in_shapes_that_were_met_are_recorded_one_by_one(house, monkeypatch):
-    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+    monkeypatch.setattr(serving_loop, "IDLE_S", 0.01)
 
     class Meets(FakeStylizer):
         left = 0
@@ -1336,7 +1339,7 @@ class Captures(FakeStylizer):
 
 @pytest.mark.parametrize("where", ["start", "swap", "idle"])
 def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_graphs(house, monkeypatch, where):
-    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+    monkeypatch.setattr(serving_loop, "IDLE_S", 0.01)
     made, told, loads, go_on = [], [], threading.Event(), threading.Event()
 
     def load(report, graphs=True):
@@ -1402,7 +1405,7 @@ def test_a_compilation_for_an_engine_that_is_replaced_ends_before_the_next_is_lo
 
 
 def test_an_engine_that_does_not_load_without_graphs_either_has_failed(house, monkeypatch):
-    monkeypatch.setattr(engine_room, "IDLE_S", 0.01)
+    monkeypatch.setattr(serving_loop, "IDLE_S", 0.01)
 
     def load(report, graphs=True):
         if not graphs:
@@ -1442,7 +1445,7 @@ def test_a_picture_holds_no_more_than_itself(house, kind):
 def works(one):
     """What was measured: by what was run, the numbers of batches of one frame."""
     now_s = time.monotonic()
-    return {work: len(times.of(1, now_s)) for work, times in one.room._batch_times.items() if times.of(1, now_s)}
+    return {work: len(times.of(1, now_s)) for work, times in one.room._loop.batch_times.items() if times.of(1, now_s)}
 
 
 def test_engine_times_are_kept_by_what_is_run(house):
@@ -1462,7 +1465,7 @@ def test_engine_times_are_kept_by_what_is_run(house):
     paint(prompt="a third", lora_weights={"ink": 0.5})
     (plain,) = works(one)
     assert works(one)[plain] == 3
-    assert plain == Work(scheduler.Rung(1), cfg=False, masked=False, live=True, imagined=False, reuse="off")
+    assert plain == Workload(scheduler.Rung(1), cfg=False, masked=False, i420=True, imagined=False, kind=None)
     paint(guidance=2.0, lora_weights={"ink": 0.5})
     stream.set_mask(Mask(np.full((8, 8), 255, np.uint8)))
     paint(2, lora_weights={"ink": 0.5})
@@ -1473,8 +1476,8 @@ def test_engine_times_are_kept_by_what_is_run(house):
     assert seen == {
         plain: 3,
         plain._replace(cfg=True): 1,
-        plain._replace(masked=True, live=False): 2,
-        plain._replace(imagined=True, live=False): 1,
+        plain._replace(masked=True, i420=False): 2,
+        plain._replace(imagined=True, i420=False): 1,
     }
 
 
@@ -1482,9 +1485,8 @@ def test_features_made_anew_and_used_again_are_measured_apart(house):
     class Twice(RememberingStylizer):
         """Made anew every third time."""
 
-        def remembering(self, frames, controls, memories, mask=None, live=False):
-            pictures, _ = super().remembering(frames, controls, memories, mask, live)
-            return pictures, [SimpleNamespace(used=(memory.used + 1) % 3 if memory else 0) for memory in memories]
+        def aged(self, age):
+            return 0 if age is None else (age + 1) % 3
 
     one = house(Twice())
     stream, publication, shown = one.open("a")
@@ -1493,16 +1495,17 @@ def test_features_made_anew_and_used_again_are_measured_apart(house):
         publication.put(solid(1, 2, 3))
         assert shown.take(PATIENCE_S)
         one.settle(stream)
-    assert sorted((work.reuse, count) for work, count in works(one).items()) == [("again", 4), ("anew", 2)]
+    assert sorted((work.kind, count) for work, count in works(one).items()) == [("again", 4), ("anew", 2)]
 
 
 def test_guidance_that_doubles_the_work_lowers_the_quality_for_itself_alone(house):
     """Times seen without it say nothing of it, and the other way round."""
 
     class Guided(FakeStylizer):
-        def __call__(self, frames, controls):
-            time.sleep((0.4 if controls[0].guidance > 1 else 0.1) * controls[0].steps)
-            return super().__call__(frames, controls)
+        def paint(self, batch):
+            one = batch.controls[0]
+            time.sleep((0.4 if one.guidance > 1 else 0.1) * one.steps)
+            return super().paint(batch)
 
     one = house(Guided(), budget_s=0.6)
     stream, publication, shown = one.open("a")
@@ -1529,19 +1532,16 @@ class Rewrites(FakeStylizer):
         super().__init__(engine_s=0.01)
         self.rewrite_s, self.weights, self.story = rewrite_s, {"ink": 1.0}, []
 
-    def shape_key(self, controls):
-        return controls.steps, tuple(controls.lora_weights.items())
-
     def stands_at(self, controls):
         return self.weights == {"ink": 1.0, **controls.lora_weights}
 
-    def __call__(self, frames, controls, mask=None):
-        weights = {"ink": 1.0, **controls[0].lora_weights}
+    def paint(self, batch):
+        weights = {"ink": 1.0, **batch.controls[0].lora_weights}
         self.story.append(weights["ink"])
         if weights != self.weights:
             time.sleep(self.rewrite_s)
             self.weights = weights
-        return super().__call__(frames, controls, mask)
+        return super().paint(batch)
 
 
 def test_streams_of_other_lora_weights_are_painted_in_turns_and_the_status_says_so(house):
@@ -1593,16 +1593,13 @@ def test_streams_that_come_to_an_engine_whose_rewrites_are_not_known_share_batch
     assert all(turn > 1 for turn in turns[1:-1])
 
 
-def test_a_dwell_that_comes_and_goes_is_told_now_and_then(house):
-    one = house()
-    assert one.room.wait_settled(PATIENCE_S)
+def test_a_dwell_that_comes_and_goes_is_told_now_and_then():
     told = []
-    one.room.subscribe(lambda: told.append(one.room.status()["lora_dwell_s"]))
-    later_s = time.monotonic() + 1000
+    tell, later_s = turns_module.DwellTold(told.append), 1000.0
     for number in range(100):
-        one.room._tell_dwell(later_s + number / 30, 0.3 * (number % 2))
-    one.room._tell_dwell(later_s + 10, 0.0)
-    one.room._tell_dwell(later_s + 12, 0.0)
+        tell(later_s + number / 30, 0.3 * (number % 2))
+    tell(later_s + 10, 0.0)
+    tell(later_s + 12, 0.0)
     assert told == [0.3, 0.0]
 
 
@@ -1629,11 +1626,11 @@ def test_a_launch_that_fails_leaves_weights_that_nobody_takes_for_what_was_asked
     bad.set_controls(Controls(lora_weights={"ink": 0.5}, prompt="fail"))
     bad_in.put(solid(1, 2, 3))
     one.settle(bad)
-    assert one.room._turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is None
+    assert one.room._loop.turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is None
     good_in.put(solid(1, 2, 3))
     assert shown.take(PATIENCE_S)
     one.settle(good)
-    assert one.room._turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is not None
+    assert one.room._loop.turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is not None
 
 
 def test_a_stream_alone_may_change_its_weights_with_every_frame(house, monkeypatch):
