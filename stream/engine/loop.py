@@ -125,12 +125,8 @@ class ServingLoop:
         while self.errands:
             self.errands.popleft()()
         self._wait_to_follow()
-        served = self.feeds.served
         now_s = time.monotonic()
-        waiting = [feed for feed in served if feed.mailbox.peek() is not None]
-        if not self._is_behind and not all(map(may_follow, waiting)):
-            self.collect_all()
-        requests = {feed: one for feed in waiting if (one := self._requested(feed, served[feed], now_s)) is not None}
+        requests = self._who_waits(now_s)
         line = [request.waiting(now_s) for request in requests.values()]
         plan = scheduler.plan(now_s, line, self.budget_s, self.engine.max_batch, self._dwell(now_s))
         for feed in plan.expired:
@@ -147,10 +143,10 @@ class ServingLoop:
         batch = [requests[feed].of(frame) for feed in together if (frame := self._take(feed)) is not None]
         for _, alike in groupby(sorted(batch, key=lambda one: one.look), key=lambda one: one.look):
             self._launch(list(alike), behind)
-        is_held_back = not batch and not self.under_way and plan.again_s is not None
-        if is_held_back and self._work.wait(max(0.0, (plan.again_s or now_s) - time.monotonic())):
+        again_s = None if batch or self.under_way else plan.again_s
+        if again_s is not None and self._work.wait(max(0.0, again_s - time.monotonic())):
             self._work.clear()
-        return bool(waiting) or bool(self.under_way)
+        return bool(requests) or bool(self.under_way)
 
     def _wait_to_follow(self) -> None:
         """Until an engine that runs ahead is to be given more. What is there sooner than was expected is handed on at
@@ -164,6 +160,14 @@ class ServingLoop:
             if (left_s := at_s - time.monotonic()) <= 0 or self._closing.wait(min(left_s, LOOK_EVERY_S)):
                 return
         self._collect()
+
+    def _who_waits(self, now_s: float) -> dict[Feed, Request]:
+        served = self.feeds.served
+        waiting = [feed for feed in served if feed.mailbox.peek() is not None]
+        if not self._is_behind and not all(map(may_follow, waiting)):
+            self.collect_all()
+        requests = {feed: self._requested(feed, served[feed], now_s) for feed in waiting}
+        return {feed: request for feed, request in requests.items() if request is not None}
 
     def _requested(self, feed: Feed, state: Served, now_s: float) -> Request | None:
         """None when its frame is gone or its controls are at fault."""
@@ -195,10 +199,10 @@ class ServingLoop:
         if len(chosen) != 1 or chosen[0].frame.is_imagined:
             return 0
         depth, workload = self.engine.depth(chosen[0].controls), chosen[0].workload
+        if depth > self.engine.max_batch:  # as many frames share what it does
+            return 0
         alone_s, together_s = self.batch_times[workload].of(1, now_s), self._deep_times.of(workload, now_s)
-        gains = depth <= self.engine.max_batch and scheduler.gains_behind(
-            self._is_behind, depth, alone_s, together_s, self.budget_s
-        )
+        gains = scheduler.gains_behind(self._is_behind, depth, alone_s, together_s, self.budget_s)
         return depth - 1 if gains else 0
 
     def _fits(self, chosen: Sequence[Request], behind: int) -> bool:

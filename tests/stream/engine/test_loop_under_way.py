@@ -41,6 +41,26 @@ def test_frames_at_different_steps_share_calls_and_none_is_stuck(sharing):
     assert stats["latency_ms"]["p95"] >= stats["engine_ms"]["p95"]
 
 
+def test_a_picture_that_is_done_does_not_wait_for_the_next_frame(sharing, monkeypatch):
+    stream, publication, _ = sharing.open("a")
+    shown, shown_before, work = [], [], sharing.stylizer.work
+    stream.watch(lambda picture: shown.append(int(picture.rgb[0, 0, 2])))
+    arrivals = {1: 20, 3: 30, 4: 40}  # during which call
+
+    def works(controls):
+        work(controls)
+        shown_before.append((len(controls), list(shown)))
+        if level := arrivals.get(len(shown_before)):
+            publication.put(solid(level, 0, 0))
+
+    monkeypatch.setattr(sharing.stylizer, "work", works)
+    stream.set_controls(Controls(steps=3))
+    publication.put(solid(10, 0, 0))
+    wait_for(lambda: len(shown) == 4)
+    assert shown_before[:5] == [(1, []), (2, []), (2, []), (2, [10]), (2, [10, 20])]
+    assert shown == [10, 20, 30, 40]
+
+
 @pytest.mark.parametrize(
     "change", [{"steps": 2}, {"bypass": True}, {"guidance": 2.0, "steps": 4}], ids=["steps", "bypass", "more steps"]
 )
