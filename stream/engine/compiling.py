@@ -75,7 +75,7 @@ class Compilation:
         failed: list[str | None] = []  # of each swap why, None where it did not
 
         def put_in(swap: Swap) -> None:
-            loop.errand(lambda: failed.append(swap_in(loop, swap, controls)))
+            loop.call_soon(lambda: failed.append(swap_in(loop, swap, controls)))
 
         def tell(reason: str | None = None) -> None:
             if reason is None and failed and None not in failed:
@@ -92,9 +92,9 @@ class Compilation:
         except BaseException as error:
             log.warning("Compiling failed, going on uncompiled: %s", sentence(error))
             log.debug("Compiling failed.", exc_info=True)
-            loop.errand(partial(tell, f"compiling failed ({sentence(error)})"))
+            loop.call_soon(partial(tell, f"compiling failed ({sentence(error)})"))
         else:
-            loop.errand(tell)
+            loop.call_soon(tell)
 
 
 def swap_in(loop: ServingLoop, swap: Swap, controls: Controls) -> str | None:

@@ -52,7 +52,7 @@ class ServingLoop:
     """Serves streams with one engine, until `closing` is set.
 
     work: set when there may be something to do. tell_dwell(now_s, seconds): is told for how long LoRA weights dwell.
-    Only `errand` is for any thread.
+    Only `call_soon` is for any thread.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ServingLoop:
     ):
         self.engine, self.feeds, self.budget_s = engine, feeds, budget_s
         self._work, self._closing, self._tell_dwell = work, closing, tell_dwell
-        self.errands: deque[Callable[[], None]] = deque()  # between two batches
+        self.callbacks: deque[Callable[[], None]] = deque()  # between two batches
         self.under_way: deque[Launched] = deque()  # the oldest first
         self.turns = Turns(budget_s)
         self._in_hand: dict[int, tuple[Feed, Frame]] = {}  # neither in their slots nor shown, by id
@@ -75,9 +75,9 @@ class ServingLoop:
         self._was_deep = False  # the last batch found as many under way as may be
         self._forget_times()
 
-    def errand(self, errand: Callable[[], None]) -> None:
-        """Have it run in the engine thread, between two batches."""
-        self.errands.append(errand)
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call it in the engine thread, between two batches."""
+        self.callbacks.append(callback)
         self._work.set()
 
     def asked(self, within_s: float) -> list[Controls]:
@@ -122,8 +122,8 @@ class ServingLoop:
 
     def _serve_one_batch(self) -> bool:
         """Carry out one plan; False when nobody waits, and there is nothing to wait for."""
-        while self.errands:
-            self.errands.popleft()()
+        while self.callbacks:
+            self.callbacks.popleft()()
         self._wait_to_follow()
         now_s = time.monotonic()
         requests = self._who_waits(now_s)

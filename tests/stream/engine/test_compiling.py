@@ -90,7 +90,7 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
     publication.put(solid(2, 0, 0))
     wait_for(lambda: stream.mailbox.peek() is None)
     go_on.set()
-    wait_for(lambda: len(one.room._loop.errands) == 3)  # two swaps, and the word that it is done
+    wait_for(lambda: len(one.room._loop.callbacks) == 3)  # two swaps, and the word that it is done
     assert one.room.status()["compiled"] == "compiling"
     stylizer.gate.set()
     wait_for(lambda: one.room.status()["compiled"] == "yes")
@@ -108,7 +108,7 @@ def test_compiled_code_that_cannot_be_put_in_leaves_the_engine_as_it_was_and_is_
 
     one = house(compile=compile)
     wait_for(lambda: one.room.status()["compiled"] == ("no" if len(fails) == 3 else "yes"))
-    wait_for(lambda: not one.room._loop.errands and one.room.status()["compiled"] != "compiling")
+    wait_for(lambda: not one.room._loop.callbacks and one.room.status()["compiled"] != "compiling")
     status = one.room.status()
     because = "Ready, uncompiled: compiled code could not be put in (division by zero)"
     assert (status["state"], status["detail"]) == ("ready", because if len(fails) == 3 else "Ready.")
@@ -152,7 +152,7 @@ def test_compiled_code_waits_for_frames_in_flight_together(sharing):
     hold(sharing, stream, publication, 10)
     seen = []
     loop = sharing.room._loop
-    loop.errand(partial(swap_in, loop, lambda: seen.append(shown.peek()), Controls()))
+    loop.call_soon(partial(swap_in, loop, lambda: seen.append(shown.peek()), Controls()))
     publication.put(solid(20, 0, 0))
     sharing.stylizer.gate.set()
     wait_for(lambda: seen)
