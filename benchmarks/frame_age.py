@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
+from benchmarks.simulation import simulate
 from pipeline import Controls, ModelSpec
 from pipeline.capabilities import Capabilities
 from pipeline.runtime.transfers import Pending
 from pipeline.sampling.stream_batch import StreamBatch
 from stream.engine.room import EngineRoom
-from stream.engine.simulation import simulate
 from stream.streams import Streams
 
 FPS_IN = 30.0

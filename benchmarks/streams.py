@@ -25,7 +25,7 @@ from benchmarks.breakdown import add_model_options, chosen_model
 from benchmarks.frame_age import Publisher, SleepingCard, SleepingStylizer
 from pipeline import Controls, compiling, load
 from pipeline.runtime.devices import compiling_pays, prepared
-from stream.engine.batches import Stylizer
+from stream.engine.engine import Engine as Stylizer
 from stream.engine.room import EngineRoom
 from stream.streams import Streams
 

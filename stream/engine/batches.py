@@ -1,184 +1,141 @@
-"""One batch: what is known of its frames, and how the engine is asked for their pictures."""
+"""A stream's waiting frame with all that decides how it is painted, and the batches that are made of such requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from masks import Mask, pasted
+from pipeline import capabilities
+from pipeline.batch import Batch, Pending, Pictures
 from pipeline.capabilities import Capabilities, lora_weights, paints, uses_cfg
-from pipeline.settings import Controls, ModelSpec
+from pipeline.settings import Controls
 
 from . import scheduler, similarity
-from .flight import StreamBatch
+from .engine import Engine
+from .feeds import Asked, Feed, Served, Weights
 from .frames import Frame, Picture
-from .mailbox import Mailbox
-
-Report = Callable[[str, float | None], None]
-Weights = tuple[tuple[str, float], ...] | None  # LoRA and weight, by name
 
 
-class Stylizer(Protocol):
-    """What the engine room asks of pipeline.Stylizer. The engine thread alone calls it: others ask the capabilities."""
-
-    spec: ModelSpec
-    device: Any
-    capabilities: Capabilities
-    max_batch: int
-    takes_i420: bool  # `live` is for frames as they came; where it is False, nobody calls that
-    runs_ahead: bool  # calls without `wait` return before the pictures are there; where it is False, nobody makes any
-    scales: tuple[float, ...]
-
-    def record(self, controls: Controls, report: Report) -> None: ...
-
-    def record_next(self) -> bool: ...
-
-    def free_memory(self) -> None: ...
-
-    def stands_at(self, controls: Controls) -> bool: ...
-
-    def shape_key(self, controls: Controls) -> Hashable: ...
-
-    def __call__(
-        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = None, scale: float = 1.0
-    ) -> np.ndarray: ...
-
-    def live(self, frames: np.ndarray, controls: Sequence[Controls], scale: float = 1.0, wait: bool = True) -> Any: ...
-
-    def remembering(
-        self,
-        frames: np.ndarray,
-        controls: Sequence[Controls],
-        memories: Sequence[Any],
-        mask: np.ndarray | None = None,
-        live: bool = False,
-        scale: float = 1.0,
-        wait: bool = True,
-    ) -> tuple[Any, Sequence[Memory]]: ...
-
-    def imagine(self, controls: Controls, count: int = 1) -> np.ndarray: ...
-
-    def stream_batch(self) -> StreamBatch: ...
-
-
-class Memory(Protocol):
-    """What Stylizer.remembering hands back; used: for how many frames the features in it have been used again."""
-
-    used: int
-
-
-class Feed(Protocol):
-    """What the engine room asks of a stream (streams.Stream)."""
-
-    name: str
-    mailbox: Mailbox[Frame]
-    waiting_since_s: float
-    controls: Controls
-    quality: int
-    scale: float
-    fault: str | None
-    mask: Mask | None
-    last_picture: Picture | None
-
-    def show(
-        self,
-        frame: Frame,
-        rgb: np.ndarray,
-        engine_s: float | None,
-        controls: Controls | None = None,
-        planes: np.ndarray | None = None,
-    ) -> None: ...
-
-    def drop(self, frame: Frame) -> None: ...
-
-
-class Asked(NamedTuple):
-    """What a stream asked for when it last had a frame waiting."""
-
-    when_s: float
-    controls: Controls
-    weights: Weights
-
-
-@dataclass
-class Served:
-    """What the engine thread remembers of one stream."""
-
-    quality: scheduler.Quality = field(default_factory=scheduler.Quality)
-    times: scheduler.EngineTimes = field(default_factory=scheduler.EngineTimes)  # by way of working, and rung
-    asked: Asked | None = None
-    painted: similarity.Painted | None = None
-    seen: tuple[Frame, np.ndarray] | None = None
-    memory: Memory | None = None  # of its last frames, where features are reused (Stylizer.remembering)
-
-    def times_of(self, work: Work, now_s: float) -> dict[scheduler.Rung, list[float]]:
-        """By rung, of what was painted in the same way."""
-        return {rung: times for (way, rung), times in self.times.recent(now_s).items() if way == work.way}
-
-    def reduced(self, frame: Frame) -> np.ndarray:
-        """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
-        if self.seen is None or self.seen[0] is not frame:
-            self.seen = frame, similarity.reduced(frame.pixels)
-        return self.seen[1]
-
-
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """What the engine runs for a frame, as far as its time depends on that. There are few of them: nothing that is
     typed or drawn is part of it.
 
-    reuse: with `controls.reuse`, whether the deep features are made anew or used again.
+    i420: the frame goes in as it came, and I420 comes out. kind: of the stream's last pictures, as the engine told it.
     """
 
     rung: scheduler.Rung
     cfg: bool
     masked: bool
-    live: bool
+    i420: bool
     imagined: bool
-    reuse: Literal["off", "anew", "again"]
+    kind: Hashable = None
 
     @property
     def way(self) -> Hashable:
-        """Equal for what a stream is painted by on other rungs, and with its features made anew and used again."""
-        return self.cfg, self.masked, self.live, self.imagined, self.reuse == "off"
+        """Equal for what a stream is painted by on other rungs, and in all kinds that are told."""
+        return self.cfg, self.masked, self.i420, self.imagined, self.kind is None
 
 
 @dataclass(frozen=True)
-class Job:
-    """One frame of a batch. reduced: as engine.similarity has it, where its picture may stand for others. standing: the
-    picture that may be shown for it once more."""
+class Request:
+    """A frame that is to be painted.
+
+    reduced: as engine.similarity has it, where its picture may stand for others. standing: the picture that may be
+    shown for it once more.
+    """
 
     feed: Feed
     frame: Frame
     controls: Controls
     mask: Mask | None
-    work: Work
+    workload: Workload
     weights: Weights
     shape_key: Hashable
-    served: Served
     reduced: np.ndarray | None = None
     standing: Picture | None = None
 
     @property
     def circumstances(self) -> Hashable:
         """Frames that differ in this are painted differently, however alike they look."""
-        return self.controls, self.work.rung, self.mask, self.frame.size, self.frame.statistics
+        return self.controls, self.workload.rung, self.mask, self.frame.size, self.frame.statistics
 
     @property
-    def smaller(self) -> dict[str, float]:
-        """What an engine without smaller sizes need not know of."""
-        return {} if self.work.rung.scale == 1 else {"scale": self.work.rung.scale}
-
-    @property
-    def look(self) -> Hashable:
+    def look(self) -> tuple[tuple[int, int], bool]:
         """Frames of equal looks can be stacked."""
         return self.frame.size, self.frame.is_i420
 
-    def of(self, frame: Frame) -> Job:
+    def of(self, frame: Frame) -> Request:
         """The same with another frame, of which nothing is known yet."""
         return self if frame is self.frame else replace(self, frame=frame, reduced=None, standing=None)
+
+    def waiting(self, now_s: float) -> scheduler.Waiting[Feed]:
+        """As the scheduler sees it."""
+        return scheduler.Waiting(
+            self.feed,
+            # What is to be imagined does not age: no newer frame follows by itself.
+            now_s if self.frame.is_imagined else self.frame.arrived_s,
+            self.feed.waiting_since_s,
+            (self.shape_key, self.feed.name if self.feed.fault else None),  # what failed last spoils no batch of others
+            stands=self.standing is not None,
+            weights=self.weights,
+        )
+
+
+def may_follow(feed: Feed) -> bool:
+    """May its frame be given to the engine while that is still at the one before?
+
+    What is compared with the last picture, or pasted into it on this side, is done one after the other.
+    """
+    frame = feed.mailbox.peek()
+    return feed.mask is None and feed.controls.skip_similar == 0 and frame is not None and not frame.is_imagined
+
+
+def requested(engine: Engine, feed: Feed, frame: Frame, state: Served, now_s: float, budget_s: float) -> Request:
+    """What the stream asks for now, at the quality that fits the budget. Raises what is wrong with its controls."""
+    controls, mask = feed.controls, feed.mask  # streams with a mask are painted alone
+    rungs = scheduler.ladder(controls.steps, engine.scales)
+    workload = Workload(
+        rungs[0],
+        uses_cfg(engine.capabilities, controls),
+        masked=mask is not None,
+        i420=mask is None and engine.takes_i420 and not frame.is_imagined,
+        imagined=frame.is_imagined,
+        kind=state.kind,
+    )
+    # A picture that stays gets all of its steps.
+    state.quality = (
+        scheduler.Quality()
+        if frame.is_imagined
+        else scheduler.next_quality(now_s, state.quality, rungs, state.times_of(workload.way, now_s), budget_s)
+    )
+    rung = state.quality.rung or rungs[0]
+    feed.quality, feed.scale = rungs.index(rung), rung.scale
+    controls = controls if rung.steps == controls.steps else controls.model_copy(update={"steps": rung.steps})
+    shape_key = capabilities.shape_key(engine.capabilities, controls)
+    weights = _weights(engine.capabilities, controls)
+    state.asked = Asked(now_s, controls, weights)
+    key = (shape_key, rung.scale, (frame.size, frame.is_i420), id(mask) if mask else 0)
+    request = Request(feed, frame, controls, mask, workload._replace(rung=rung), weights, key)
+    return _compared(request, state, now_s) if controls.skip_similar > 0 else request
+
+
+def _weights(model: Capabilities, controls: Controls) -> Weights:
+    """Those that the model's LoRAs must have for a frame."""
+    return tuple(sorted(lora_weights(model, controls).items())) if model.loras and paints(controls) else None
+
+
+def _compared(request: Request, state: Served, now_s: float) -> Request:
+    """Told whether the stream's last picture may be shown for it. A source that passes through is always shown."""
+    if request.frame.is_imagined or not paints(request.controls):
+        return request
+    reduced = state.reduced(request.frame)
+    limit = request.controls.skip_similar
+    stands = similarity.stands(now_s, state.painted, request.circumstances, reduced, limit)
+    return replace(request, reduced=reduced, standing=request.feed.last_picture if stands else None)
 
 
 class CannotImagine(ValueError):
@@ -193,102 +150,39 @@ def check_imagines(model: Capabilities) -> None:
         )
 
 
-def weights_of(model: Capabilities, controls: Controls) -> Weights:
-    """Those that the model's LoRAs must have for a frame; None where it does not matter."""
-    return tuple(sorted(lora_weights(model, controls).items())) if model.loras and paints(controls) else None
-
-
-def work_of(
-    stylizer: Stylizer, frame: Frame, controls: Controls, mask: Mask | None, memory: Memory | None, rung: scheduler.Rung
-) -> Work:
-    """As far as it is known beforehand: features that may be used again will be, as long as little moves."""
-    may_reuse = memory is not None and memory.used < controls.reuse
-    return Work(
-        rung,
-        uses_cfg(stylizer.capabilities, controls),
-        masked=mask is not None,
-        live=mask is None and stylizer.takes_i420 and not frame.is_imagined,
-        imagined=frame.is_imagined,
-        reuse="off" if not controls.reuse else "again" if may_reuse else "anew",
+def batch_of(model: Capabilities, requests: Sequence[Request], behind: int = 0) -> Batch:
+    """Requests of equal shape keys and looks as the engine is given them. Raises CannotImagine."""
+    first = requests[0]
+    frames = mask = None
+    if first.frame.is_imagined:
+        check_imagines(model)
+    else:
+        came = first.workload.i420
+        frames = np.stack([one.frame.as_it_came() if came else one.frame.rgb() for one in requests])
+        if first.mask is not None:
+            mask = np.repeat(first.mask.fitted(model.width, model.height)[None], len(frames), 0)
+    return Batch(
+        frames,
+        tuple(one.controls for one in requests),
+        mask,
+        scale=first.workload.rung.scale,
+        streams=tuple(one.feed.name for one in requests),
+        behind=behind,
     )
 
 
-def work_done(batch: Sequence[Job]) -> Work:
-    """What is run for a batch that was given to the engine."""
-    work, memory = batch[0].work, batch[0].served.memory
-    if work.reuse == "off" or memory is None:
-        return work
-    return work._replace(reuse="again" if memory.used else "anew")
+def submitted(engine: Engine, requests: Sequence[Request], behind: int = 0) -> Pending[Pictures]:
+    """Outside of a mask the source stays, as the engine scales it."""
+    batch = batch_of(engine.capabilities, requests, behind)
+    pending = engine.submit(batch)
+    if batch.mask is None:
+        return pending
+    mask = batch.mask
+    as_they_are = tuple(one.model_copy(update={"bypass": True}) for one in batch.controls)
+    sources = engine.submit(Batch(batch.frames, as_they_are))
+    return Pending(lambda: pending.is_there() and sources.is_there(), lambda: _pasted(pending(), sources(), mask))
 
 
-def may_follow(feed: Feed) -> bool:
-    """May its frame be given to the engine while that is still at the one before?
-
-    What is compared with the last picture, or pasted into it on this side, is done one after the other.
-    """
-    frame = feed.mailbox.peek()
-    return feed.mask is None and feed.controls.skip_similar == 0 and frame is not None and not frame.is_imagined
-
-
-@dataclass(frozen=True)
-class Painted:
-    """What the engine makes of a batch. is_there: does not wait. wait: for its pictures, uint8 [height, width, 3], each
-    with its I420 where there is one."""
-
-    is_there: Callable[[], bool]
-    wait: Callable[[], Sequence[tuple[np.ndarray, np.ndarray | None]]]
-
-
-def painted(stylizer: Stylizer, batch: Sequence[Job]) -> Painted:
-    """Gives the engine jobs with equal shape keys."""
-    if batch[0].work.live:
-        frames = np.stack([job.frame.as_it_came() for job in batch])
-        pending = _stylized(stylizer, batch, frames, live=True)
-        if stylizer.runs_ahead:
-            return Painted(pending.is_there, lambda: list(zip(*pending(), strict=True)))
-        pictures = list(zip(*pending, strict=True))
-    else:
-        pictures = [(rgb, None) for rgb in _in_rgb(stylizer, batch)]
-    return Painted(lambda: True, lambda: pictures)
-
-
-def _in_rgb(stylizer: Stylizer, batch: Sequence[Job]) -> Sequence[np.ndarray]:
-    controls, mask = [job.controls for job in batch], batch[0].mask
-    if all(job.frame.is_imagined for job in batch):
-        check_imagines(stylizer.capabilities)
-        return [stylizer.imagine(each)[0] for each in controls]
-    frames = np.stack([job.frame.rgb() for job in batch])
-    if mask is None:
-        return _stylized(stylizer, batch, frames)
-    fitted = mask.fitted(stylizer.spec.width, stylizer.spec.height)
-    paintings = _stylized(stylizer, batch, frames, mask=np.repeat(fitted[None], len(frames), 0))
-    return pasted_in(stylizer, frames, controls, paintings, fitted)
-
-
-def pasted_in(
-    stylizer: Stylizer,
-    frames: np.ndarray,
-    controls: Sequence[Controls],
-    paintings: Sequence[np.ndarray],
-    fitted: np.ndarray,
-) -> list[np.ndarray]:
-    """The paintings inside the mask, their sources outside."""
-    sources = stylizer(frames, [each.model_copy(update={"bypass": True}) for each in controls])
-    return [pasted(source, picture, fitted) for source, picture in zip(sources, paintings, strict=True)]
-
-
-def _stylized(
-    stylizer: Stylizer, batch: Sequence[Job], frames: np.ndarray, mask: np.ndarray | None = None, live: bool = False
-) -> Any:
-    """The pictures; of a `live` call to an engine that runs ahead a Pending (pipeline.runtime.transfers)."""
-    controls = [job.controls for job in batch]
-    options = {**batch[0].smaller, **({"wait": False} if live and stylizer.runs_ahead else {})}
-    if not controls[0].reuse:
-        if live:
-            return stylizer.live(frames, controls, **options)
-        return stylizer(frames, controls, **({} if mask is None else {"mask": mask}), **options)
-    memories = [job.served.memory for job in batch]
-    pictures, memories = stylizer.remembering(frames, controls, memories, mask, live, **options)
-    for job, memory in zip(batch, memories, strict=True):
-        job.served.memory = memory
-    return pictures
+def _pasted(pictures: Pictures, sources: Pictures, mask: np.ndarray) -> Pictures:
+    rgb = np.stack([pasted(*one) for one in zip(sources.rgb, pictures.rgb, mask, strict=True)])
+    return Pictures(rgb, kind=pictures.kind)

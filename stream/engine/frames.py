@@ -1,4 +1,4 @@
-"""What travels through the house: a Frame on its way to the engine, the Picture that comes of it, Sound beside them."""
+"""What travels through the server: a Frame on its way to the engine, the Picture made of it, Sound beside them."""
 
 from __future__ import annotations
 
@@ -58,13 +58,14 @@ class Frame:
 
     def as_it_came(self) -> np.ndarray:
         """uint8 [H * 3 / 2, W] where it `is_i420`, otherwise what `rgb` gives; off the event loop too."""
-        return self.pixels.to_ndarray() if self.is_i420 else self.rgb()
+        return self.pixels.to_ndarray() if isinstance(self.pixels, VideoFrame) and self.is_i420 else self.rgb()
 
     def rgb(self) -> np.ndarray:
         """uint8 [H, W, 3] RGB of what was captured; a conversion, so call it off the event loop."""
         if isinstance(self.pixels, VideoFrame):
             # One thread: left to itself swscale starts as many as there are processors, anew for every frame.
             return self.pixels.to_ndarray(format="rgb24", threads=1)
+        assert self.pixels is not None, "nothing was captured"
         return self.pixels
 
 

@@ -1,4 +1,4 @@
-"""How does a picture become what video encoders take? As I420, YUV 4:2:0 in BT.601 of limited range.
+"""A picture as video encoders take it: I420, YUV 4:2:0 in BT.601 of limited range.
 
 That is what browsers assume of a stream that names no colours, and what swscale makes by default.
 """

@@ -16,7 +16,7 @@ class Mailbox(Generic[Item]):
     `dropped` counts the items that were overwritten or cleared before anyone took them.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._item: Item | None = None
         self.dropped = 0

@@ -1,4 +1,4 @@
-"""Who is served next, in which batch, and when quality gives way to speed: decisions only, no clock and no I/O."""
+"""Decisions only, no clock and no I/O: who is served next, in which batch, and when quality gives way to speed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import statistics
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+Name = TypeVar("Name")  # whatever the caller knows a stream by
 
 RAISE_FRACTION = 0.8  # a better rung must be predicted to fit this share of the budget ...
 RAISE_AFTER_S = 3.0  # ... for so long without a break, before it is tried
@@ -21,10 +23,10 @@ FAILURE_LIFE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Generic[Name]):
     """One stream with a frame in its slot."""
 
-    stream: Hashable
+    stream: Name
     arrived_s: float  # when the frame in the slot arrived
     since_s: float  # when the slot became full: newer frames replace the frame, not the stream's place in the line
     shape_key: Hashable  # frames with equal keys may share a batch
@@ -43,13 +45,13 @@ class Dwell:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Generic[Name]):
     """What to do now: frames of `expired` streams are dropped and counted, for those of `standing` the last picture is
     shown once more, those of `batch` go to the engine. again_s: when to plan anew, where somebody is held back."""
 
-    expired: tuple[Hashable, ...] = ()
-    standing: tuple[Hashable, ...] = ()
-    batch: tuple[Hashable, ...] = ()
+    expired: tuple[Name, ...] = ()
+    standing: tuple[Name, ...] = ()
+    batch: tuple[Name, ...] = ()
     again_s: float | None = None
 
 
@@ -60,8 +62,8 @@ def is_expired(now_s: float, arrived_s: float, budget_s: float) -> bool:
 
 
 def plan(
-    now_s: float, waiting: Sequence[Waiting], budget_s: float, max_batch: int = 1, dwell: Dwell | None = None
-) -> Plan:
+    now_s: float, waiting: Sequence[Waiting[Name]], budget_s: float, max_batch: int = 1, dwell: Dwell | None = None
+) -> Plan[Name]:
     """Longest-waiting stream first, joined by those of equal shape in the order of their waiting.
 
     A stream that was just served waits from its next frame on, behind all who waited already; so with n streams
@@ -73,12 +75,14 @@ def plan(
     fresh = [w for w in waiting if not is_expired(now_s, w.arrived_s, budget_s)]
     standing = tuple(w.stream for w in fresh if w.stands)
     line = sorted((w for w in fresh if not w.stands), key=lambda w: (w.since_s, w.arrived_s))
-    dwells = dwell is not None and now_s < dwell.until_s
-    served = [w for w in line if not dwells or w.weights in (None, dwell.weights)]
-    if dwells and not served and now_s >= dwell.holds_until_s:
-        served = line
+    served, again_s = line, None
+    if dwell is not None and now_s < dwell.until_s:
+        served = [w for w in line if w.weights in (None, dwell.weights)]
+        if not served and now_s >= dwell.holds_until_s:
+            served = line
+        elif len(served) < len(line):
+            again_s = min(dwell.until_s, dwell.holds_until_s)
     batch = [w.stream for w in served if w.shape_key == served[0].shape_key]
-    again_s = min(dwell.until_s, dwell.holds_until_s) if len(served) < len(line) else None
     return Plan(expired, standing, tuple(batch[: max(1, max_batch)]), again_s)
 
 
@@ -171,29 +175,29 @@ def follow_at_s(since_s: float, engine_s: Sequence[float], launch_s: float) -> f
     return since_s + min(known) - launch_s - MARGIN_S if known else None
 
 
-SHARE_BELOW = 0.9  # of the time of a frame alone: so much less must a call take for frames to begin to share it,
-SHARE_UNTIL = 0.97  # and so much for them to go on
+BEHIND_BELOW = 0.9  # of the time of a batch alone: so much less must one take for the engine to begin to be at several,
+BEHIND_UNTIL = 0.97  # and so much to go on with that
 
 
-def shares_steps(
-    is_sharing: bool, steps: int, alone_s: Sequence[float], together_s: Sequence[float], budget_s: float
+def gains_behind(
+    is_behind: bool, depth: int, alone_s: Sequence[float], together_s: Sequence[float], budget_s: float
 ) -> bool:
-    """Whether a stream's frames, each a step behind the one before it, share the calls of the UNet.
+    """Whether an engine that can be at `depth` batches of one stream at once gains by that.
 
-    That gives more pictures, each of them later: a frame is in the engine for `steps` calls, which have to fit the
-    budget. alone_s: recent engine times of frames by themselves; together_s: of calls with `steps` frames in them, of
-    which each finishes one, infinite where it failed. The least of them counts; what is not known yet is tried, alone
-    first. Only while frames come faster than the engine paints them alone is there ever more than one in flight.
+    It then gives more pictures, each of them `depth` - 1 batches later, which all have to fit the budget. is_behind:
+    whether it is at several now. alone_s: recent engine times of batches by themselves; together_s: of one among
+    `depth`, infinite where it failed. The least of them counts; what is not known yet is tried, alone first. Only while
+    frames come faster than the engine paints them alone is it ever at more than one.
     """
     alone_s = finite(alone_s)
-    if steps < 2 or len(alone_s) < TRIALS or math.inf in together_s:
+    if depth < 2 or len(alone_s) < TRIALS or math.inf in together_s:
         return False
     one_s = min(alone_s)
     is_known = len(together_s) >= TRIALS
-    call_s = min(together_s) if is_known else one_s  # as if nothing were gained
-    if steps * call_s > budget_s:
+    next_s = min(together_s) if is_known else one_s  # as if nothing were gained
+    if depth * next_s > budget_s:
         return False
-    return not is_known or call_s < (SHARE_UNTIL if is_sharing else SHARE_BELOW) * one_s
+    return not is_known or next_s < (BEHIND_UNTIL if is_behind else BEHIND_BELOW) * one_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +232,7 @@ class Quality:
 class EngineTimes:
     """The last engine times by what they were spent on: of a stream's frames by rung, of batches by their size."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._samples: dict[Any, deque[tuple[float, float]]] = {}
 
     def add(self, now_s: float, kind: Any, engine_s: float) -> None:

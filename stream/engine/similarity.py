@@ -1,4 +1,4 @@
-"""Does a frame still show what the last painted one did? Then its picture may stand, for a moment."""
+"""A frame that still shows what the last painted one did: that one's picture may stand for it, for a moment."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def stands(now_s: float, last: Painted | None, circumstances: Hashable, frame: n
 def reduced(pixels: VideoFrame | np.ndarray) -> np.ndarray:
     """A frame, of any format or uint8 [H, W, 3] RGB, in little: uint8 [3 * HEIGHT, WIDTH], its planes Y, U and V below
     each other, each pixel the mean of its area."""
+    planes: np.ndarray
     if isinstance(pixels, VideoFrame):
         planes = pixels.reformat(WIDTH, HEIGHT, "yuv444p", interpolation="AREA", threads=1).to_ndarray()
     else:

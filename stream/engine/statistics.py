@@ -33,7 +33,7 @@ class Statistics:
     Skipped are those of the frames out that were not painted: the last picture was shown for them once more.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self.frames_in = 0
         self.frames_out = 0

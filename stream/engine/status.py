@@ -1,4 +1,4 @@
-"""How is the engine doing? One dictionary, the answer of GET /api/status, that any thread may change and follow."""
+"""The engine's status: one dictionary, the answer of GET /api/status, that any thread may change and follow."""
 
 from __future__ import annotations
 

@@ -1,16 +1,18 @@
-"""Which weights have the model's LoRAs, since when, and what does it take to write others? For the engine thread."""
+"""Which weights the model's LoRAs have, since when, and what it takes to write others; for the engine thread."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 from . import scheduler
 
 WANTED_S = 1.0  # for so long after a stream's last frame its weights are still wanted
 UNKNOWN = object()  # weights that nobody wants
+DWELL_CHANGE = 0.2  # of the dwell that was told last: it is told again from there on,
+TELL_EVERY_S = 1.0  # and so often: in between it may come and go with every batch
 
 
 class Turns:
@@ -67,3 +69,20 @@ class Turns:
     def forget(self) -> None:
         """Nobody knows which weights stand."""
         self._weights, self._since_s, self._last_s = UNKNOWN, -math.inf, -math.inf
+
+
+class DwellTold:
+    """The longest dwell of late, told to `tell` now and then."""
+
+    def __init__(self, tell: Callable[[float], None]):
+        self._tell, self._told_s = tell, 0.0
+        self._longest_s, self._next_s = 0.0, 0.0
+
+    def __call__(self, now_s: float, dwell_s: float) -> None:
+        self._longest_s = max(self._longest_s, round(dwell_s, 3))
+        if now_s < self._next_s:
+            return
+        if abs(self._longest_s - self._told_s) > DWELL_CHANGE * self._told_s:
+            self._told_s = self._longest_s
+            self._tell(self._told_s)
+        self._longest_s, self._next_s = 0.0, now_s + TELL_EVERY_S

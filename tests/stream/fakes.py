@@ -5,23 +5,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.capabilities import Capabilities, lora_weights
-from pipeline.sampling.stream_batch import StreamBatch
+from pipeline.batch import Batch, Pending, Pictures, there
+from pipeline.capabilities import Capabilities, lora_weights, paints, shape_key
 from pipeline.settings import Controls
 
 SIZE = 64
+
+
+class Flying:
+    """A batch that is at several steps behind others. pictures: once it has taken all of them."""
+
+    def __init__(self, batch: Batch):
+        self.batch, self.steps_left = batch, batch.controls[0].steps
+        self.pictures: Pictures | None = None
+        self.error: BaseException | None = None
 
 
 class FakeStylizer:
     """Paints each frame's mean colour over the whole picture, red and blue swapped unless `bypass`.
 
     What it imagines is as light as the seed says. A prompt of "fail" raises; `gate` (an Event) holds every call up
-    until it is set; `calls` keeps the controls, `imagined` those without a picture. In a stream batch every step is a
-    call. `recorded` keeps what shapes were recorded for, `swept` how often memory was freed.
+    until it is set; `calls` keeps the controls, `imagined` those without a picture. Of batches with `behind` every step
+    is a call. `recorded` keeps what shapes were recorded for, `swept` how often memory was freed. Others override
+    `paint`, which paints a batch by itself.
     """
 
     device = "fake"
@@ -29,7 +38,6 @@ class FakeStylizer:
     takes_i420 = runs_ahead = False
 
     def __init__(self, engine_s: float = 0.0, max_batch: int = 1):
-        self.spec = SimpleNamespace(width=SIZE, height=SIZE)
         self.engine_s, self.max_batch = engine_s, max_batch
         self.scales: tuple[float, ...] = (1.0,)
         self.gate = threading.Event()
@@ -38,6 +46,7 @@ class FakeStylizer:
         self.imagined: list[Controls] = []
         self.recorded: list[Controls] = []
         self.swept = 0
+        self.flight: list[Flying] = []
 
     def record(self, controls: Controls, report) -> None:
         self.recorded.append(controls)
@@ -53,45 +62,72 @@ class FakeStylizer:
         last = self.calls[-1][0] if self.calls else Controls()
         return lora_weights(self.capabilities, last) == lora_weights(self.capabilities, controls)
 
-    def shape_key(self, controls: Controls):
-        return controls.steps, controls.bypass
+    def depth(self, controls: Controls) -> int:
+        return controls.steps if paints(controls) and not controls.reuse else 1
 
-    def __call__(self, frames: np.ndarray, controls, mask: np.ndarray | None = None) -> np.ndarray:
-        self._work(controls)
-        return self._painted(frames, controls)
+    def forget(self) -> None:
+        self.flight = []
 
-    def stream_batch(self) -> StreamBatch:
-        return StreamBatch(self)
+    def submit(self, batch: Batch) -> Pending[Pictures]:
+        if self.flight and (not batch.behind or _key(self.flight[0].batch) != _key(batch)):
+            self._finish()
+        if not batch.behind:
+            return there(self.paint(batch))
+        flying = Flying(batch)
+        self.flight.append(flying)
+        self.step()
+        return Pending(lambda: flying.pictures is not None, lambda: self._result(flying))
 
-    def begin(self, frames: np.ndarray, controls: Controls, mask=None, live=False) -> SimpleNamespace:
-        assert not live
-        key = (self.shape_key(controls), mask is None)
-        return SimpleNamespace(key=key, steps_left=controls.steps, frames=frames, controls=controls)
+    def paint(self, batch: Batch) -> Pictures:
+        if batch.frames is None:
+            self.imagined.extend(batch.controls)
+        self.work(batch.controls)
+        return self.painted(batch)
 
-    def advance(self, flight: Sequence[SimpleNamespace]) -> list[SimpleNamespace]:
-        self._work([one.controls for one in flight])
-        return [SimpleNamespace(**{**vars(one), "steps_left": one.steps_left - 1}) for one in flight]
+    def step(self) -> None:
+        """All under way at once."""
+        try:
+            self.work([one.batch.controls[0] for one in self.flight])
+        except BaseException as error:
+            for one in self.flight:
+                one.error = error
+            self.flight = []
+            raise
+        for one in self.flight:
+            one.steps_left -= 1
+        if not self.flight[0].steps_left:
+            done = self.flight.pop(0)
+            done.pictures = self.painted(done.batch)
 
-    def finish(self, done: SimpleNamespace) -> np.ndarray:
-        return self._painted(done.frames, [done.controls])
+    def _finish(self) -> None:
+        while self.flight:
+            self.step()
 
-    def _painted(self, frames: np.ndarray, controls: Sequence[Controls]) -> np.ndarray:
-        means = frames.mean(axis=(1, 2)).round().astype(np.uint8)
-        painted = np.stack([m if one.bypass else m[::-1] for m, one in zip(means, controls, strict=True)])
-        return np.broadcast_to(painted[:, None, None, :], (len(frames), SIZE, SIZE, 3)).copy()
+    def _result(self, flying: Flying) -> Pictures:
+        while flying.pictures is None and flying.error is None:
+            self.step()
+        if flying.error is not None:
+            raise flying.error
+        return flying.pictures
 
-    def imagine(self, controls: Controls, count: int = 1) -> np.ndarray:
-        self.imagined.append(controls)
-        self._work([controls])
-        return np.stack([np.full((SIZE, SIZE, 3), controls.seed + i, np.uint8) for i in range(count)])
+    def painted(self, batch: Batch) -> Pictures:
+        if batch.frames is None:
+            return Pictures(np.stack([np.full((SIZE, SIZE, 3), one.seed, np.uint8) for one in batch.controls]))
+        means = batch.frames.mean(axis=(1, 2)).round().astype(np.uint8)
+        colours = np.stack([m if one.bypass else m[::-1] for m, one in zip(means, batch.controls, strict=True)])
+        return Pictures(np.broadcast_to(colours[:, None, None, :], (len(means), SIZE, SIZE, 3)).copy())
 
-    def _work(self, controls: Sequence[Controls]) -> None:
+    def work(self, controls: Sequence[Controls]) -> None:
         self.gate.wait(20)
         self.calls.append(tuple(controls))
         if self.engine_s:
             time.sleep(self.engine_s)
         if any(one.prompt == "fail" for one in controls):
             raise RuntimeError("The paint ran out.")
+
+
+def _key(batch: Batch) -> tuple:
+    return batch.streams, shape_key(FakeStylizer.capabilities, batch.controls[0]), batch.mask is None
 
 
 def solid(red: int, green: int, blue: int, size: int = 48) -> np.ndarray:

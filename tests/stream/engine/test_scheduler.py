@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.simulation import simulate
 from stream.engine import scheduler
 from stream.engine.scheduler import (
     BATCHES,
@@ -23,12 +24,11 @@ from stream.engine.scheduler import (
     Waiting,
     batch_size,
     follow_at_s,
+    gains_behind,
     ladder,
     next_quality,
     plan,
-    shares_steps,
 )
-from stream.engine.simulation import simulate
 from stream.engine.turns import Turns
 
 BUDGET_S = 1.0
@@ -390,7 +390,7 @@ def test_a_failure_is_no_engine_time(times_s, steps):
     for better in (Rung(steps), Rung(1)):
         seen = next_quality(0, Quality(), FOUR, {better: times_s}, BUDGET_S)
         assert seen == next_quality(0, Quality(), FOUR, {better: finite}, BUDGET_S)
-    assert shares_steps(False, 2, times_s, [], BUDGET_S) == shares_steps(False, 2, finite, [], BUDGET_S)
+    assert gains_behind(False, 2, times_s, [], BUDGET_S) == gains_behind(False, 2, finite, [], BUDGET_S)
 
 
 @given(
@@ -467,28 +467,28 @@ def known(seconds):
 
 
 def test_steps_are_shared_where_that_takes_less_time_and_not_before_both_are_known():
-    assert not shares_steps(False, 4, known(0.1)[1:], [], BUDGET_S)
-    assert shares_steps(False, 4, known(0.1), [], BUDGET_S)
-    assert shares_steps(True, 4, known(0.1), [0.3, 0.2, 0.2], BUDGET_S), "its first calls warm up"
-    assert not shares_steps(True, 4, known(0.1), known(0.1), BUDGET_S)
-    assert shares_steps(False, 4, known(0.1), known(0.05), BUDGET_S)
-    assert not shares_steps(False, 1, known(0.1), [], BUDGET_S), "with one step there is nothing to share"
+    assert not gains_behind(False, 4, known(0.1)[1:], [], BUDGET_S)
+    assert gains_behind(False, 4, known(0.1), [], BUDGET_S)
+    assert gains_behind(True, 4, known(0.1), [0.3, 0.2, 0.2], BUDGET_S), "its first calls warm up"
+    assert not gains_behind(True, 4, known(0.1), known(0.1), BUDGET_S)
+    assert gains_behind(False, 4, known(0.1), known(0.05), BUDGET_S)
+    assert not gains_behind(False, 1, known(0.1), [], BUDGET_S), "with one step there is nothing to share"
 
 
 def test_steps_are_shared_only_within_the_latency_budget():
-    assert not shares_steps(False, 4, known(0.26), [], BUDGET_S), "four calls would take 1.04 s"
-    assert shares_steps(True, 4, known(0.3), known(0.2), BUDGET_S)
-    assert not shares_steps(True, 4, known(0.3), known(0.2), 0.7)
+    assert not gains_behind(False, 4, known(0.26), [], BUDGET_S), "four calls would take 1.04 s"
+    assert gains_behind(True, 4, known(0.3), known(0.2), BUDGET_S)
+    assert not gains_behind(True, 4, known(0.3), known(0.2), 0.7)
 
 
 def test_sharing_goes_on_at_a_gain_too_small_to_begin_for():
     alone_s, together_s = known(0.1), known(0.093)
-    assert not shares_steps(False, 2, alone_s, together_s, BUDGET_S)
-    assert shares_steps(True, 2, alone_s, together_s, BUDGET_S)
+    assert not gains_behind(False, 2, alone_s, together_s, BUDGET_S)
+    assert gains_behind(True, 2, alone_s, together_s, BUDGET_S)
 
 
 def test_sharing_that_failed_is_not_tried_again_at_once():
-    assert not shares_steps(False, 2, known(0.1), [math.inf], BUDGET_S)
+    assert not gains_behind(False, 2, known(0.1), [math.inf], BUDGET_S)
 
 
 @pytest.mark.parametrize(("call_s", "settled"), [(0.4, True), (1.0, False), (1.3, False)])
@@ -498,7 +498,7 @@ def test_sharing_settles_on_what_gives_more_pictures(call_s, settled):
     while len(chosen) < 400:
         is_sharing = bool(chosen) and chosen[-1]
         recent = alone.recent(now_s).get(4, ()), together.recent(now_s).get(4, ())
-        chosen.append(shares_steps(is_sharing, 4, *recent, BUDGET_S))
+        chosen.append(gains_behind(is_sharing, 4, *recent, BUDGET_S))
         times, took_s = (together, 0.05 * call_s) if chosen[-1] else (alone, 0.05)
         now_s += took_s
         times.add(now_s, 4, took_s)

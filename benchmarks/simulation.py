@@ -1,4 +1,4 @@
-"""What would viewers see? The real decisions and the real mailbox, against a made-up engine and clock."""
+"""What viewers would see: the scheduler's decisions and the mailbox, against a made-up engine and clock."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from . import scheduler
-from .mailbox import Mailbox
-from .turns import WANTED_S, Turns
+from stream.engine import scheduler
+from stream.engine.mailbox import Mailbox
+from stream.engine.turns import WANTED_S, Turns
 
 
 @dataclass(frozen=True, slots=True)
