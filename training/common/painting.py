@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from autoencoder import LATENT_STD
-from common import bf16
-from perceptual import Trunk, perceptual_losses
+
+from .pairs import LATENT_STD
+from .perceptual import Trunk, perceptual_losses
+from .runs import bf16
 
 
 @dataclass
