@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
@@ -203,21 +204,17 @@ class VideoClip:
                 return frame
         return None
 
-    def _frames_of(
-        self, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> Iterator[av.VideoFrame]:
+    def _frames_of(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
         if not stream.codec_context.is_open:
             stream.thread_type = "AUTO"
         for packet in self._packets_of(container, stream):
             try:
-                yield from packet.decode()
+                yield from stream.decode(packet)
             except av.error.FFmpegError:
                 self.damaged += 1
 
-    def _packets_of(
-        self, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> Iterator[av.Packet[av.VideoStream]]:
-        packets = cast("Iterator[av.Packet[av.VideoStream]]", packets_of(container, [stream]))
+    def _packets_of(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        packets = packets_of(container, [stream])
         while True:
             try:
                 yield next(packets)
@@ -306,8 +303,8 @@ def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """PictureShape.matrix, as the file gives it."""
-    side = frame.side_data.get(SideData.DISPLAYMATRIX)
-    if side is None:
+    side_data = cast(SideDataContainer, frame.side_data)  # the stub has a TypedDict of one key
+    if SideData.DISPLAYMATRIX not in side_data:
         return 1, 0, 0, 1
-    a, b, _, c, d, *_ = np.frombuffer(bytes(side), np.int32)
+    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data[SideData.DISPLAYMATRIX]), np.int32)
     return int(a), int(b), int(c), int(d)

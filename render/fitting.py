@@ -50,7 +50,9 @@ def check_size(path: Path, width: int, height: int) -> None:
         raise FilmError(f"{path} {refusal}.")
 
 
-def fitted(frame: av.VideoFrame, shape: PictureShape, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
+def fitted(
+    frame: av.VideoFrame, shape: PictureShape, size: tuple[int, int], reformatter: VideoReformatter
+) -> np.ndarray:
     """uint8 [height, width, 3] RGB that covers `size` (width, height), what is over being cropped on both sides."""
     width, height = size[::-1] if shape.lies else size
     shown = frame.width * shape.sample_aspect
