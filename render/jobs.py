@@ -106,10 +106,9 @@ def _check_source(kind: str, source: Path, target: Path) -> None:
     """kind: what the source is, clip or mask."""
     if target.exists() and source.exists() and target.samefile(source):
         raise FilmError(f"{target} is the {kind} itself: give the film another name.")
-    if read := {file.resolve() for file in picture_files(source) or []} & {
-        file.resolve() for file in existing_files(target)
-    }:
-        raise FilmError(f"{target} would write over {min(read).name}, a picture of the {kind}: give another folder.")
+    read, written = picture_files(source) or [], existing_files(target)
+    if both := {file.resolve() for file in read} & {file.resolve() for file in written}:
+        raise FilmError(f"{target} would write over {min(both).name}, a picture of the {kind}: give another folder.")
 
 
 def existing_files(target: Path) -> list[Path]:

@@ -16,8 +16,9 @@ LATE_S = 1.0  # a file that is further behind goes on from where it is: the mach
 
 
 class LoopedFile:
-    """A source, of variable rates too; from the beginning after its end. Frames come cropped to `size`, (width, height).
-    Raises CameraError.
+    """A sources.Source, of variable rates too, that begins anew after its end. Raises CameraError.
+
+    Frames come cropped to `size`, (width, height).
     """
 
     def __init__(self, path: Path, size: tuple[int, int]):

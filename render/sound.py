@@ -1,4 +1,4 @@
-"""A clip's sound in the film: copied packet by packet, or encoded anew where the container does not hold it as it is."""
+"""A clip's sound in the film: copied packet by packet, or encoded anew where the container does not hold it."""
 
 from __future__ import annotations
 
