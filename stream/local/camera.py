@@ -50,7 +50,7 @@ class Device:
         if not self._capture.isOpened():
             self._capture.release()
             raise CameraError(_why_not(number, cameras()))
-        for option, value in wishes(size).items():  # a camera that cannot comes as near as it can
+        for option, value in capture_options(size).items():  # a camera that cannot comes as near as it can
             self._capture.set(option, value)
         if not self._capture.read()[0]:
             self._capture.release()
@@ -65,7 +65,7 @@ class Device:
         self._capture.release()
 
 
-def wishes(size: tuple[int, int]) -> dict[int, float]:
+def capture_options(size: tuple[int, int]) -> dict[int, float]:
     """What a camera is asked for, in this order: no fewer pixels than the pictures have, and nothing kept waiting."""
     width, height = next((s for s in SIZES if s[0] >= size[0] and s[1] >= size[1]), SIZES[-1])
     compressed = {cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*"MJPG")} if (width, height) > UNCOMPRESSED_SIZE else {}

@@ -13,7 +13,7 @@ from render.playback import LoopedFile
 from sources import CameraError, Source
 from stream.engine.room import EngineRoom
 from stream.local import camera, capture
-from stream.local.camera import cameras, wishes
+from stream.local.camera import cameras, capture_options
 from stream.local.capture import Capture
 from stream.streams import Streams
 from tests.paths import CARPHONE
@@ -74,7 +74,7 @@ def open_number(number: int) -> Source:
 
 
 def test_a_camera_is_asked_for_as_many_pixels_as_the_picture_has():
-    small, large, huge = wishes((256, 256)), wishes((512, 512)), wishes((4096, 4096))
+    small, large, huge = capture_options((256, 256)), capture_options((512, 512)), capture_options((4096, 4096))
     assert (small[cv2.CAP_PROP_FRAME_WIDTH], small[cv2.CAP_PROP_FRAME_HEIGHT]) == (640, 480)
     assert cv2.CAP_PROP_FOURCC not in small
     assert (large[cv2.CAP_PROP_FRAME_WIDTH], large[cv2.CAP_PROP_FRAME_HEIGHT]) == (1280, 720)
