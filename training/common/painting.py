@@ -1,4 +1,4 @@
-"""The loss that base, LoRA and ControlNet share: the predicted picture against the painting, in latents and to the eye."""
+"""The loss that base, LoRA and ControlNet share: predicted picture against painting, in latents and to the eye."""
 
 from dataclasses import dataclass
 
