@@ -1,4 +1,4 @@
-"""With what code does a command end, and how?"""
+"""The code that a command ends with, and its end."""
 
 from __future__ import annotations
 

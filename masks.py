@@ -1,4 +1,4 @@
-"""Which part of the picture is repainted? A mask, white where to, and the source put back around it."""
+"""Which part of the picture is repainted: a mask, white where to, and the source put back around it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _shrunk(grey: np.ndarray) -> np.ndarray:
 
 def pasted(source: np.ndarray, picture: np.ndarray, mask: np.ndarray, feather: int = FEATHER) -> np.ndarray:
     """The painting inside the mask, the source outside. All uint8 [h, w, 3], mask [h, w]."""
-    share = (mask > 127).astype(np.float32)
+    share: np.ndarray = (mask > 127).astype(np.float32)
     if feather:
         share = cv2.GaussianBlur(share, (0, 0), feather / 2)
     share = share[..., None]

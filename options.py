@@ -1,4 +1,4 @@
-"""What do the command-line options ask for? Options -> ModelSpec and Controls."""
+"""The options that commands share, and what they ask for: options -> ModelSpec and Controls."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def _named_weight(text: str) -> tuple[str, str]:
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, size_type=size, size_help: str = "output size, multiples of 8"
+    parser: argparse.ArgumentParser,
+    size_type: Callable[[str], tuple[int, int] | str] = size,
+    size_help: str = "output size, multiples of 8",
 ) -> None:
     parser.add_argument("--model", default="auto", metavar="NAME|PATH", help="preset, hub id, folder or .safetensors")
     parser.add_argument(
@@ -82,7 +84,7 @@ def add_control_options(parser: argparse.ArgumentParser) -> None:
     """One flag for each control; absent flags leave the preset's value."""
     group = parser.add_argument_group("controls")
     for name, field in Controls.model_fields.items():
-        flag, text = "--" + name.replace("_", "-"), field.description.replace("%", "%%")
+        flag, text = "--" + name.replace("_", "-"), (field.description or "").replace("%", "%%")
         if field.annotation is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif name == "lora_weights":
@@ -96,7 +98,7 @@ def controls_from(options: argparse.Namespace, spec: ModelSpec, defaults: Contro
     given = {name: getattr(options, name) for name in Controls.model_fields if getattr(options, name) is not None}
     if "lora_weights" in given:
         given["lora_weights"] = dict(given["lora_weights"])
-        loaded = [lora.name for lora in spec.loras]
+        loaded = [str(lora.name) for lora in spec.loras]
         for name in given["lora_weights"]:
             if name not in loaded:
                 raise UsageError(

@@ -1,4 +1,4 @@
-"""How is a picture that somebody else made opened? In the formats that its route names, up to a size, or not at all."""
+"""Pictures that somebody else made are opened in the formats that their route names, up to a size, or not at all."""
 
 from __future__ import annotations
 

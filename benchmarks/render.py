@@ -20,9 +20,9 @@ from benchmarks import report
 from pipeline import PRESETS, Controls, load
 from pipeline.presets import TABLE
 from pipeline.runtime.devices import prepared
-from render import jobs
 from render.clip import open_clip
 from render.muxing import Order, order_film
+from render.painting import BATCH, submit_to
 from render.rendering import Take, render
 from tests.paths import CARPHONE
 
@@ -47,7 +47,7 @@ def render_fps(stylizer, clip_path: Path, controls: Controls, batch: int, folder
     size = stylizer.spec.width, stylizer.spec.height
     film = order_film(Order(clip, folder / "film.mp4", size))
     film.work.begin({})
-    render(Take(clip, controls, size, batch=batch), stylizer, film)
+    render(Take(clip, controls, size, batch=batch), submit_to(stylizer), film)
     film.finish(True)
     pictures = film.work.done
     film.work.discard()
@@ -58,7 +58,7 @@ def throughput(clip_path: Path, batch: int | None) -> tuple[list[dict], list[dic
     """(one row, the rounds behind it)."""
     stylizer = load(PRESETS["mini"], compile=False)
     controls = TABLE["mini"].defaults
-    batch = batch or jobs.BATCH[stylizer.device.type]
+    batch = batch or BATCH[stylizer.device.type]
     size = stylizer.spec.width, stylizer.spec.height
     frames = [still.rgb for still in open_clip(clip_path).stills(size)]
     rounds = []

@@ -13,7 +13,8 @@ import numpy as np
 
 from .settings import Controls
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,24 @@
-"""What is in a video file? Its pictures in order, upright, with square pixels, each with its exact time."""
+"""The clip that a path means; of a video file its pictures in order, upright, in square pixels, at exact times."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
 from .errors import FilmError
-from .fitting import Shape, check_size, fitted
-from .pictures import PictureClip, Still, picture_files
-from .times import Timeline
+from .fitting import PictureShape, check_size, fitted
+from .pictures import Moment, PictureClip, Still, picture_files
 
 VIDEOS = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"}
@@ -26,6 +26,7 @@ VIDEOS = frozenset(
 )
 # A seek may lead too far, by a format's nature or by a wrong index: then from so much earlier, at last from the start.
 SEEK_BACK_S = (0, 2, 10, 60)
+JUMP_S = 1  # a track that goes back further begins anew: files that were joined as they are
 
 
 def open_clip(path: Path, fps: Fraction = Fraction(25)) -> VideoClip | PictureClip:
@@ -40,46 +41,37 @@ def open_clip(path: Path, fps: Fraction = Fraction(25)) -> VideoClip | PictureCl
 
 
 class Clip(Protocol):
-    """Pictures with times. width, height: as shown. time_base: seconds a unit. rate: pictures a second, on average."""
+    """Pictures with times. width, height: as shown. time_base: seconds a unit. rate: pictures a second, on average.
+    files: what it is read from. damaged: places that could not be read so far, and were left out."""
 
     path: Path
     width: int
     height: int
     time_base: Fraction
     rate: Fraction
-    has_sound: bool
     damaged: int
+
+    @property
+    def files(self) -> Sequence[Path]: ...
 
     def expected(self, start_s: Fraction, end_s: Fraction | None) -> int | None: ...
 
-    def moments(self, start_s: Fraction = ..., end_s: Fraction | None = ...) -> Iterator[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    frame: av.VideoFrame
-    pts: int
-    duration: int
-    convert: Callable[[av.VideoFrame, tuple[int, int]], np.ndarray]
-
-    def still(self, size: tuple[int, int]) -> Still:
-        return Still(self.convert(self.frame, size), self.pts, self.duration)
+    def moments(self, start_s: Fraction = ..., end_s: Fraction | None = ...) -> Iterator[Moment]: ...
 
 
 class VideoClip:
     """A file with at least one frame of video.
 
-    width, height: as shown, in square pixels. time_base: seconds a unit. rate: frames a second, on average. zero_s: the
-    file's own time at its beginning. damaged: packets that could not be decoded so far, and were left out.
+    zero_s: the file's own time at its beginning.
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.files = path, (path,)
         self.damaged = 0
         with self.open() as container:
             stream = _video_of(container, path)
             check_size(path, stream.codec_context.width, stream.codec_context.height)
-            self.time_base: Fraction = stream.time_base
+            self.time_base = time_base_of(stream)
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.has_sound = bool(tracks_of(container))
             self._frames, self._duration_s = stream.frames, _duration_s(container, stream)
@@ -93,7 +85,7 @@ class VideoClip:
             if container.format.name == "avi" and first.dts is not None:
                 self._delay = first.dts - (stream.start_time or 0)
             # Of the first frame: to ask each for its side data would keep all of them from being freed at once.
-            self._shape = Shape(stream.sample_aspect_ratio or Fraction(1), _display_matrix(first))
+            self._shape = PictureShape(stream.sample_aspect_ratio or Fraction(1), _display_matrix(first))
             self.width, self.height = self._shape.shown(first.width, first.height)
             check_size(path, self.width, self.height)
         self.damaged = 0
@@ -121,12 +113,14 @@ class VideoClip:
         until_s = whole / self.rate if end_s is None else min(end_s, whole / self.rate)
         return max(0, round((until_s - start_s) * self.rate))
 
-    def stills(self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s=None) -> Iterator[Still]:
+    def stills(
+        self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s: Fraction | None = None
+    ) -> Iterator[Still]:
         """The pictures shown from start_s on and before end_s, scaled to cover `size` (width, height) and cropped."""
-        return (moment.still(size) for moment in self.moments(start_s, end_s))
+        return (moment(size) for moment in self.moments(start_s, end_s))
 
-    def moments(self, start_s: Fraction = Fraction(0), end_s: Fraction | None = None) -> Iterator[_Moment]:
-        """The frames shown from start_s on and before end_s, not converted yet: moment.still(size) does that.
+    def moments(self, start_s: Fraction = Fraction(0), end_s: Fraction | None = None) -> Iterator[Moment]:
+        """The frames shown from start_s on and before end_s, not converted yet.
 
         Without timestamps a frame follows its predecessor at the average rate. A damaged packet is left out and
         counted.
@@ -139,9 +133,12 @@ class VideoClip:
                 return
             if begins >= zero:
                 ends = ends if end is None else min(ends, end)
-                yield _Moment(
-                    frame, begins - zero, ends - begins, lambda it, size: fitted(it, self._shape, size, reformatter)
-                )
+                yield partial(self._still, reformatter, frame, begins - zero, ends - begins)
+
+    def _still(
+        self, reformatter: VideoReformatter, frame: av.VideoFrame, pts: int, duration: int, size: tuple[int, int]
+    ) -> Still:
+        return Still(fitted(frame, self._shape, size, reformatter), pts, duration)
 
     def _timed(self, start_s: Fraction) -> Iterator[tuple[av.VideoFrame, int, int]]:
         """(frame, when it appears, when the next one does), from start_s or earlier on."""
@@ -165,9 +162,9 @@ class VideoClip:
             end = self._end + timeline.offset
             yield frame, begins, end if end > begins else begins + usual
 
-    def _zero_from(self, stream, tracks) -> None:
-        def starts_s(some) -> list[Fraction]:
-            return [each.start_time * each.time_base for each in some if each.start_time is not None]
+    def _zero_from(self, stream: av.VideoStream, tracks: Iterable[av.AudioStream]) -> None:
+        def starts_s(some: Iterable[av.stream.Stream]) -> list[Fraction]:
+            return [each.start_time * time_base_of(each) for each in some if each.start_time is not None]
 
         # Sound may begin a little before zero (an encoder's priming), which containers know how to tell.
         sound_s = [max(start_s, Fraction(0)) for start_s in starts_s(tracks)]
@@ -207,16 +204,16 @@ class VideoClip:
                 return frame
         return None
 
-    def _frames_of(self, container, stream) -> Iterator[av.VideoFrame]:
+    def _frames_of(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
         if not stream.codec_context.is_open:
             stream.thread_type = "AUTO"
         for packet in self._packets_of(container, stream):
             try:
-                yield from packet.decode()
+                yield from stream.decode(packet)
             except av.error.FFmpegError:
                 self.damaged += 1
 
-    def _packets_of(self, container, stream) -> Iterator[av.Packet]:
+    def _packets_of(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
         packets = packets_of(container, [stream])
         while True:
             try:
@@ -231,12 +228,36 @@ class VideoClip:
                 return
 
 
+class Timeline:
+    """Places what comes after one another on a line that rises, whatever a damaged or joined file says, in units of
+    time_base. offset: how far joined parts were moved."""
+
+    def __init__(self, time_base: Fraction, *, strictly: bool = True):
+        self.offset = 0
+        self._jump = round(JUMP_S / time_base)
+        self._least = 1 if strictly else 0
+        self._last: int | None = None
+        self._end = 0
+
+    def placed(self, time: int, duration: int) -> int:
+        """Where it comes: at its own time, unless that lies before what came last."""
+        here = time + self.offset
+        if self._last is not None and here < self._last + self._least:
+            if self._last - here > self._jump:
+                self.offset += self._end - here
+                here = self._end
+            else:
+                here = self._last + self._least
+        self._last, self._end = here, here + max(1, duration)
+        return here
+
+
 def url(path: Path) -> str:
     """For FFmpeg, which takes what stands before a colon for a protocol."""
     return f"file:{path}"
 
 
-def seek(container, at_s: Fraction) -> bool:
+def seek(container: av.container.InputContainer, at_s: Fraction) -> bool:
     """Whether it could be done."""
     if container.format.name == "mpeg":  # its times are half a frame off after a seek
         return False
@@ -247,18 +268,24 @@ def seek(container, at_s: Fraction) -> bool:
     return True
 
 
-def packets_of(container, streams) -> Iterator[av.Packet]:
+def packets_of(container: av.container.InputContainer, streams: Collection[av.stream.Stream]) -> Iterator[av.Packet]:
     """The streams' packets. Not by `demux(streams)`, which trips over streams that only begin later."""
     wanted = {stream.index for stream in streams}
     return (packet for packet in container.demux() if packet.stream.index in wanted)
 
 
-def tracks_of(container) -> list:
+def tracks_of(container: av.container.InputContainer) -> list[av.AudioStream]:
     """The sound tracks that FFmpeg knows how to decode."""
     return [stream for stream in container.streams.audio if stream.codec_context is not None]
 
 
-def _video_of(container, path: Path):
+def time_base_of(timed: av.stream.Stream | av.frame.Frame) -> Fraction:
+    """Of what FFmpeg has given times to."""
+    assert timed.time_base is not None
+    return timed.time_base
+
+
+def _video_of(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     for stream in container.streams.video:
         if stream.disposition & stream.disposition.attached_pic:  # a song's cover is no video
             continue
@@ -268,16 +295,16 @@ def _video_of(container, path: Path):
     raise FilmError(f"{path} holds no video, only sound." if container.streams.audio else f"{path} holds no video.")
 
 
-def _duration_s(container, stream) -> Fraction | None:
+def _duration_s(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
     if stream.duration is not None:
-        return stream.duration * stream.time_base
+        return stream.duration * time_base_of(stream)
     return None if container.duration is None else Fraction(container.duration, av.time_base)
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Shape.matrix, as the file gives it."""
-    for side in frame.side_data:
-        if side.type == SideData.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = np.frombuffer(bytes(side), np.int32)
-            return int(a), int(b), int(c), int(d)
-    return 1, 0, 0, 1
+    """PictureShape.matrix, as the file gives it."""
+    side_data = cast(SideDataContainer, frame.side_data)  # the stub has a TypedDict of one key
+    if SideData.DISPLAYMATRIX not in side_data:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data[SideData.DISPLAYMATRIX]), np.int32)
+    return int(a), int(b), int(c), int(d)

@@ -1,4 +1,4 @@
-"""Which encoder makes the film? Tables: containers, codecs, and how each encoder is told about quality."""
+"""The encoders of films, as tables: containers, codecs, and how each encoder is told about quality."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .errors import FilmError
 os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
 
 DEFAULT_QUALITY = 80
-MAX_RATE = 240  # SVT-AV1 refuses more; frames' own times hold whatever this says
+MAX_RATE = Fraction(240)  # SVT-AV1 refuses more; frames' own times hold whatever this says
 
 # What a file of that name holds unless --codec says otherwise.
 CONTAINERS = {".mp4": "h264", ".m4v": "h264", ".mov": "h264", ".mkv": "h264", ".webm": "vp9"}
 
 
 @dataclass(frozen=True)
-class Encoder:
+class VideoEncoder:
     """One of FFmpeg's encoders. `quality_option` runs from `worst` (quality 1) to `best` (quality 100)."""
 
     name: str
@@ -48,34 +48,48 @@ _QUIET_X265 = {"x265-params": "log-level=error"}
 _NVENC = {"rc": "vbr", "preset": "p5"}
 
 # By codec, hardware first; the first that this machine can open is taken.
-CODECS: dict[str, tuple[Encoder, ...]] = {
+CODECS: dict[str, tuple[VideoEncoder, ...]] = {
     "h264": (
-        Encoder("h264_nvenc", "cq", options=_NVENC),
-        Encoder("h264_videotoolbox", "q:v", 20, 90),
-        Encoder("h264_qsv", "global_quality", pixel_format="nv12"),
-        Encoder("h264_amf", "qp_i", options={"rc": "cqp"}),
+        VideoEncoder("h264_nvenc", "cq", options=_NVENC),
+        VideoEncoder("h264_videotoolbox", "q:v", 20, 90),
+        VideoEncoder("h264_qsv", "global_quality", pixel_format="nv12"),
+        VideoEncoder("h264_amf", "qp_i", options={"rc": "cqp"}),
         # On two cores "medium" takes 3.6 ms of the engine's time for a frame of 256x256, this 1.8, for 1.4 dB less.
-        Encoder("libx264", "crf", options={"preset": "veryfast"}),
+        VideoEncoder("libx264", "crf", options={"preset": "veryfast"}),
     ),
     "hevc": (
-        Encoder("hevc_nvenc", "cq", tag="hvc1", options=_NVENC),
-        Encoder("hevc_videotoolbox", "q:v", 20, 90, tag="hvc1"),
-        Encoder("hevc_qsv", "global_quality", pixel_format="nv12", tag="hvc1"),
-        Encoder("hevc_amf", "qp_i", tag="hvc1", options={"rc": "cqp"}),
-        Encoder("libx265", "crf", 51, 12, tag="hvc1", options={"preset": "fast", **_QUIET_X265}),
+        VideoEncoder("hevc_nvenc", "cq", tag="hvc1", options=_NVENC),
+        VideoEncoder("hevc_videotoolbox", "q:v", 20, 90, tag="hvc1"),
+        VideoEncoder("hevc_qsv", "global_quality", pixel_format="nv12", tag="hvc1"),
+        VideoEncoder("hevc_amf", "qp_i", tag="hvc1", options={"rc": "cqp"}),
+        VideoEncoder("libx265", "crf", 51, 12, tag="hvc1", options={"preset": "fast", **_QUIET_X265}),
     ),
-    "vp9": (Encoder("libvpx-vp9", "crf", 63, 15, options={"b": "0", "row-mt": "1", "cpu-used": "4"}),),
+    "vp9": (VideoEncoder("libvpx-vp9", "crf", 63, 15, options={"b": "0", "row-mt": "1", "cpu-used": "4"}),),
     "av1": (
-        Encoder("av1_nvenc", "cq", 63, 15, options=_NVENC),
-        Encoder("libsvtav1", "crf", 63, 15, options={"preset": "8"}),
+        VideoEncoder("av1_nvenc", "cq", 63, 15, options=_NVENC),
+        VideoEncoder("libsvtav1", "crf", 63, 15, options={"preset": "8"}),
     ),
-    "prores": (Encoder("prores_ks", "qscale", 20, 1, "yuv422p10le", options={"profile": "3"}),),
-    "ffv1": (Encoder("ffv1", pixel_format="bgr0"),),
+    "prores": (VideoEncoder("prores_ks", "qscale", 20, 1, "yuv422p10le", options={"profile": "3"}),),
+    "ffv1": (VideoEncoder("ffv1", pixel_format="bgr0"),),
 }
-LOSSLESS = Encoder("ffv1", pixel_format="bgr0", options={"level": "3", "slices": "4"})
 
 
-def choose(codec: str, suffix: str) -> Encoder:
+@dataclass(frozen=True)
+class VideoSettings:
+    """What a video is encoded with. size: (width, height). time_base: seconds a unit. rate: pictures a second, on
+    average."""
+
+    encoder: VideoEncoder
+    size: tuple[int, int]
+    time_base: Fraction
+    rate: Fraction
+    quality: int = DEFAULT_QUALITY
+
+
+LOSSLESS = VideoEncoder("ffv1", pixel_format="bgr0", options={"level": "3", "slices": "4"})
+
+
+def choose(codec: str, suffix: str) -> VideoEncoder:
     """The encoder for a codec ("h264") or one by its own name ("libx264"), in a container. Raises FilmError."""
     table = {encoder.name: (encoder,) for encoders in CODECS.values() for encoder in encoders}
     candidates = CODECS.get(codec) or table.get(codec)
@@ -96,8 +110,7 @@ def opens(name: str) -> bool:
     encoder = next(encoder for encoders in CODECS.values() for encoder in encoders if encoder.name == name)
     with quiet():
         try:
-            context = av.CodecContext.create(name, "w")
-            set_up(context, encoder, (256, 256), Fraction(1, 25), Fraction(25), DEFAULT_QUALITY)
+            context = context_of(VideoSettings(encoder, (256, 256), Fraction(1, 25), Fraction(25)))
             frame = to_frame(np.zeros((256, 256, 3), np.uint8), encoder, VideoReformatter())
             frame.pts, frame.time_base = 0, Fraction(1, 25)
             return bool([*context.encode(frame), *context.encode(None)])
@@ -139,19 +152,20 @@ class Nowhere:
         return 0
 
 
-def set_up(
-    context: av.VideoCodecContext,
-    encoder: Encoder,
-    size: tuple[int, int],
-    time_base: Fraction,
-    rate: Fraction,
-    quality: int,
-) -> None:
-    """Make a codec context ready for `to_frame`'s frames. size: (width, height)."""
-    context.width, context.height = size
+def context_of(settings: VideoSettings) -> av.VideoCodecContext:
+    context = av.CodecContext.create(settings.encoder.name, "w")
+    assert isinstance(context, av.VideoCodecContext)
+    set_up(context, settings)
+    return context
+
+
+def set_up(context: av.VideoCodecContext, settings: VideoSettings) -> None:
+    """Make a codec context ready for `to_frame`'s frames."""
+    encoder = settings.encoder
+    context.width, context.height = settings.size
     context.pix_fmt = encoder.pixel_format
-    context.time_base, context.framerate = time_base, min(rate, MAX_RATE)
-    context.options = encoder.options_for(quality)
+    context.time_base, context.framerate = settings.time_base, min(settings.rate, MAX_RATE)
+    context.options = encoder.options_for(settings.quality)
     context.flags |= Flags.global_header  # mp4 and its like want the codec's headers once, not in every keyframe
     if not encoder.pixel_format.startswith("bgr"):
         context.color_range = ColorRange.MPEG
@@ -159,7 +173,7 @@ def set_up(
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
 
 
-def to_frame(rgb: np.ndarray, encoder: Encoder, reformatter: VideoReformatter) -> av.VideoFrame:
+def to_frame(rgb: np.ndarray, encoder: VideoEncoder, reformatter: VideoReformatter) -> av.VideoFrame:
     """uint8 [H, W, 3] -> what the encoder takes: BT.709, limited range."""
     frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
     if encoder.pixel_format.startswith("bgr"):

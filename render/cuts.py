@@ -1,4 +1,4 @@
-"""Where does a new shot begin? A decision from one frame to the next, in constant memory."""
+"""Where a new shot begins, decided from one frame to the next in constant memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEMORY = 3
 class CutDetector:
     """Tell it every frame in order; it tells the number of the shot that the frame belongs to, from 0."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.shot = 0
         self._last: np.ndarray | None = None
         self._differences: deque[float] = deque(maxlen=MEMORY)

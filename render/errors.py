@@ -1,4 +1,4 @@
-"""What can go wrong with a clip or a film."""
+"""The error of clips and films."""
 
 
 class FilmError(Exception):

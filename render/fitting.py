@@ -1,4 +1,4 @@
-"""How does a coded picture become pixels to paint? Colour, pixel shape, orientation and size, in one pass."""
+"""Coded pictures become pixels to paint: colour, pixel shape, orientation and size, in one pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER = 255  # what shows through transparent pixels
 
 
 @dataclass(frozen=True)
-class Shape:
+class PictureShape:
     """How coded pixels become shown ones. matrix: (a, b, c, d) of x' = ax + cy, y' = bx + dy (ISO 14496-12, 6.2.2)."""
 
     sample_aspect: Fraction = Fraction(1)  # a pixel's width over its height
@@ -50,7 +50,9 @@ def check_size(path: Path, width: int, height: int) -> None:
         raise FilmError(f"{path} {refusal}.")
 
 
-def fitted(frame: av.VideoFrame, shape: Shape, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
+def fitted(
+    frame: av.VideoFrame, shape: PictureShape, size: tuple[int, int], reformatter: VideoReformatter
+) -> np.ndarray:
     """uint8 [height, width, 3] RGB that covers `size` (width, height), what is over being cropped on both sides."""
     width, height = size[::-1] if shape.lies else size
     shown = frame.width * shape.sample_aspect

@@ -1,11 +1,12 @@
-"""Which pictures make a clip? One, a folder of them, or those whose names fit a pattern."""
+"""Pictures as a clip: one, a folder of them, those whose names fit a pattern, or blank ones."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from picture_files import FILES, Unreadable, read_picture
 
 from .errors import FilmError
-from .fitting import PAPER, Shape, fitted
+from .fitting import PAPER, PictureShape, fitted
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # of these, whatever a file's name says
@@ -30,6 +31,9 @@ class Still:
     rgb: np.ndarray  # uint8 [height, width, 3]
     pts: int
     duration: int
+
+
+Moment = Callable[[tuple[int, int]], Still]  # a picture not read or converted yet: called with (width, height) it is
 
 
 def is_picture(path: Path) -> bool:
@@ -85,21 +89,9 @@ def _in_order(files: Iterable[Path]) -> list[Path]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    file: Path
-    pts: int
-    duration: int = 1
-
-    def still(self, size: tuple[int, int]) -> Still:
-        frame = av.VideoFrame.from_image(opened(self.file))
-        return Still(fitted(frame, Shape(), size, VideoReformatter()), self.pts, self.duration)
-
-
 class PictureClip:
     """Pictures as a clip; they may differ in size."""
 
-    has_sound = False
     damaged = 0
 
     def __init__(self, files: list[Path], fps: Fraction):
@@ -113,17 +105,46 @@ class PictureClip:
         """How many pictures there will be."""
         return len(self._within(start_s, end_s))
 
-    def moments(self, start_s: Fraction = Fraction(0), end_s: Fraction | None = None) -> Iterator[_Moment]:
-        """The pictures, not read yet: moment.still(size) does that. Raises FilmError there."""
-        return (_Moment(file, number) for number, file in enumerate(self._within(start_s, end_s)))
+    def moments(self, start_s: Fraction = Fraction(0), end_s: Fraction | None = None) -> Iterator[Moment]:
+        """The pictures, not read yet. Raises FilmError where they are."""
+        return (partial(_still, file, number) for number, file in enumerate(self._within(start_s, end_s)))
 
-    def stills(self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s=None) -> Iterator[Still]:
+    def stills(
+        self, size: tuple[int, int], start_s: Fraction = Fraction(0), end_s: Fraction | None = None
+    ) -> Iterator[Still]:
         """The pictures, scaled to cover `size` (width, height) and cropped."""
-        return (moment.still(size) for moment in self.moments(start_s, end_s))
+        return (moment(size) for moment in self.moments(start_s, end_s))
 
     def _within(self, start_s: Fraction, end_s: Fraction | None) -> list[Path]:
         last = len(self.files) if end_s is None else -int(-end_s * self.rate // 1)
         return self.files[-int(-start_s * self.rate // 1) : last]
+
+
+def _still(file: Path, pts: int, size: tuple[int, int]) -> Still:
+    frame = av.VideoFrame.from_image(opened(file))
+    return Still(fitted(frame, PictureShape(), size, VideoReformatter()), pts, 1)
+
+
+class BlankClip:
+    """`count` black pictures, 1/fps each: what pictures are painted on that come from words alone."""
+
+    damaged = 0
+    files: tuple[Path, ...] = ()
+
+    def __init__(self, count: int, fps: Fraction, size: tuple[int, int]):
+        self.path = Path("text")
+        self.count, self.rate, self.time_base = count, fps, 1 / fps
+        self.width, self.height = size
+
+    def expected(self, start_s: Fraction, end_s: Fraction | None) -> int:
+        return self.count
+
+    def moments(self, start_s: Fraction = Fraction(0), end_s: Fraction | None = None) -> Iterator[Moment]:
+        return (partial(_blank, number) for number in range(self.count))
+
+
+def _blank(pts: int, size: tuple[int, int]) -> Still:
+    return Still(np.zeros((size[1], size[0], 3), np.uint8), pts, 1)
 
 
 def opened(file: Path) -> Image.Image:

@@ -1,25 +1,27 @@
-"""How is a clip repainted? Decoding, the engine and encoding work at the same time; every picture, in order, once."""
+"""A clip is repainted: decoding, the engine and encoding at the same time; every picture, in order, once."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, repeat
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from masks import pasted
+from pipeline.batch import Batch, Pending, Pictures
 from pipeline.settings import Controls
 
 from .clip import Clip
 from .cuts import CutDetector
 from .muxing import Film
-from .pictures import Still
+from .painting import Animate, Submit
+from .pictures import Moment, Still
 
 Item = TypeVar("Item")
 
@@ -30,31 +32,11 @@ class _Stopped(Exception):
     """Asked to end before there was anything to do."""
 
 
-class Paint(Protocol):
-    """What rendering asks of pipeline.Stylizer: what waits for the pictures. `mask` only where the take has one."""
-
-    def __call__(
-        self, frames: np.ndarray, controls: Sequence[Controls], *, wait: Literal[False], mask: np.ndarray = ...
-    ) -> Callable[[], np.ndarray]: ...
-
-
-@dataclass(frozen=True)
-class Animate:
-    """What it asks of a painter whose pictures depend on the frames around them: such frames cannot go in batches.
-
-    paint: frames and the number of the first -> a picture of each, in order, as soon as it is known. restart: how many
-    pictures there are of a clip -> the number of the frame to begin with for those that follow.
-    """
-
-    paint: Callable[[Iterator[np.ndarray], int], Iterator[np.ndarray]]
-    restart: Callable[[int], int]
-
-
 @dataclass(frozen=True)
 class Take:
     """What to render of a clip, and how. size: (width, height) of the painted picture.
 
-    cuts: new noise for each shot; fresh: for each picture. ahead: paint returns before its pictures are there. mask: a
+    cuts: new noise for each shot; fresh: for each picture. ahead: submit returns before pictures are there. mask: a
     clip that is white where to repaint, frame by frame; its last one holds on. feather: pixels over which the source
     and the painting blend at its border.
     """
@@ -85,7 +67,7 @@ class _Due:
 
 def render(
     take: Take,
-    paint: Paint | Animate,
+    paint: Submit | Animate,
     film: Film,
     progress: Callable[[], Any] = lambda: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -97,16 +79,15 @@ def render(
     others it was painted with, and some devices round differently for other shapes. progress: called for each picture.
     Raises what reading, painting or writing raised.
     """
-    animates = isinstance(paint, Animate)
     done = film.work.done
-    frames = _due(take, paint.restart(done) if animates else done, should_stop)
+    frames = _due(take, paint.restart(done) if isinstance(paint, Animate) else done, should_stop)
     with (
         ThreadPoolExecutor(1, "reader") as reader,
         ThreadPoolExecutor(1, "writer") as writer,
         closing(_prefetched(frames, reader, AHEAD * take.batch)) as dues,
     ):
         written: deque[Future] = deque()
-        if animates:
+        if isinstance(paint, Animate):
             painted = _animated(take, paint, dues, should_stop, done)
         else:
             painted = _painted(take, paint, dues, should_stop)
@@ -131,7 +112,7 @@ def _put(film: Film, picture: np.ndarray, still: Still, before: Future | None) -
     film.put(picture, still.pts, still.duration)
 
 
-def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Iterator[_Due]:
+def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Generator[_Due]:
     """The items, fetched by `reader` before they are asked for, at most `ahead` of them."""
     coming = deque(reader.submit(next, items, None) for _ in range(ahead))
     try:
@@ -153,20 +134,18 @@ def _due(take: Take, begin: int, should_stop: Callable[[], bool]) -> Iterator[_D
                 raise _Stopped
             if not take.cuts:
                 continue
-        still = moment.still(take.size)
+        still = moment(take.size)
         shot = detector.shot_of(still.rgb) if take.cuts else number if take.fresh else 0
         if number >= begin:
-            mask = masking.still(take.size).rgb.max(axis=2) if masking else None
+            mask = masking(take.size).rgb.max(axis=2) if masking else None
             yield _Due(number, still, mask, shot)
 
 
-def _masks(take: Take) -> Iterator[Any]:
-    """The mask's moments, without end."""
+def _masks(take: Take) -> Iterator[Moment | None]:
+    """The mask's moments, without end; None where there is no mask."""
     last = None
     if take.mask is not None:
-        for last in take.mask.moments(
-            take.start_s if take.mask.expected(Fraction(0), None) != 1 else Fraction(0), None
-        ):
+        for last in take.mask.moments(take.start_s if take.mask.expected(Fraction(0), None) != 1 else Fraction(0)):
             yield last
         if last is None:  # it ends before the part begins
             *_, last = take.mask.moments()
@@ -179,25 +158,26 @@ def _batches(items: Iterator[_Due], size: int) -> Iterator[list[_Due]]:
 
 
 def _painted(
-    take: Take, paint: Paint, dues: Iterator[_Due], should_stop: Callable[[], bool]
+    take: Take, submit: Submit, dues: Iterator[_Due], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each, painted in batches."""
-    given = _given(take, paint, dues, should_stop)
-    for batch, pictures in _one_behind(given) if take.ahead else given:
-        yield from [_shown(take, due, picture) for due, picture in zip(batch, pictures(), strict=False)]
+    given = _given(take, submit, dues, should_stop)
+    for batch, pending in _one_behind(given) if take.ahead else given:
+        yield from [_shown(take, due, picture) for due, picture in zip(batch, pending().rgb, strict=False)]
 
 
 def _given(
-    take: Take, paint: Paint, dues: Iterator[_Due], should_stop: Callable[[], bool]
-) -> Iterator[tuple[list[_Due], Callable[[], np.ndarray]]]:
-    """Batches that the engine has been given, each with what waits for its pictures."""
+    take: Take, submit: Submit, dues: Iterator[_Due], should_stop: Callable[[], bool]
+) -> Iterator[tuple[list[_Due], Pending[Pictures]]]:
+    """Batches that the engine has been given, each with its pictures to come."""
     for batch in _batches(dues, take.batch):
         if should_stop():
             raise _Stopped
         filled = [*batch, *[batch[-1]] * (take.batch - len(batch))]
         frames = np.stack([due.still.rgb for due in filled])
-        masks = {} if take.mask is None else {"mask": np.stack([due.mask for due in filled])}
-        yield batch, paint(frames, [_of_shot(take.controls, due.shot) for due in filled], wait=False, **masks)
+        masks = [due.mask for due in filled if due.mask is not None]
+        controls = tuple(_of_shot(take.controls, due.shot) for due in filled)
+        yield batch, submit(Batch(frames, controls, np.stack(masks) if masks else None))
 
 
 def _one_behind(items: Iterator[Item]) -> Iterator[Item]:
@@ -217,7 +197,7 @@ def _animated(
     take: Take, animate: Animate, dues: Iterator[_Due], should_stop: Callable[[], bool], done: int
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each from number `done` on; those before are only looked at."""
-    waiting = deque()
+    waiting: deque[_Due] = deque()
     if (first := next(dues, None)) is None:
         return
 

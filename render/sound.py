@@ -1,4 +1,4 @@
-"""How does a clip's sound get into the film? As it is, packet by packet, or encoded anew where the container must."""
+"""A clip's sound in the film: copied packet by packet, or encoded anew where the container does not hold it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from typing import Protocol
 
 import av
 
 from . import codecs
-from .clip import VideoClip, packets_of, seek, tracks_of
+from .clip import Timeline, VideoClip, packets_of, seek, time_base_of, tracks_of
 from .errors import FilmError
-from .times import Timeline
 
 ENCODERS = {".mp4": "aac", ".m4v": "aac", ".mov": "aac", ".mkv": "libopus", ".webm": "libopus"}
 BIT_RATE = 64_000  # a channel
@@ -21,36 +21,60 @@ SEEK_BACK_S = (2, 10, 60)  # containers store sound up to a second or so away fr
 
 
 @dataclass(frozen=True)
-class Way:
-    """How one track goes into the film; as it is where there is no encoder."""
+class TrackEncoding:
+    """How one track goes into the film: copied where there is no encoder."""
 
     encoder: str | None = None
     rate: int = 0
     layout: str = ""
 
 
-def ways(clip: VideoClip, suffix: str) -> dict[int, Way]:
-    """For each sound track, by its number in the clip's file. Raises FilmError."""
-    with clip.open() as source:
-        return {stream.index: _way(clip, stream, suffix) for stream in tracks_of(source)}
+class Soundtrack:
+    """The sound tracks of a clip in a container. Raises FilmError where one does not go into it."""
+
+    def __init__(self, clip: VideoClip, suffix: str):
+        self._clip = clip
+        with clip.open() as source:
+            self.encodings = {stream.index: _encoding(clip, stream, suffix) for stream in tracks_of(source)}
+
+    def add_to(
+        self, output: av.container.OutputContainer, start_s: Fraction, end_s: Fraction | None
+    ) -> Iterator[av.Packet]:
+        """Add the tracks at once; then their packets in order, for `output` to mux.
+
+        Times are moved so that start_s is 0. What begins at end_s or later is left out. Damage is counted in
+        clip.damaged.
+        """
+        clip, source = self._clip, self._clip.open()
+        part = _Part(clip.zero_s + start_s, None if end_s is None else end_s - start_s, whole=start_s == 0)
+        of_source = {stream.index: stream for stream in tracks_of(source)}
+        tracks: dict[int, _Track] = {
+            index: (
+                _EncodedTrack(clip, of_source[index], output, encoding)
+                if encoding.encoder
+                else _CopiedTrack(clip, of_source[index], output)
+            )
+            for index, encoding in self.encodings.items()
+        }
+        return _packets(clip, source, tracks, part)
 
 
-def _way(clip: VideoClip, stream, suffix: str) -> Way:
+def _encoding(clip: VideoClip, stream: av.AudioStream, suffix: str) -> TrackEncoding:
     if _holds(suffix, stream):
-        return Way()
+        return TrackEncoding()
     encoder = ENCODERS[suffix]
     rate = 48_000
     if encoder == "aac":
-        rate = min(av.codec.Codec(encoder, "w").audio_rates, key=lambda rate: abs(rate - stream.codec_context.rate))
+        rates = av.codec.Codec(encoder, "w").audio_rates or []
+        rate = min(rates, key=lambda rate: abs(rate - stream.codec_context.rate), default=rate)
     usual = {1: "mono", 6: "5.1", 8: "7.1"}.get(stream.codec_context.channels, "stereo")
     for layout in (stream.codec_context.layout.name, usual, "stereo"):
-        way = Way(encoder, rate, layout)
-        if _opens(way):
-            return way
+        if _opens(encoder, rate, layout):
+            return TrackEncoding(encoder, rate, layout)
     raise FilmError(f"The sound of {clip.path} can neither be copied into a {suffix} file nor encoded for it.")
 
 
-def _holds(suffix: str, stream) -> bool:
+def _holds(suffix: str, stream: av.AudioStream) -> bool:
     """Does the container take the track as it is? Some say so of codecs that they then refuse: try."""
     with codecs.quiet():
         try:
@@ -62,38 +86,17 @@ def _holds(suffix: str, stream) -> bool:
             return False
 
 
-def _opens(way: Way) -> bool:
+def _opens(encoder: str, rate: int, layout: str) -> bool:
     with codecs.quiet():
         try:
-            context = av.CodecContext.create(way.encoder, "w")
-            context.sample_rate, context.layout = way.rate, way.layout
-            context.format, context.bit_rate = context.codec.audio_formats[0], BIT_RATE
+            context = av.CodecContext.create(encoder, "w")
+            assert isinstance(context, av.AudioCodecContext)
+            context.sample_rate, context.layout = rate, layout
+            context.format, context.bit_rate = (context.codec.audio_formats or [])[0], BIT_RATE
             context.open()
             return True
         except (av.error.FFmpegError, ValueError):
             return False
-
-
-def add_sound(
-    clip: VideoClip,
-    output: av.container.OutputContainer,
-    ways: dict[int, Way],
-    start_s: Fraction,
-    end_s: Fraction | None,
-) -> Iterator[av.Packet]:
-    """Add the tracks to `output` at once; then their packets in order, for `output` to mux.
-
-    Times are moved so that start_s is 0. What begins at end_s or later is left out. Damage is counted in clip.damaged.
-    """
-    source = clip.open()
-    part = _Part(clip.zero_s + start_s, None if end_s is None else end_s - start_s, whole=start_s == 0)
-    tracks = {
-        index: (
-            _Encoded(clip, source.streams[index], output, way) if way.encoder else _Copied(clip, source, index, output)
-        )
-        for index, way in ways.items()
-    }
-    return _packets(clip, source, tracks, part)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,19 @@ class _Part:
         return self.until_s is not None and begins_s >= self.until_s
 
 
-def _packets(clip: VideoClip, source, tracks: dict, part: _Part) -> Iterator[av.Packet]:
+class _Track(Protocol):
+    """is_over: nothing of it comes any more in the part."""
+
+    is_over: bool
+
+    def take(self, packet: av.Packet, part: _Part) -> Iterator[av.Packet]: ...
+
+    def end(self) -> Iterator[av.Packet]: ...
+
+
+def _packets(
+    clip: VideoClip, source: av.container.InputContainer, tracks: dict[int, _Track], part: _Part
+) -> Iterator[av.Packet]:
     with source:
         streams = [source.streams[index] for index in tracks]
         try:
@@ -124,7 +139,9 @@ def _packets(clip: VideoClip, source, tracks: dict, part: _Part) -> Iterator[av.
             yield from track.end()
 
 
-def _packets_from(clip: VideoClip, at_s: Fraction, source, streams) -> Iterator[av.Packet]:
+def _packets_from(
+    clip: VideoClip, at_s: Fraction, source: av.container.InputContainer, streams: list[av.stream.Stream]
+) -> Iterator[av.Packet]:
     """The packets from at_s, or a little earlier, on. Like pictures, where no seek leads there: all."""
     for back_s in SEEK_BACK_S:
         if at_s - back_s <= clip.zero_s or not seek(source, at_s - back_s):
@@ -143,18 +160,17 @@ def _packets_from(clip: VideoClip, at_s: Fraction, source, streams) -> Iterator[
     return packets_of(clip.open(), streams)
 
 
-class _Copied:
-    def __init__(self, clip: VideoClip, source, index: int, output):
-        stream = source.streams[index]
+class _CopiedTrack:
+    def __init__(self, clip: VideoClip, stream: av.AudioStream, output: av.container.OutputContainer):
         self._clip = clip
         self._target = output.add_stream_from_template(stream)
         _keep_description(stream, self._target)
         # mp4 can begin within a packet; elsewhere all that follows would move by what lies before zero.
         self._can_begin_early = output.format.name in ("mp4", "mov")
-        self._timeline = Timeline(stream.time_base, strictly=self._can_begin_early)
+        self._timeline = Timeline(time_base_of(stream), strictly=self._can_begin_early)
         self.is_over = False
 
-    def take(self, packet, part: _Part) -> Iterator[av.Packet]:
+    def take(self, packet: av.Packet, part: _Part) -> Iterator[av.Packet]:
         if packet.dts is None:
             return
         dts = self._timeline.placed(packet.dts, packet.duration or 0)
@@ -170,7 +186,7 @@ class _Copied:
         packet.stream = self._target
         yield packet
 
-    def _is_early(self, begins: int, packet, part: _Part) -> bool:
+    def _is_early(self, begins: int, packet: av.Packet, part: _Part) -> bool:
         ends_s = (begins + (packet.duration or 0)) * packet.time_base
         if part.whole:
             return ends_s < -PRIMING_S
@@ -180,17 +196,26 @@ class _Copied:
         return iter(())
 
 
-class _Encoded:
-    def __init__(self, clip: VideoClip, stream, output, way: Way):
+class _EncodedTrack:
+    def __init__(
+        self,
+        clip: VideoClip,
+        stream: av.AudioStream,
+        output: av.container.OutputContainer,
+        encoding: TrackEncoding,
+    ):
         self._clip = clip
-        self._target = output.add_stream(way.encoder, rate=way.rate, layout=way.layout)
+        target = output.add_stream(str(encoding.encoder), rate=encoding.rate, layout=encoding.layout)
+        assert isinstance(target, av.AudioStream)
+        self._target = target
         self._target.codec_context.bit_rate = BIT_RATE * self._target.codec_context.channels
         _keep_description(stream, self._target)
-        self._timeline = Timeline(stream.time_base, strictly=False)  # TrueHD's packets are shorter than Matroska's unit
+        # TrueHD's packets are shorter than Matroska's unit.
+        self._timeline = Timeline(time_base_of(stream), strictly=False)
         self._resampler = self._new_resampler()
         self.is_over = False
 
-    def take(self, packet, part: _Part) -> Iterator[av.Packet]:
+    def take(self, packet: av.Packet, part: _Part) -> Iterator[av.Packet]:
         try:
             frames = packet.decode()
         except av.error.FFmpegError:  # a moment of silence
@@ -199,12 +224,14 @@ class _Encoded:
         for frame in frames:
             if frame.pts is None:
                 continue
-            duration = round(frame.samples / frame.sample_rate / frame.time_base)
-            begins_s = self._timeline.placed(frame.pts, duration) * frame.time_base - part.zero_s
+            assert isinstance(frame, av.AudioFrame)
+            time_base = time_base_of(frame)
+            duration = round(frame.samples / frame.sample_rate / time_base)
+            begins_s = self._timeline.placed(frame.pts, duration) * time_base - part.zero_s
             self.is_over = part.is_over(begins_s)
             if begins_s < 0 or self.is_over:
                 continue
-            frame.pts = round(begins_s / frame.time_base)
+            frame.pts = round(begins_s / time_base)
             for piece in self._resampled(frame):
                 yield from self._target.encode(piece)
 
@@ -213,7 +240,7 @@ class _Encoded:
             yield from self._target.encode(piece)
         yield from self._target.encode(None)
 
-    def _resampled(self, frame) -> Iterator[av.AudioFrame]:
+    def _resampled(self, frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
         try:
             yield from self._resampler.resample(frame)
         except ValueError:  # broadcasts change from stereo to surround in the middle
@@ -226,7 +253,7 @@ class _Encoded:
         return av.AudioResampler(context.format, context.layout, context.sample_rate, context.frame_size or 960)
 
 
-def _keep_description(stream, target) -> None:
+def _keep_description(stream: av.AudioStream, target: av.AudioStream) -> None:
     for name in ("language", "title"):
         if name in stream.metadata:
             target.metadata[name] = stream.metadata[name]

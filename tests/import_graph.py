@@ -18,7 +18,7 @@ from tests.paths import ROOT
 
 PRODUCT = ("pipeline", "render", "stream")
 BASE = {"settings", "presets", "errors", "batch", "capabilities"}  # of pipeline's flat files, those that need no torch
-COMMANDS = {"main", "options"}
+COMMANDS = {"main", "command_line", "options", "choices"}
 
 # room -> the rooms it may import. What no row allows is an import upwards. Files beside main.py are "shared".
 ALLOWED: dict[str, set[str]] = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import main
+import command_line
+from choices import library_rows, preset_rows
 from pipeline.loading.library import Library
 from pipeline.presets import TABLE
 from pipeline.settings import Lora, ModelSpec
@@ -36,12 +37,12 @@ def models(tmp_path):
 def parsed(row: dict) -> argparse.Namespace:
     words = shlex.split(row["command"])
     assert words[:2] == ["python", "main.py"]
-    return main._parser().parse_args(["serve", *words[2:]])
+    return command_line.parsed(["serve", *words[2:]])
 
 
 def test_each_file_comes_with_the_command_that_takes_it(models):
     spec = ModelSpec("somewhere", loras=(Lora("hub/lcm", 0.9),))
-    rows = main._library_rows(models, "sd15", spec)
+    rows = library_rows(models, "sd15", spec)
     called = {(row["kind"], row["name"]): parsed(row) for row in rows}
     assert set(called) == {
         ("base", "checkpoints/x"),  # two have the name: the folder tells them apart
@@ -63,8 +64,8 @@ def test_each_file_comes_with_the_command_that_takes_it(models):
 
 
 def test_without_a_folder_there_are_the_presets():
-    assert main._library_rows(None, "mini", TABLE["mini"].spec) == []
-    rows = {row["name"]: row for row in main._preset_rows()}
+    assert library_rows(None, "mini", TABLE["mini"].spec) == []
+    rows = {row["name"]: row for row in preset_rows()}
     assert set(rows) == set(TABLE)
     assert {name: parsed(row).model for name, row in rows.items()} == {name: name for name in TABLE}
     imagining = {name for name, row in rows.items() if row["imagines"]}

@@ -8,13 +8,11 @@ import re
 import socket
 import subprocess
 import sys
-import weakref
 
 import pytest
 
 import main
-from pipeline import ModelSpec
-from pipeline.errors import CaptureFailed
+from command_line import parsed
 from tests.paths import ROOT
 
 from . import tiny
@@ -150,40 +148,10 @@ def test_how_the_engine_is_loaded_may_be_told_anew(monkeypatch):
     monkeypatch.setattr(main.environment, "leave_a_core_free", lambda: None)
     for given in ([], ["--no-graphs"]):
         for command in ("serve", "camera"):
-            _, live = main._live(main._parser().parse_args([command, "--device", "cpu", *given]))
+            _, live = main._live(parsed([command, "--device", "cpu", *given]))
             live["load"](lambda detail, progress: None)
             live["load"](lambda detail, progress: None, graphs=False)
     assert asked == [("cpu", None), ("cpu", False)] * 2 + [("cpu", False)] * 4
-
-
-class Recording:
-    """A stylizer, as far as it is recorded."""
-
-    def __init__(self, fails: bool):
-        self.fails = fails
-
-    def record_calls(self, call):
-        call()
-        if self.fails:
-            raise CaptureFailed("Recording a CUDA graph broke off: no reason.")
-
-
-def test_a_film_whose_recording_breaks_off_is_painted_by_a_model_loaded_anew(capsys):
-    loaded, called = [], []
-
-    def load(spec, graphs=None):
-        assert not any(ref() is not None for ref, _ in loaded), "two of them may not fit"
-        stylizer = Recording(fails=graphs is None)
-        loaded.append((weakref.ref(stylizer), graphs))
-        return stylizer
-
-    def call(stylizer):
-        called.append(stylizer.fails)
-
-    assert not main._recorded(load, ModelSpec("base"), call).fails
-    assert [graphs for _, graphs in loaded] == [None, False]
-    assert called == [True]
-    assert "loaded anew, without CUDA graphs" in capsys.readouterr().err
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):

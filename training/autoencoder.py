@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import Average, Means, Run, averaged, bf16, command, pick_device, stage_parser
-from data import TRUNK, file_of, open_pairs
+from common.packages import TRUNK, file_of
+from common.pairs import LATENT_STD, open_pairs
+from common.perceptual import Trunk, perceptual_losses
+from common.runs import Average, Means, Run, averaged, bf16, command, pick_device, stage_parser
 from diffusers import AutoencoderTiny
-from perceptual import Trunk, perceptual_losses
 
 CONFIG = dict(
     encoder_block_out_channels=(32, 32, 32, 32),
@@ -20,9 +21,6 @@ CONFIG = dict(
     num_decoder_blocks=(6, 3, 1, 0),
     latent_channels=16,
 )
-# Standard deviation of the scaled latents. SD has 1; at 256x256 a face is only a few latents, and the noise of
-# strength .5 washes it out. More contrast is more signal at every timestep: 1 and 2.2 were tried and lost faces.
-LATENT_STD = 7.0
 # Chroma on its own scale: without it the red-green axis is lost while PSNR still looks fine.
 CHROMA = torch.tensor([[-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 

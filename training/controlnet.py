@@ -11,13 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from bases import Base
-from common import Average, Means, Run, averaged, bf16, command, need, pick_device, stage_parser
-from data import TRUNK, file_of
+from common.bases import Base
+from common.packages import TRUNK, file_of
+from common.painting import PaintingLoss
+from common.pairs import Pairs, signal_and_noise, target_share
+from common.perceptual import Trunk
+from common.runs import Average, Means, Run, averaged, bf16, command, need, pick_device, stage_parser
 from diffusers import ControlNetModel
-from painting import PaintingLoss
-from pairs import Pairs, signal_and_noise, target_share
-from perceptual import Trunk
 
 CROP = 24
 TIMESTEPS = (499, 599, 699, 799, 799, 799, 899)

@@ -15,13 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from bases import Base
-from common import Means, Run, bf16, command, need, pick_device, refuse, stage_parser
-from data import TRUNK, file_of
-from lora import TwinLora
-from painting import PaintingLoss
-from pairs import Pairs, target_share, to_tensor
-from perceptual import Trunk
+from common.bases import Base
+from common.lora import TwinLora
+from common.packages import TRUNK, file_of
+from common.painting import PaintingLoss
+from common.pairs import Pairs, target_share, to_tensor
+from common.perceptual import Trunk
+from common.runs import Means, Run, bf16, command, need, pick_device, refuse, stage_parser
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of the boundary condition, as in diffusers' LCMScheduler
@@ -29,7 +29,7 @@ FIRST_STEPS = (0.8, 0.12, 0.08)  # few-step sampling sees the photo itself more 
 GRID = 20  # timesteps between the points of LCM's inference grid
 
 
-class Pictures:
+class PictureFolder:
     """A folder of images; the prompt of each is the text file of its name, or the one given for all."""
 
     def __init__(self, folder: Path, prompt: str, size: int, seed: int):
@@ -119,7 +119,7 @@ def train(options) -> None:
     run = Run(checkpoint, options.steps, {"lora": lora, "optimizer": optimizer})
     torch.manual_seed(run.step)  # a resumed run draws what it has not seen
     if options.images:
-        pictures = Pictures(options.images, options.prompt, options.size or base.size, seed=run.step)
+        pictures = PictureFolder(options.images, options.prompt, options.size or base.size, seed=run.step)
         scale, skip, guidance = 1.0, options.skip or 20, options.guidance or (3.0, 8.0)
     else:
         need(options.data / "photos.npy", f"python training/data.py photos --data {options.data}")

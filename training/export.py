@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from autoencoder import load_autoencoder
-from common import averaged, command, need, need_space, refuse
+from common.pairs import SCHEDULE
+from common.prompts import make_text
+from common.runs import averaged, command, need, need_space, refuse
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from pairs import SCHEDULE
-from prompts import make_text
 from unet import CONFIG
 
 LIMIT_BYTES = 25_000_000

@@ -17,9 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import command, need, need_space
-from data import TEACHER, TRUNK, file_of
-from measures import (
+from common.measures import (
     change,
     chroma_correlation,
     contour_correlation,
@@ -28,8 +26,10 @@ from measures import (
     mixture,
     psnr,
 )
-from perceptual import Trunk
-from styles import NAMES, Teacher, paint
+from common.packages import TEACHER, TRUNK, file_of
+from common.perceptual import Trunk
+from common.runs import command, need, need_space
+from common.styles import NAMES, Teacher, paint
 
 from pipeline import Controls, Lora, ModelSpec, load
 from pipeline.stylizer import Stylizer
@@ -56,7 +56,7 @@ def clip_frames(data: Path, clip: tuple[str, str, str], indices, size: int = 256
     return np.stack(out)
 
 
-class Painter:
+class PaintingModel:
     """The engine, with the LoRA on or off. paint(frames, prompt, strength, steps) -> frames of the same size."""
 
     def __init__(self, model: Path, size: int, lora: bool = True, controlnet: bool = False, device: str = "cpu"):
@@ -104,12 +104,12 @@ class Report:
         self.trunk = Trunk(file_of(options.data, *TRUNK))
         teacher = Teacher(file_of(options.data, *TEACHER), options.threads)
         self.aims = {name: np.stack([paint(teacher, frame, name) for frame in self.frames]) for name in NAMES}
-        self.best = Painter(self.model, 256)
+        self.best = PaintingModel(self.model, 256)
         self.painters = {"with LoRA" if self.best.has_lora else "base": self.best}
         if self.best.has_lora:
-            self.painters["without LoRA"] = Painter(self.model, 256, lora=False)
+            self.painters["without LoRA"] = PaintingModel(self.model, 256, lora=False)
         if (self.model / "controlnet-canny").is_dir():
-            self.painters["with ControlNet"] = Painter(self.model, 256, controlnet=True)
+            self.painters["with ControlNet"] = PaintingModel(self.model, 256, controlnet=True)
 
     def sheets(self) -> None:
         # The card: source and every style at strength .5, one step.
@@ -193,7 +193,7 @@ class Report:
         frame, found = self.frames[:1], {}
         for kind, painter in self.painters.items():
             found[f"256x256 {kind}"] = median_ms(lambda painter=painter: painter(frame, "watercolor"))
-        large = Painter(self.model, 512)
+        large = PaintingModel(self.model, 512)
         big = cv2.resize(frame[0], (512, 512), interpolation=cv2.INTER_CUBIC)[None]
         found["512x512"] = median_ms(lambda: large(big, "watercolor"), runs=8)
         cells = [label(large(big, name)[0], name) for name in ("watercolor", "mosaic", "van gogh", "ink")]

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from autoencoder import load_autoencoder, reconstruction_loss
-from common import Average, Means, Peers, Run, bf16, command, need, pick_device, stage_parser
-from data import TRUNK, file_of
+from common.packages import TRUNK, file_of
+from common.painting import PaintingLoss
+from common.pairs import PairBatch, Pairs, alphas_cumprod, signal_and_noise, target_share
+from common.perceptual import Trunk
+from common.prompts import WIDTH, make_text
+from common.runs import Average, Means, Peers, Run, bf16, command, need, pick_device, stage_parser
 from diffusers import UNet2DConditionModel
-from painting import PaintingLoss
-from pairs import Batch, Pairs, alphas_cumprod, signal_and_noise, target_share
-from perceptual import Trunk
-from prompts import WIDTH, make_text
 
 CONFIG = dict(
     sample_size=32,
@@ -52,7 +52,7 @@ def start_from(model: torch.nn.Module, checkpoint: Path) -> None:
     print(f"started from {checkpoint}: {len(fitting)} of {len(own)} tensors", flush=True)
 
 
-def photos_given_back(decoder, batch: Batch, scale: float, few: int = 3, side: int = 10) -> torch.Tensor:
+def photos_given_back(decoder, batch: PairBatch, scale: float, few: int = 3, side: int = 10) -> torch.Tensor:
     """How far the decoded latents of some photos' corners are from these photos."""
     latents, pixels = batch.photo[:few, :, :side, :side], batch.photo_picture[:few, :, : 8 * side, : 8 * side]
     with bf16(latents.device):
@@ -76,7 +76,7 @@ class Twins:
 
     SIDE = 12  # latents, each way, within which they differ
 
-    def __init__(self, batch: Batch, vae, rng):
+    def __init__(self, batch: PairBatch, vae, rng):
         self.vae, self.scale = vae, vae.config.scaling_factor
         y, x = (rng.randrange(size - self.SIDE + 1) for size in batch.photo.shape[-2:])
         self.latents = (..., slice(y, y + self.SIDE), slice(x, x + self.SIDE))

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from autoencoder import LATENT_STD
-from common import command, need, need_space, refuse
+from common.pairs import LATENT_STD
+from common.runs import command, need, need_space, refuse
 from diffusers import StableDiffusionPipeline
 
 

@@ -1,6 +1,6 @@
 // The styles that the page offers, and their way into the prompt and out again.
 
-/** label on the chip, words in the prompt: words that the bundled model knows (training/styles.py) and others do too */
+/** label on the chip, words in the prompt: words that the bundled model knows (training/common/styles.py) and others do too */
 export const STYLES = [
   ["Watercolor", "watercolor painting"],
   ["Oil", "oil painting"],

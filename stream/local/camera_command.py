@@ -1,4 +1,4 @@
-"""One run without a browser: a camera goes in, a virtual camera comes out, a line in the terminal tells how it goes."""
+"""The camera command: a camera goes in, a virtual camera comes out, a line in the terminal tells how it goes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 
 from exits import EXIT_BAD_INPUT
 from pipeline.settings import Controls
+from sources import CameraError, Source
 from stream.engine.room import Compile, EngineRoom, Load
 from stream.signals import end_of_signals, finish, until_told
 from stream.streams import Stream, Streams
 
-from .camera import CameraError, open_camera
 from .capture import Capture
 from .status_line import StatusLine, status_text, undisturbed
 from .virtual_camera import VirtualCamera, VirtualCameraError
@@ -22,13 +23,13 @@ STREAM = "camera"
 STATUS_EVERY_S = 0.25
 
 
-class LocalCamera:
+class CameraPublisher:
     """Publishes the stream."""
 
     kind = "camera"
 
 
-def mirror(
+def run_camera(
     load: Load,
     compile: Compile | None,
     *,
@@ -36,30 +37,36 @@ def mirror(
     device: str,
     defaults: Controls,
     size: tuple[int, int],
-    camera: str,
+    open_source: Callable[[], Source],
     virtual_camera: str,
     budget_s: float = 1.0,
 ) -> int:
     """Run until interrupted; returns the exit code.
 
-    See EngineRoom for load and compile, open_camera and VirtualCamera for the devices. size: (width, height) of the
-    model's pictures.
+    See EngineRoom for load and compile, Capture for open_source, VirtualCamera for the device. size: (width, height) of
+    the model's pictures.
     """
     room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
     try:
-        return asyncio.run(_mirror(room, defaults, size, camera, virtual_camera))
+        return asyncio.run(_run_camera(room, defaults, size, open_source, virtual_camera))
     except (CameraError, VirtualCameraError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
 
 
-async def _mirror(room: EngineRoom, defaults: Controls, size: tuple[int, int], camera: str, virtual_camera: str) -> int:
+async def _run_camera(
+    room: EngineRoom,
+    defaults: Controls,
+    size: tuple[int, int],
+    open_source: Callable[[], Source],
+    virtual_camera: str,
+) -> int:
     end = end_of_signals()
     with contextlib.ExitStack() as opened:  # closed in reverse: engine, virtual camera, camera
         if sys.platform == "linux" and sys.stderr.isatty():
             opened.enter_context(undisturbed())
         stream = Streams(room, defaults).get(STREAM)
-        capture = Capture(lambda: open_camera(camera, size), stream.publish(LocalCamera())[0])
+        capture = Capture(open_source, stream.publish(CameraPublisher())[0])
         opened.callback(capture.close)
         output = VirtualCamera(*size, capture.rate_hz, virtual_camera)
         opened.callback(output.close)
@@ -72,7 +79,12 @@ async def _mirror(room: EngineRoom, defaults: Controls, size: tuple[int, int], c
         output.start()
         capture.start()
         telling = asyncio.create_task(_tell(line, room, stream, capture, output, end))
-        end.add_done_callback(lambda _: (telling.cancel(), line.end()))  # before until_told says why
+
+        def untold(_: asyncio.Future) -> None:  # before until_told says why
+            telling.cancel()
+            line.end()
+
+        end.add_done_callback(untold)
         try:
             return await until_told(room, end, line.say)
         finally:

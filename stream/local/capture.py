@@ -7,10 +7,9 @@ import logging
 import threading
 from collections.abc import Callable
 
+from sources import Source
 from stream.engine.status import sentence
 from stream.publications import Publication
-
-from .camera import Source
 
 log = logging.getLogger(__name__)
 

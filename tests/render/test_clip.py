@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from render.clip import VideoClip, open_clip
+from render.clip import Timeline, VideoClip, open_clip
 from render.errors import FilmError
 from render.pictures import fitting_pattern, numbered, opened
-from render.times import Timeline
 
 from .clips import carphone, constant, make_clip
 

@@ -21,9 +21,8 @@ import main
 from pipeline import Controls, Lora, ModelSpec, load
 from render.clip import open_clip
 from render.errors import FilmError
-from render.jobs import Job, Wishes, check, jobs_for
-from render.muxing import SEGMENT
-from render.segments import Work
+from render.jobs import RenderJob, RenderSettings, check, jobs_for
+from render.segments import SEGMENT, WorkFolder
 from tests import tiny
 from tests.paths import ROOT
 
@@ -182,12 +181,14 @@ def test_what_goes_where(tmp_path):
         (pictures / name).touch()
     out = tmp_path / "out"
     assert jobs_for([videos], out) == [
-        Job(videos / "a.mp4", out / "a.mp4", makes_folder=True),
-        Job(videos / "b.wmv", out / "b.mp4", makes_folder=True),
+        RenderJob(videos / "a.mp4", out / "a.mp4", makes_folder=True),
+        RenderJob(videos / "b.wmv", out / "b.mp4", makes_folder=True),
     ]
-    assert jobs_for([pictures], tmp_path / "out.gif") == [Job(pictures, tmp_path / "out.gif")]
-    assert jobs_for([pictures / "1.png"], tmp_path / "x.png") == [Job(pictures / "1.png", tmp_path / "x.png")]
-    assert jobs_for([videos / "a.mp4"], pictures) == [Job(videos / "a.mp4", pictures / "a.mp4", makes_folder=True)]
+    assert jobs_for([pictures], tmp_path / "out.gif") == [RenderJob(pictures, tmp_path / "out.gif")]
+    assert jobs_for([pictures / "1.png"], tmp_path / "x.png") == [RenderJob(pictures / "1.png", tmp_path / "x.png")]
+    assert jobs_for([videos / "a.mp4"], pictures) == [
+        RenderJob(videos / "a.mp4", pictures / "a.mp4", makes_folder=True)
+    ]
     with pytest.raises(FilmError, match="name a folder"):
         jobs_for([videos], tmp_path / "out.mp4")
     with pytest.raises(FilmError, match="both become"):
@@ -209,10 +210,11 @@ def test_numbered_pictures_are_not_written_over(clip, tmp_path, capsys):
 
 def test_an_interrupted_run_is_not_thrown_away_by_accident(clip, tmp_path):
     (tmp_path / "out.mp4.partial").mkdir()
-    check(Job(clip, tmp_path / "out.mp4"), Wishes())  # without a plan: what a run did not get to throw away
+    # Without a plan: what a run did not get to throw away.
+    check(RenderJob(clip, tmp_path / "out.mp4"), RenderSettings())
     (tmp_path / "out.mp4.partial" / "plan.json").write_text("{}")
     with pytest.raises(FilmError, match="--resume goes on with it, --overwrite starts over"):
-        check(Job(clip, tmp_path / "out.mp4"), Wishes())
+        check(RenderJob(clip, tmp_path / "out.mp4"), RenderSettings())
 
 
 def test_pictures_do_not_write_over_themselves(tmp_path, capsys):
@@ -249,7 +251,7 @@ def test_what_is_finished_is_not_painted_again(clip, tmp_path, capsys):
 
 
 def test_other_settings_leave_the_work_alone(clip, tmp_path, capsys):
-    before = Work(tmp_path / "out.mp4")
+    before = WorkFolder(tmp_path / "out.mp4")
     before.begin({"seed": 1})
     before.seal(1)
     before.close()
@@ -260,21 +262,21 @@ def test_other_settings_leave_the_work_alone(clip, tmp_path, capsys):
 
 
 def test_work_that_is_removed_meanwhile_is_not_called_kept(tmp_path, monkeypatch, capsys):
-    seal = Work.seal
+    seal = WorkFolder.seal
 
     def removed(work, count, part):
         if work.done:
             shutil.rmtree(work.folder)
         seal(work, count, part)
 
-    monkeypatch.setattr(Work, "seal", removed)
+    monkeypatch.setattr(WorkFolder, "seal", removed)
     assert render(CARPHONE, tmp_path / "out.mp4") == 2
     assert "out.mp4 cannot be written: No such file or directory.\n" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_do_not_share_a_film(clip, tmp_path, capsys):
-    first = Work(tmp_path / "out.mp4")
+    first = WorkFolder(tmp_path / "out.mp4")
     first.begin({})
     for option in ("--resume", "--overwrite"):
         assert render(clip, tmp_path / "out.mp4", option, "--size", "clip") == 2
@@ -346,14 +348,14 @@ def test_a_long_clip_is_animated_as_if_it_were_in_memory_and_goes_on_after_a_fau
     options += ["--size", "64x64", "--steps", "1", "--seed", "5", "--prompt", "a boat"]
     command = ["render", str(CARPHONE), str(tmp_path / "%d.png"), *options, "--start", "0.4", "--end", "1.9"]
     with monkeypatch.context() as faulty:
-        seal = Work.seal
+        seal = WorkFolder.seal
 
         def full_disk(work, count):
             if work.done == 40:
                 raise OSError(28, "No space left on device")
             seal(work, count)
 
-        faulty.setattr(Work, "seal", full_disk)
+        faulty.setattr(WorkFolder, "seal", full_disk)
         assert main.main(command) == 2
     assert "is kept; --resume goes on with it" in capsys.readouterr().err
     assert main.main([*command, "--resume"]) == 0

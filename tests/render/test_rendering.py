@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.batch import Batch, Pending, Pictures, there
 from pipeline.settings import Controls
 from render.clip import open_clip
 from render.errors import FilmError
 from render.muxing import Order, order_film
-from render.packets import PacketFile
-from render.rendering import Animate, Take, render
+from render.painting import Animate
+from render.rendering import Take, render
+from render.segments import PacketFile
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, flash_and_beep_s, look, make_clip, pictures_of
 
@@ -32,17 +34,18 @@ class Painter:
         self.seeds: list[int] = []
         self._fail_at = fail_at
 
-    def __call__(self, frames: np.ndarray, controls, wait: bool):
+    def __call__(self, batch: Batch) -> Pending[Pictures]:
+        frames = batch.frames
         if self._fail_at is not None and len(self.batches) == self._fail_at:
             raise RuntimeError("The power went out.")
         self.batches.append(len(frames))
         self.seen += dict.fromkeys(frame.tobytes() for frame in frames)  # a last batch is filled up
-        self.seeds += [one.seed for one in controls]
-        return lambda: 255 - frames
+        self.seeds += [one.seed for one in batch.controls]
+        return there(Pictures(255 - frames))
 
 
-def unchanged(frames: np.ndarray, controls, wait: bool):
-    return lambda: frames
+def unchanged(batch: Batch) -> Pending[Pictures]:
+    return there(Pictures(batch.frames))
 
 
 class Animator:
@@ -78,7 +81,7 @@ def paint(
     abandon=False,
     **take,
 ):
-    """One rendering as jobs.run does it, without its checks; returns the film. abandon: what does not happen to a
+    """One rendering as run.run does it, without its checks; returns the film. abandon: what does not happen to a
     process that is killed."""
     clip = open_clip(source, take.pop("fps", Fraction(25)))
     part = {name: take[name] for name in ("start_s", "end_s") if name in take}
@@ -247,7 +250,7 @@ def test_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("killed_at", [0, 1, 5, 8, 14])
 def test_a_kill_loses_one_segment_at_most(tmp_path, killed_at, monkeypatch):
-    monkeypatch.setattr("render.muxing.SEGMENT", 10)
+    monkeypatch.setattr("render.segments.SEGMENT", 10)
     clip = make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)), audio="aac")
     whole = tmp_path / "whole.mp4"
     paint(clip, whole)
@@ -264,9 +267,9 @@ def test_nothing_raw_lies_on_the_disk(tmp_path):
     """A picture of 1080p is 6.2 MB."""
     most, clip = [], make_clip(tmp_path / "in.mp4", carphone(60), constant(60, Fraction(25)))
 
-    def painter(frames, controls, wait):
+    def painter(batch: Batch) -> Pending[Pictures]:
         most.append(sum(file.stat().st_size for file in (tmp_path / "out.mp4.partial").iterdir()))
-        return lambda: frames
+        return unchanged(batch)
 
     paint(clip, tmp_path / "out.mp4", painter, size=(128, 64))
     assert 0 < max(most) < 60 * 128 * 64 * 3 / 10
@@ -354,7 +357,7 @@ def test_other_settings_do_not_resume(tmp_path):
 
 
 def test_many_segments_join_without_a_seam(tmp_path, monkeypatch):
-    monkeypatch.setattr("render.muxing.SEGMENT", 7)
+    monkeypatch.setattr("render.segments.SEGMENT", 7)
     times_s = sorted({*constant(60, Fraction(25)), *constant(40, Fraction(7))})
     clip = make_clip(tmp_path / "in.mp4", (carphone(60) * 2)[: len(times_s)], times_s)
     paint(clip, tmp_path / "out.mp4")
@@ -405,10 +408,10 @@ def test_pictures_in_and_out(tmp_path):
 def test_the_engine_has_the_next_batch_before_the_last_is_taken_from_it(tmp_path):
     told, numbers = [], itertools.count()
 
-    def painter(frames, controls, wait):
+    def painter(batch: Batch) -> Pending[Pictures]:
         number = next(numbers)
         told.append(f"given {number}")
-        return lambda: told.append(f"taken {number}") or frames
+        return unchanged(batch).then(lambda pictures: told.append(f"taken {number}") or pictures)
 
     clip = make_clip(tmp_path / "in.mp4", carphone(12), constant(12, Fraction(25)))
     paint(clip, tmp_path / "out.mp4", painter, ahead=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from render.clip import open_clip
-from render.sound import ways
+from render.sound import Soundtrack
 
 from .clips import carphone, constant, flash_and_beep_s, look, make_clip
 from .test_rendering import paint, unchanged
@@ -45,13 +45,13 @@ def clip_with(name: str, tmp_path, count: int = 30):
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
 def test_every_sound_in_every_container(tmp_path, name, suffix):
     clip = clip_with(name, tmp_path)
-    (way,) = ways(open_clip(clip), suffix).values()
-    assert (way.encoder is None) == (suffix in COPIED[name][1])
+    (encoding,) = Soundtrack(open_clip(clip), suffix).encodings.values()
+    assert (encoding.encoder is None) == (suffix in COPIED[name][1])
     out = tmp_path / f"out{suffix}"
     paint(clip, out, painter=unchanged)
     encoded = "opus" if suffix in (".mkv", ".webm") else "aac"
     kept = {"mp2": {"mp2", "mp3"}}.get(look(clip).sound_codec, {look(clip).sound_codec})  # mp4 has one name for both
-    assert look(out).sound_codec in ({encoded} if way.encoder else kept)
+    assert look(out).sound_codec in ({encoded} if encoding.encoder else kept)
     (flashes, beeps), (flashes_before, beeps_before) = flash_and_beep_s(out), flash_and_beep_s(clip)
     assert len(flashes) == len(beeps) == 2
     offsets = np.subtract(beeps, flashes)

@@ -67,7 +67,7 @@ def test_the_student_is_the_identity_at_timestep_0():
 
 
 def test_a_perfect_teacher_step_lands_on_the_same_picture_less_noised(base):
-    from bases import Base
+    from common.bases import Base
 
     it = Base(base, torch.device("cpu"))
     x0, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)

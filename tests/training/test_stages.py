@@ -46,7 +46,7 @@ def test_unfinished_paintings_are_not_trained_on(refusal, tmp_path):
 
 
 def test_a_run_resumes_at_its_last_save(tmp_path):
-    from common import Average, Run
+    from common.runs import Average, Run
 
     def begin():
         torch.manual_seed(0)
@@ -102,8 +102,8 @@ def test_a_new_controlnet_changes_nothing_and_a_trained_one_loads_here(base, tmp
 
 
 def test_the_measures_know_their_ends():
-    from measures import change, chroma_correlation, contour_correlation, mixture, psnr
-    from perceptual import gram_error
+    from common.measures import change, chroma_correlation, contour_correlation, mixture, psnr
+    from common.perceptual import gram_error
 
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 255, (2, 1, 32, 32, 3), dtype=np.uint8)
@@ -120,7 +120,7 @@ def test_the_measures_know_their_ends():
 
 
 def test_a_prompt_of_two_styles_is_trained_on_the_mean_of_both_paintings(tmp_path):
-    from pairs import Pairs, encode_all
+    from common.pairs import Pairs, encode_all
 
     class Halves:
         """An encoder that takes the mean of 8x8 pixels."""
@@ -150,7 +150,7 @@ def test_a_prompt_of_two_styles_is_trained_on_the_mean_of_both_paintings(tmp_pat
 
 
 def test_every_painting_grows_out_of_its_photo():
-    from styles import STYLES, grey, paint
+    from common.styles import STYLES, grey, paint
 
     ramp = np.tile(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], (256, 1, 3))
     light = ramp[..., 0].ravel()
@@ -162,7 +162,7 @@ def test_every_painting_grows_out_of_its_photo():
 
 
 def test_twins_are_one_scene_a_moment_apart_and_what_flickers_is_seen():
-    from pairs import Batch
+    from common.pairs import PairBatch
     from unet import TWINS, Twins
 
     class InLittle:
@@ -177,7 +177,7 @@ def test_twins_are_one_scene_a_moment_apart_and_what_flickers_is_seen():
     torch.manual_seed(0)
     picture = torch.rand(4, 3, 128, 128)
     photo = torch.nn.functional.avg_pool2d(picture, 8) * 2
-    batch = Batch(photo, torch.rand(4, 3, 16, 16), list("abcd"), picture, picture.clone())
+    batch = PairBatch(photo, torch.rand(4, 3, 16, 16), list("abcd"), picture, picture.clone())
     twins = Twins(batch, InLittle(), random.Random(0))
     assert batch.prompts == ["a", "b", "a", "b"]
     assert torch.equal(batch.painting[-TWINS:], batch.painting[:TWINS])
@@ -190,7 +190,7 @@ def test_twins_are_one_scene_a_moment_apart_and_what_flickers_is_seen():
 
 
 def test_a_checkpoint_of_other_options_is_refused(tmp_path, capsys):
-    from common import Run
+    from common.runs import Run
 
     run = Run(tmp_path / "run.pt", 10, {"layer": torch.nn.Linear(2, 2)})
     run.save()
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_other_options_is_refused(tmp_path, capsys):
     ("error", "code", "says"), [(KeyboardInterrupt(), 130, "goes on"), (OSError(28, ""), 2, "full")]
 )
 def test_interruptions_and_full_disks_end_with_a_sentence(capsys, error, code, says):
-    from common import command
+    from common.runs import command
 
     def main():
         raise error
@@ -215,7 +215,7 @@ def test_interruptions_and_full_disks_end_with_a_sentence(capsys, error, code, s
 
 
 def test_peers_meet_in_the_middle(tmp_path):
-    from common import Peers
+    from common.runs import Peers
 
     layers = [torch.nn.Linear(2, 2) for _ in range(2)]
     middle = (layers[0].weight.detach() + layers[1].weight.detach()) / 2

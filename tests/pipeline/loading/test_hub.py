@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-import main
+import command_line
 import options
 from pipeline import LoadError, ModelSpec
 from pipeline.loading.hub import check, locate, on_disk
@@ -198,7 +198,7 @@ def test_a_network_that_is_switched_off(tmp_path, monkeypatch):
 
 def model_named(*arguments: str) -> ModelSpec:
     """What these options of `serve` ask for."""
-    return options.model_from(main._parser().parse_args(["serve", *arguments]))[1]
+    return options.model_from(command_line.parsed(["serve", *arguments]))[1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+import command_line
 import main
 import options
 from pipeline import ControlNet, LoadError, Lora, ModelSpec
@@ -91,7 +92,7 @@ def test_every_option_takes_names(tmp_path):
     tiny.lora(models / "loras", tmp_path / "base", name="ink.safetensors")
     words = "--model mine --unet lcm --vae sub/fine --controlnet canny:grey:0.5 --adapter sketch:tile --motion moves"
     command = ["render", "a.mp4", "b.mp4", "--models-dir", str(tmp_path), *words.split(), "--lora", "ink:0.7"]
-    _, spec, _ = options.model_from(main._parser().parse_args(command))
+    _, spec, _ = options.model_from(command_line.parsed(command))
     assert spec == ModelSpec(
         str(models / "checkpoints" / "mine.safetensors"),
         unet=str(models / "unet" / "lcm"),
@@ -104,7 +105,7 @@ def test_every_option_takes_names(tmp_path):
     )
     for option in ("--model", "--lora", "--unet", "--vae", "--controlnet", "--adapter", "--motion"):
         with pytest.raises(LoadError, match=r"There is no .* nothing in "):
-            options.model_from(main._parser().parse_args([*command, option, "nothing"]))
+            options.model_from(command_line.parsed([*command, option, "nothing"]))
 
 
 def test_what_is_listed_is_found_by_its_name(tmp_path):

@@ -1,20 +1,19 @@
-"""Cameras and files as cameras: what is asked of them, what comes of them, and what is said when nothing does."""
+"""Cameras: what is asked of them, what comes of them, and what is said when nothing does."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from fractions import Fraction
-from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
 
+from render.playback import LoopedFile
+from sources import CameraError, Source
 from stream.engine.room import EngineRoom
 from stream.local import camera, capture
-from stream.local.camera import CameraError, LoopedFile, cameras, open_camera, origin_s, wishes
+from stream.local.camera import cameras, capture_options
 from stream.local.capture import Capture
 from stream.streams import Streams
 from tests.paths import CARPHONE
@@ -67,11 +66,15 @@ def webcam(monkeypatch) -> type[Webcam]:
     return Webcam
 
 
+def open_number(number: int) -> Source:
+    return camera.open_camera(str(number), (256, 256), LoopedFile)
+
+
 # -- cameras ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_camera_is_asked_for_as_many_pixels_as_the_picture_has():
-    small, large, huge = wishes((256, 256)), wishes((512, 512)), wishes((4096, 4096))
+    small, large, huge = capture_options((256, 256)), capture_options((512, 512)), capture_options((4096, 4096))
     assert (small[cv2.CAP_PROP_FRAME_WIDTH], small[cv2.CAP_PROP_FRAME_HEIGHT]) == (640, 480)
     assert cv2.CAP_PROP_FOURCC not in small
     assert (large[cv2.CAP_PROP_FRAME_WIDTH], large[cv2.CAP_PROP_FRAME_HEIGHT]) == (1280, 720)
@@ -80,7 +83,7 @@ def test_a_camera_is_asked_for_as_many_pixels_as_the_picture_has():
 
 
 def test_a_camera_gives_rgb_and_keeps_no_frames(webcam):
-    source = open_camera("0", (256, 256))
+    source = open_number(0)
     assert webcam.opened[0].options[cv2.CAP_PROP_BUFFERSIZE] == 1
     assert source.read(AT_ONCE).rgb[0, 0].tolist() == [255, 0, 0]
     source.close()
@@ -101,14 +104,14 @@ def test_a_camera_that_does_not_open_is_told_in_one_sentence(webcam, monkeypatch
     webcam.plugged_in.clear()
     monkeypatch.setattr(camera, "cameras", lambda: there)
     with pytest.raises(CameraError) as caught:
-        open_camera(where, (256, 256))
+        camera.open_camera(where, (256, 256), LoopedFile)
     assert all(word in str(caught.value) for word in words), caught.value
     assert all(webcam.is_released for webcam in webcam.opened)
 
 
 def test_opencv_adds_no_noise_of_its_own(capfd):
     with pytest.raises(CameraError):
-        open_camera("98", (256, 256))
+        open_number(98)
     assert capfd.readouterr() == ("", "")
 
 
@@ -119,77 +122,6 @@ def test_nodes_without_pictures_are_not_listed(tmp_path, monkeypatch):
         (tmp_path / node / "index").write_text(f"{index}\n")
         (tmp_path / node / "name").write_text(f"{name}\n")
     assert cameras(tmp_path) == {0: "Front", 2: "Back"}
-
-
-# -- files -----------------------------------------------------------------------------------------------------------
-
-
-def encode(path: Path, times_ms: list[int]) -> None:
-    """A video whose frame i is a grey of 10 * i, at these times."""
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("ffv1", rate=1000)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "gray"
-        for number, time_ms in enumerate(times_ms):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64), 10 * number, np.uint8), format="gray")
-            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-
-
-def test_a_clip_plays_again_and_its_time_goes_on():
-    source = LoopedFile(CLIP, (64, 64))
-    frames = [source.read(AT_ONCE) for _ in range(250)]
-    source.close()
-    steps_s = np.diff([frame.media_s for frame in frames])
-    assert np.allclose(steps_s, 1001 / 30000, atol=1e-6)
-    assert source.rate_hz == pytest.approx(29.97, abs=0.01)
-    assert np.array_equal(frames[0].rgb, frames[120].rgb)
-    assert not np.array_equal(frames[0].rgb, frames[60].rgb)
-
-
-def test_variable_frame_rate_is_kept(tmp_path):
-    encode(tmp_path / "uneven.mkv", times := [0, 40, 60, 500])
-    source = LoopedFile(tmp_path / "uneven.mkv", (64, 64))
-    frames = [source.read(AT_ONCE) for _ in range(5)]
-    source.close()
-    assert [round(1000 * frame.media_s) for frame in frames[:4]] == times
-    assert frames[4].media_s > frames[3].media_s
-    assert [int(frame.rgb[0, 0, 0]) // 9 for frame in frames] == [0, 1, 2, 3, 0]
-
-
-def test_a_file_that_is_late_beyond_catching_up_goes_on_from_where_it_is():
-    assert origin_s(None, 4.0, 100.0) == 96.0
-    assert origin_s(96.0, 5.0, 101.5) == 96.0
-    assert origin_s(96.0, 6.0, 200.0) == 194.0
-
-
-def only_sound(path: Path) -> None:
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("aac", rate=48_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = 48_000, 0
-        output.mux([*stream.encode(frame), *stream.encode(None)])
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("missing.mp4", lambda path: None),
-        ("empty.mp4", lambda path: path.touch()),
-        ("corrupt.mp4", lambda path: path.write_bytes(CLIP.read_bytes()[:300] + b"\0" * 300)),
-        ("sound.mp4", only_sound),
-        ("no-frames.y4m", lambda path: path.write_bytes(b"YUV4MPEG2 W64 H64 F25:1 C420jpeg\n")),
-        ("huge.y4m", lambda path: path.write_bytes(b"YUV4MPEG2 W60000 H60000 F25:1 C420jpeg\nFRAME\n")),
-        ("folder", lambda path: path.mkdir()),
-    ],
-)
-def test_a_file_without_pictures_is_told_in_one_sentence(tmp_path, name, make):
-    make(tmp_path / name)
-    with pytest.raises(CameraError) as caught:
-        open_camera(str(tmp_path / name), (64, 64))
-    assert len(str(caught.value).splitlines()) == 1
-    assert str(caught.value).endswith(".")
 
 
 # -- draining --------------------------------------------------------------------------------------------------------
@@ -213,7 +145,7 @@ def pictures():
 
 def test_a_clip_comes_out_painted(pictures):
     stream, shown = pictures
-    feed = Capture(lambda: open_camera(str(CLIP), (64, 64)), stream.publish(Feeder())[0])
+    feed = Capture(lambda: camera.open_camera(str(CLIP), (64, 64), LoopedFile), stream.publish(Feeder())[0])
     feed.start()
     first = shown.get(timeout=20)
     feed.close()
@@ -227,7 +159,7 @@ def test_a_clip_comes_out_painted(pictures):
 def test_a_camera_that_vanishes_is_opened_again(webcam, pictures, monkeypatch):
     monkeypatch.setattr(capture, "RETRY_S", 0.01)
     stream, shown = pictures
-    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    feed = Capture(lambda: open_number(0), stream.publish(Feeder())[0])
     feed.start()
     shown.get(timeout=20)
     webcam.plugged_in.clear()
@@ -247,7 +179,7 @@ def test_a_camera_that_sends_what_nobody_can_read_is_opened_again(webcam, pictur
     """Some drivers hand out other kinds of frames after the machine has slept, until they are opened anew."""
     monkeypatch.setattr(capture, "RETRY_S", 0.01)
     stream, shown = pictures
-    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    feed = Capture(lambda: open_number(0), stream.publish(Feeder())[0])
     feed.start()
     shown.get(timeout=20)
     monkeypatch.setattr(webcam, "shape", (480, 640, 2))
@@ -264,7 +196,7 @@ def test_a_camera_that_sends_what_nobody_can_read_is_opened_again(webcam, pictur
 def test_a_driver_that_fails_while_it_is_closed_is_opened_again_too(webcam, pictures, monkeypatch):
     monkeypatch.setattr(capture, "RETRY_S", 0.01)
     stream, shown = pictures
-    feed = Capture(lambda: open_camera("0", (256, 256)), stream.publish(Feeder())[0])
+    feed = Capture(lambda: open_number(0), stream.publish(Feeder())[0])
     close = camera.Device.close
     monkeypatch.setattr(camera.Device, "close", lambda self: (close(self), 1 / 0))
     feed.start()

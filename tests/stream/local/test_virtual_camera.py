@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from pipeline.settings import Controls
+from render.playback import LoopedFile
 from stream.engine.frames import Picture
-from stream.local import camera, virtual_camera
-from stream.local.camera_command import mirror
+from stream.local import virtual_camera
+from stream.local.camera import open_camera
+from stream.local.camera_command import run_camera
 from stream.local.virtual_camera import PACKAGE, VirtualCamera, VirtualCameraError, next_tick, remedy
 from tests.paths import ROOT
 from tests.stream.fakes import SIZE, FakeStylizer, solid
@@ -137,10 +139,18 @@ def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch):
 # -- whole runs ------------------------------------------------------------------------------------------------------
 
 
-def run_mirror(**options) -> int:
-    stylizer = FakeStylizer()
-    defaults = {"camera": str(CLIP), "virtual_camera": "auto", "model": "fake", "device": "cpu"}
-    return mirror(lambda report: stylizer, None, **defaults | options, defaults=Controls(), size=(SIZE, SIZE))
+def run_with(load=None, camera: str = str(CLIP), virtual_camera: str = "auto") -> int:
+    stylizer, size = FakeStylizer(), (SIZE, SIZE)
+    return run_camera(
+        load or (lambda report: stylizer),
+        None,
+        model="fake",
+        device="cpu",
+        defaults=Controls(),
+        size=size,
+        open_source=lambda: open_camera(camera, size, LoopedFile),
+        virtual_camera=virtual_camera,
+    )
 
 
 @needs_signals
@@ -154,11 +164,11 @@ def test_a_signal_ends_it_and_everything_is_closed(backend, monkeypatch, capsys,
 
     backend.latest = backend(width=1, height=1, fps=1, fourcc=0, device=None)
     monkeypatch.setattr(backend, "close", lambda self: closed.append("virtual camera"))
-    close = camera.LoopedFile.close
-    monkeypatch.setattr(camera.LoopedFile, "close", lambda self: (close(self), closed.append("camera")))
+    close = LoopedFile.close
+    monkeypatch.setattr(LoopedFile, "close", lambda self: (close(self), closed.append("camera")))
     interrupter = threading.Thread(target=interrupt_once_painted)
     interrupter.start()
-    assert run_mirror() == code
+    assert run_with() == code
     interrupter.join()
     assert closed == ["virtual camera", "camera"]
     printed = capsys.readouterr().out
@@ -170,8 +180,7 @@ def test_a_model_that_does_not_load_ends_it(backend, capsys):
     def fail(report):
         raise RuntimeError("The weights are gone.")
 
-    options = {"camera": str(CLIP), "virtual_camera": "auto", "model": "fake", "device": "cpu"}
-    assert mirror(fail, None, **options, defaults=Controls(), size=(SIZE, SIZE)) == 2
+    assert run_with(fail) == 2
     assert capsys.readouterr().err == "The weights are gone.\n"
     assert backend.latest.is_closed
 
@@ -181,7 +190,7 @@ def test_a_virtual_camera_that_stops_ends_it(backend, monkeypatch, caplog):
         raise RuntimeError("The cable is cut.")
 
     monkeypatch.setattr(backend, "send", fail)
-    assert run_mirror() == 2
+    assert run_with() == 2
     assert "The cable is cut." in caplog.text
 
 
@@ -190,7 +199,7 @@ def test_a_virtual_camera_that_stops_ends_it(backend, monkeypatch, caplog):
     [({"camera": "/nonexistent.mp4"}, "/nonexistent.mp4"), ({"virtual_camera": "/dev/video77"}, "/dev/video77")],
 )
 def test_what_does_not_open_is_one_sentence_and_code_2(backend, capsys, options, word):
-    assert run_mirror(**options) == 2
+    assert run_with(**options) == 2
     complaint = capsys.readouterr().err
     assert len(complaint.splitlines()) == 1
     assert word in complaint

@@ -11,9 +11,10 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
-from styles import NAMES, STYLES
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .styles import NAMES, STYLES
 
 CONTEXT = 48
 WIDTH = 128
@@ -88,7 +89,7 @@ def prompt_for(styles: tuple[int, ...], rng: random.Random) -> str:
 
 
 @dataclass(frozen=True)
-class Text:
+class TextParts:
     tokenizer: CLIPTokenizer
     encoder: CLIPTextModel
 
@@ -128,7 +129,7 @@ def make_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
 
 
-def make_text(folder: Path) -> Text:
+def make_text(folder: Path) -> TextParts:
     """An untrained encoder and its tokenizer, which is kept in `folder`: its ids must not change between stages."""
     if not folder.exists():
         make_tokenizer().save_pretrained(folder)
@@ -145,4 +146,4 @@ def make_text(folder: Path) -> Text:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Text(tokenizer, CLIPTextModel(config))
+    return TextParts(tokenizer, CLIPTextModel(config))

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import torch
-from common import refuse
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+
+from .runs import refuse
 
 
 class Base:

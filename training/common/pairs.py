@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import bf16
-from data import open_pairs
 from diffusers import LCMScheduler
-from prompts import prompt_for
-from styles import STYLES
+
+from .prompts import prompt_for
+from .runs import bf16, need, refuse
+from .styles import STYLES
 
 # What the sampler visits at the usual settings is trained most.
 USUAL_TIMESTEPS = (499, 499, 499, 499, 259, 259, 379, 299, 599, 799)
 PIXELS = 8  # of a latent, each way
+# Standard deviation of the scaled latents. SD has 1; at 256x256 a face is only a few latents, and the noise of
+# strength .5 washes it out. More contrast is more signal at every timestep: 1 and 2.2 were tried and lost faces.
+LATENT_STD = 7.0
 # The cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17) leaves more of the photo than SD's own where a
 # face would drown in noise: .31 of it at strength .8, in place of .19.
 SCHEDULE = dict(
@@ -65,8 +68,21 @@ def encode_all(vae, pictures: np.ndarray, path: Path, device: torch.device) -> t
     return torch.cat(latents)
 
 
+def open_pairs(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(photos uint8 [N, 256, 256, 3], paintings uint8 [N, 2, 256, 256, 3], their styles int8 [N, 2])."""
+    command = f"python training/data.py pairs --data {data}"
+    need(data / "photos.npy", f"python training/data.py photos --data {data}")
+    photos, paintings = (
+        np.load(need(data / f"{name}.npy", command), mmap_mode="r") for name in ("photos", "paintings")
+    )
+    styles = np.load(need(data / "styles.npy", command))
+    if len(photos) != len(paintings) or (styles < 0).any():
+        refuse(f"The paintings in {data} are not complete: run `{command}` again, it goes on where it stopped.")
+    return photos, paintings, styles
+
+
 @dataclass
-class Batch:
+class PairBatch:
     """N crops of one size. Latents are scaled; pictures are float32 [N, 3, H, W] in -1..1."""
 
     photo: torch.Tensor
@@ -75,9 +91,9 @@ class Batch:
     photo_picture: torch.Tensor
     painting_picture: torch.Tensor
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "PairBatch":
         moved = {name: value.to(device) for name, value in vars(self).items() if name != "prompts"}
-        return Batch(prompts=self.prompts, **moved)
+        return PairBatch(prompts=self.prompts, **moved)
 
     def picture_at(self, share: torch.Tensor) -> torch.Tensor:
         """The picture between photo (share 0) and painting (1); share [N, 1, 1, 1]."""
@@ -116,10 +132,10 @@ class Pairs:
         painted = to_tensor(np.stack([self.paintings[i, k][pixels] for k in chosen])).mean(0)
         return photo, painting, prompt_for(tuple(int(self.styles[i, k]) for k in chosen), rng), picture, painted
 
-    def draw(self, count: int, side: int) -> Batch:
+    def draw(self, count: int, side: int) -> PairBatch:
         photo, painting, prompts, picture, painted = zip(*(self.one(side) for _ in range(count)), strict=True)
         stack = torch.stack
-        return Batch(stack(photo), stack(painting), list(prompts), stack(picture), stack(painted))
+        return PairBatch(stack(photo), stack(painting), list(prompts), stack(picture), stack(painted))
 
     def timesteps(
         self, count: int, usual: tuple[int, ...] = USUAL_TIMESTEPS, often: float = 0.7, last: int = 45

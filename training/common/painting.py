@@ -1,12 +1,13 @@
-"""The loss that base, LoRA and ControlNet share: is the predicted picture the painting, in latents and to the eye?"""
+"""The loss that base, LoRA and ControlNet share: predicted picture against painting, in latents and to the eye."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from autoencoder import LATENT_STD
-from common import bf16
-from perceptual import Trunk, perceptual_losses
+
+from .pairs import LATENT_STD
+from .perceptual import Trunk, perceptual_losses
+from .runs import bf16
 
 
 @dataclass

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
-from pairs import to_tensor
-from perceptual import Trunk, gram_error
+
+from .pairs import to_tensor
+from .perceptual import Trunk, gram_error
 
 CHROMA = {"cb": (-0.169, -0.331, 0.5), "cr": (0.5, -0.419, -0.081)}
 

@@ -1,0 +1,1 @@
+"""What the stages share. Each stage is a script of the folder above, which Python then puts on its path."""
