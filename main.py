@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import plan
+from benchmarks.report import add_limits, count
 from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, leave
 from options import (
     UsageError,
@@ -96,7 +96,7 @@ def _parser() -> Parser:
     )
     _graphs_option(render)
     render.add_argument("--text-to-image", action="store_true", help="from the prompt alone; INPUT only for a control")
-    render.add_argument("--count", type=plan.count, metavar="N", help="pictures from text, seed after seed; or frames")
+    render.add_argument("--count", type=count, metavar="N", help="pictures from text, seed after seed; or frames")
     render.add_argument("--motion", metavar="PATH", help="an AnimateDiff motion adapter: whole clips, from text too")
     render.add_argument("--mask", type=Path, metavar="FILE", help="picture or video, white where to repaint")
     pixels, quality = whole(0, 1000, "a number of pixels"), whole(1, 100, "a quality")
@@ -132,7 +132,7 @@ def _parser() -> Parser:
     bench = commands.add_parser("bench", prog="bench", help="engine time of a frame, beside other pipelines'")
     bench.set_defaults(run=_bench)
     add_model_options(bench)
-    plan.add_options(bench)
+    add_limits(bench)
     add_control_options(bench)
     return parser
 
@@ -426,7 +426,7 @@ def _bench(options: argparse.Namespace) -> int:
     controls = controls_from(options, spec, defaults)
     from benchmarks import engine
 
-    return engine.run(name, [(spec, controls)], str(device), plan.plan_from(options))
+    return engine.run(name, [(spec, controls)], str(device), engine.Limits.of(options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""What every benchmark prints and writes: who measured, a table, and JSON."""
+"""What benchmarks share: options of their commands, and the report: who measured, a table, and JSON. Light to import:
+`main.py bench` has the options, too."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -11,8 +14,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from options import whole
+
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as torch names them
 PACKAGES = ("torch", "diffusers", "transformers", "aiortc", "av", "opencv-python-headless")
+
+count = whole(1, 1_000_000_000)  # an option's type
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Options for how much is measured of an engine, and where it is written."""
+    parser.add_argument("--frames", type=count, default=200, metavar="N", help="timed calls a row")
+    parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
+    parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
+    parser.add_argument("--everything", action="store_true", help="every batch, number of steps and guidance")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -55,6 +73,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` of the values do not exceed."""
     ranked = sorted(values)
     return ranked[max(0, -(-len(ranked) * percent // 100).__int__() - 1)]
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference of uint8 pictures, of 255."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

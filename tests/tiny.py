@@ -30,6 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 WIDTH = 16  # of the text encoder, and so of the UNet's cross attention
 SECOND_WIDTH = 32  # of SDXL's second one, whose states are joined to the first's
+LORA_FILE = "pytorch_lora_weights.safetensors"
 
 # Topologies, which tiny and published models share.
 SD_BLOCKS = {
@@ -175,7 +176,7 @@ PUBLISHED = Size(
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """side: pixels that the model was trained at."""
 
     unet: dict[str, Any]
@@ -186,13 +187,18 @@ class Shape:
     def is_xl(self) -> bool:
         return _is_xl(self.unet)
 
+    def kept(self, make: Callable[..., Path], folder: Path, device: str, **options: Any) -> Path:
+        """`folder`, with a checkpoint, controlnet, adapter or motion of this shape; as it is, if it is there."""
+        given = {"unet": self.unet, "size": self.size, "device": device, **options}
+        return kept(folder, lambda scratch: make(scratch, **given))
+
 
 SHAPES = {
-    "sd15": Shape(PUBLISHED_UNET, PUBLISHED, 512),
-    "sdxl": Shape(PUBLISHED_XL, PUBLISHED, 1024),
-    "ssd-1b": Shape(PUBLISHED_SSD, PUBLISHED, 1024),
+    "sd15": ModelShape(PUBLISHED_UNET, PUBLISHED, 512),
+    "sdxl": ModelShape(PUBLISHED_XL, PUBLISHED, 1024),
+    "ssd-1b": ModelShape(PUBLISHED_SSD, PUBLISHED, 1024),
 }
-TINY_SHAPES = {name: Shape(unet, TINY, 64) for name, unet in (("sd15", UNET), ("sdxl", XL), ("ssd-1b", SSD))}
+TINY_SHAPES = {name: ModelShape(unet, TINY, 64) for name, unet in (("sd15", UNET), ("sdxl", XL), ("ssd-1b", SSD))}
 
 
 def kept(folder: Path, write: Callable[[Path], object]) -> Path:
@@ -327,9 +333,7 @@ def adapter(
     return _saved(net, folder, size)
 
 
-def motion(
-    folder: Path, *, unet: dict[str, Any] = UNET, size: Size = TINY, device: str = "cpu", seed: int = 4
-) -> Path:
+def motion(folder: Path, *, unet: dict[str, Any] = UNET, size: Size = TINY, device: str = "cpu", seed: int = 4) -> Path:
     """An AnimateDiff motion adapter of the checkpoint's shape; real ones start as identities, this one shows."""
     torch.manual_seed(seed)
     with torch.device(device), torch.no_grad():
@@ -349,7 +353,7 @@ def lora(
     folder: Path,
     base: Path,
     *,
-    name: str = "pytorch_lora_weights.safetensors",
+    name: str = LORA_FILE,
     text: bool = False,
     size: Size = TINY,
     seed: int = 2,
