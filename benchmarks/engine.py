@@ -5,7 +5,7 @@
 
 uint8 frames in host memory in, uint8 pictures in host memory out, equal size and UNet steps, warm, each call waited
 for. `differs` is how far a picture is on average, of 255, from ours, launched kernel by kernel; diffusers gives each
-frame of a batch noise of its own. What is left out is named, and why.
+frame of a batch noise of its own, and its guides find edges in colour. What is left out is named, and why.
 """
 
 from __future__ import annotations
