@@ -13,13 +13,10 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from benchmarks import report
 from benchmarks.engine import LeftOut, Setting, diffusers_img2img, launched
@@ -27,19 +24,13 @@ from pipeline import Controls, ModelSpec, compiling, load
 from pipeline.batch import Batch, Pictures
 from pipeline.errors import first_line
 from pipeline.pixels import canny
-from pipeline.pixels.annotators import ANNOTATORS, annotate, as_tensors
-from pipeline.pixels.conversions import Conversions
 from pipeline.runtime.devices import prepared
-from pipeline.runtime.graphs import Graphs, Record, Way, record_in_one_pool, unless_it_waits
 from pipeline.stylizer import Stylizer
 from stream.engine.i420 import to_i420
 from tests import tiny
 
 CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
 EXACT, HALF = 0.5, 2.0  # mean differences allowed in float32 and in half precision
-SIDE = 512  # of what is replayed around the painting
-BATCH = (Controls(canny_low=60, canny_high=120), Controls(canny_low=20, canny_high=250))
-SIZES = SimpleNamespace(picture=lambda scale=1.0: (round(SIDE * scale),) * 2, scales=(1.0, 0.5))
 
 Check = Callable[[], tuple[float, float]]  # the difference found and the one allowed
 
@@ -63,69 +54,6 @@ def no_wait_for_edges(device: torch.device) -> tuple[float, float]:
     return float(canny._hysteresis_on(device) is not canny.by_regions), 0.0
 
 
-def around_the_painting(
-    device: torch.device,
-) -> dict[str, tuple[Callable[[Callable[[Way], Way]], Way], Callable[[], Any]]]:
-    """Conversions and control images of two frames: (the way, of what records it; what is given, new each time)."""
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randint(0, 256, (len(BATCH), *shape), dtype=torch.uint8, device=device)
-
-    def blobs() -> torch.Tensor:
-        coarse = torch.rand(len(BATCH), 3, SIDE // 16, SIDE // 16, device=device)
-        return F.interpolate(255 * coarse, (SIDE, SIDE), mode="bicubic").clamp_(0, 255).to(torch.uint8)
-
-    def conversion(name: str) -> Callable[[Callable[[Way], Way]], Way]:
-        return lambda recorded: getattr(Conversions(SIZES, torch.float16, recorded), name)
-
-    def control_image(name: str) -> Callable[[Callable[[Way], Way]], Way]:
-        return lambda recorded: recorded(lambda given: annotate(name, *given, torch.float16))
-
-    turned = as_tensors(BATCH, device)
-    return {
-        "I420 of 640x480, fitted": (conversion("fitted_i420"), partial(noise, 720, 640)),
-        "RGB of 640x480, fitted": (conversion("fitted"), partial(noise, 480, 640, 3)),
-        "pictures, in both ways": (conversion("in_both_ways"), partial(noise, SIDE, SIDE, 3)),
-        "small pictures, enlarged": (conversion("enlarged"), partial(noise, SIDE // 2, SIDE // 2, 3)),
-        **{name: (control_image(name), lambda: (blobs(), turned)) for name in ANNOTATORS},
-    }
-
-
-def replayed_as_launched(device: torch.device, record: Record | None) -> tuple[float, float]:
-    """The largest difference, on frames that change. Fails where something was not recorded."""
-    if record is None:
-        raise LeftOut("only CUDA has graphs to record")
-    taken, apart = [], [0.0]
-
-    def counted(work):
-        replay = record(work)
-        taken.append(replay)
-        return replay
-
-    made = around_the_painting(device)
-    for of, make in made.values():
-        plain, replayed = of(lambda way: way), _recorded(of, make, unless_it_waits(counted))
-        for given in [make() for _ in range(3)]:
-            apart.append(float((replayed(given).float() - plain(given).float()).abs().max()))
-    if len(taken) != len(made):
-        raise RuntimeError(f"{len(taken)} of {len(made)} were recorded")
-    return max(apart), 0.0
-
-
-def _recorded(of: Callable[[Callable[[Way], Way]], Way], make: Callable[[], Any], record: Record) -> Way:
-    made: list[Graphs] = []
-
-    def recorded(way: Way) -> Way:
-        made.append(Graphs(way, record))
-        return made[-1]
-
-    way = of(recorded)
-    way(make())
-    for graphs in made:
-        graphs.record_next(1)
-    return way
-
-
 def live_pictures(stylizer: Stylizer, planes: np.ndarray) -> Pictures:
     """Of frames in I420, as a stream hands them in."""
     return stylizer.submit(Batch(planes, (CONTROLS,) * len(planes)))()
@@ -147,6 +75,18 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     def as_on_the_cpu(name: str, dtype: str, allowed: float) -> tuple[float, float]:
         reference = model(name, "float32", "cpu")(frame, CONTROLS)
         return report.difference(model(name, dtype)(frame, CONTROLS), reference), allowed
+
+    def replayed_as_launched() -> tuple[float, float]:
+        """With what surrounds the painting: conversions, and a ControlNet's edges; on frames that change."""
+        if device.type != "cuda":
+            raise LeftOut("only CUDA has graphs to record")
+        net = shapes["sd15"].kept(tiny.controlnet, work / "controlnet", "cpu")
+        spec = ModelSpec(str(bases["sd15"]), controlnet=str(net), width=side, height=side, dtype="float32")
+        plain, replayed = (load(spec, str(device), compile=False, graphs=graphs) for graphs in (False, True))
+        frames = np.random.default_rng(4).integers(16, 236, (4, 1, 720, 640), dtype=np.uint8)
+        replayed.record_calls(lambda: live_pictures(replayed, frames[0]))
+        apart = [report.difference(live_pictures(plain, one).rgb, live_pictures(replayed, one).rgb) for one in frames]
+        return max(apart), EXACT
 
     def as_uncompiled(dtype: str, allowed: float) -> tuple[float, float]:
         stylizer = model("sd15", dtype)
@@ -176,7 +116,6 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
             apart = max(apart, report.difference(pictures.i420, np.stack([to_i420(one) for one in expected])))
         return apart, EXACT
 
-    record = record_in_one_pool(device) if device.type == "cuda" else None
     found: list[tuple[str, Check]] = [
         (f"{name} in {dtype}, as on the CPU in float32", partial(as_on_the_cpu, name, dtype, allowed))
         for name in bases
@@ -187,7 +126,7 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
         ("I420 in and out, as RGB", as_rgb),
         ("Canny's edges, as OpenCV's on every pixel", partial(edges_as_opencvs, device)),
         ("Canny's edges, without a wait", partial(no_wait_for_edges, device)),
-        ("conversions and control images, replayed as launched", partial(replayed_as_launched, device, record)),
+        ("CUDA graphs, as launched kernel by kernel", replayed_as_launched),
         ("diffusers' pipeline, as ours", as_diffusers),
     ]
     return [*found, *[("compiled in float16, as uncompiled", partial(as_uncompiled, "float16", HALF))] * compile]

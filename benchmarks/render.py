@@ -1,4 +1,4 @@
-"""How much of the engine's own throughput does rendering a file reach, and does its memory stay flat?
+"""How much of the engine's own throughput rendering a file reaches, and its memory while a long one is rendered.
 
 python -m benchmarks.render [CLIP] [--json FILE]               engine alone and whole rendering, in turns
 python -m benchmarks.render CLIP --memory [--json FILE]        one long rendering with --bypass, memory as it goes

@@ -23,7 +23,7 @@ from benchmarks import report
 from benchmarks.engine import add_model_options, chosen
 from pipeline import Controls, compiling, load
 from pipeline.runtime.devices import compiling_pays, prepared
-from stream.engine.batches import Stylizer
+from pipeline.stylizer import Stylizer
 from stream.engine.room import EngineRoom
 from stream.streams import Streams
 
