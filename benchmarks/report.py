@@ -56,11 +56,12 @@ def installed(package: str) -> str | None:
         return None
 
 
-def peak_memory(device: str) -> dict[str, float]:
-    """Megabytes that tensors took on a CUDA device at most, since the start or torch's last reset; {} elsewhere."""
-    import torch
-
-    return {"peak device MB": torch.cuda.max_memory_allocated(device) / 1e6} if device.startswith("cuda") else {}
+def resident_mb(pid: int | str = "self") -> float:
+    """Resident memory of a process; Linux only."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(f"process {pid} tells no resident memory")
 
 
 def _cpu_name() -> str:
@@ -97,8 +98,6 @@ def _cell(value: Any) -> str:
 def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
     """Print the table; write machine, settings and rows to `file` where one is named."""
     print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n" if rows else f"\n{title}: no rows\n")
-    if "peak device MB" in about:
-        print(f"peak device memory: {about['peak device MB']:.0f} MB\n")
     if file is not None:
         write(title, about, rows, file)
         print(f"written to {file}")
