@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks import plan
+from benchmarks.report import add_limits, count
 from options import UsageError, add_control_options, add_model_options, shortened, size_or_clip, whole
 
 DECIMAL = r"([0-9]{1,9}(\.[0-9]{0,18})?|\.[0-9]{1,18})"
@@ -60,7 +60,7 @@ def _render(parser: Parser) -> None:
     )
     _graphs_option(parser)
     parser.add_argument("--text-to-image", action="store_true", help="from the prompt alone; INPUT only for a control")
-    parser.add_argument("--count", type=plan.count, metavar="N", help="pictures from text, seed after seed; or frames")
+    parser.add_argument("--count", type=count, metavar="N", help="pictures from text, seed after seed; or frames")
     parser.add_argument("--motion", metavar="PATH", help="an AnimateDiff motion adapter: whole clips, from text too")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="picture or video, white where to repaint")
     pixels, quality = whole(0, 1000, "a number of pixels"), whole(1, 100, "a quality")
@@ -96,7 +96,7 @@ def _models(parser: Parser) -> None:
 
 def _bench(parser: Parser) -> None:
     add_model_options(parser)
-    plan.add_options(parser)
+    add_limits(parser)
     add_control_options(parser)
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import plan
 from choices import library_rows, preset_rows
 from command_line import parsed
 from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, leave
@@ -240,7 +239,7 @@ def _bench(options: argparse.Namespace) -> int:
     controls = controls_from(options, spec, defaults)
     from benchmarks import engine
 
-    return engine.run(name, [(spec, controls)], str(device), plan.plan_from(options))
+    return engine.run(name, [(spec, controls)], str(device), engine.Limits.of(options))
 
 
 if __name__ == "__main__":

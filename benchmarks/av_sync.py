@@ -1,4 +1,4 @@
-"""Are picture and sound in step where they are seen and heard? Flashes and beeps, from FFmpeg to real Chromium.
+"""How far picture and sound are apart where they are seen and heard: flashes and beeps, from FFmpeg to Chromium.
 
     python -m benchmarks.av_sync [--events 120] [--json FILE] [-- serve options]
 

@@ -1,4 +1,4 @@
-"""Where do a frame's milliseconds go? Upload, colour, encode, noise, UNet, decode, download, and the gaps between.
+"""Where a frame's milliseconds go: upload, colour, encode, noise, UNet, decode, download, and the gaps between.
 
     python -m benchmarks.breakdown [--model mini | --shape sd15 [--tiny]] [--compile] [--steps 1] [--json FILE]
 
@@ -29,11 +29,11 @@ from unittest.mock import patch
 import numpy as np
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks import report, shapes
-from benchmarks.engine import shaped
-from pipeline import Controls, ModelSpec, compiling, load
+from benchmarks import report
+from benchmarks.engine import add_model_options, chosen
+from pipeline import Controls, compiling, load
+from pipeline.batch import Batch, Pictures
 from pipeline.pixels import annotators, color
-from pipeline.presets import TABLE
 from pipeline.runtime.devices import compiling_pays, prepared
 from pipeline.sampling import lcm
 from pipeline.stylizer import Stylizer
@@ -171,28 +171,30 @@ def rows(label: str, frames: Sequence[dict[str, float]]) -> list[dict[str, Any]]
     return made
 
 
-def live_call(stylizer: Stylizer) -> tuple[Callable[..., object], tuple[int, ...]]:
-    """What the live engine calls for a frame of the model's size from a webcam, and that frame's shape."""
-    height, width = stylizer.spec.height, stylizer.spec.width
-    if stylizer.takes_i420:
-        return stylizer.live, (1, height * 3 // 2, width)
-    return stylizer, (1, height, width, 3)
+def live_shape(stylizer: Stylizer) -> tuple[int, ...]:
+    """That of a frame of the model's size from a webcam, as the live engine takes it."""
+    height, width = stylizer.capabilities.height, stylizer.capabilities.width
+    return (1, height * 3 // 2, width) if stylizer.takes_i420 else (1, height, width, 3)
+
+
+def paint(stylizer: Stylizer, frames: np.ndarray, controls: Controls) -> Pictures:
+    """The live engine's call."""
+    return stylizer.submit(Batch(frames, (controls,)))()
 
 
 def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[dict[str, float]]:
     """Milliseconds by stage of each of `count` frames."""
-    call, shape = live_call(stylizer)
     dice = np.random.default_rng(0)
-    pictures = [dice.integers(16, 236, shape, dtype=np.uint8) for _ in range(8)]
+    frames = [dice.integers(16, 236, live_shape(stylizer), dtype=np.uint8) for _ in range(8)]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (stylizer.device.type == "cuda")
     with named(ranges(stylizer)):
-        stylizer.record_calls(lambda: call(pictures[0], controls))
+        stylizer.record_calls(lambda: paint(stylizer, frames[0], controls))
         for i in range(WARM_UP):
-            call(pictures[i % 8], controls)
+            paint(stylizer, frames[i % 8], controls)
         with profile(activities=activities) as profiler:
             for i in range(count):
                 with record_function(FRAME):
-                    call(pictures[i % 8], controls)
+                    paint(stylizer, frames[i % 8], controls)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
@@ -201,56 +203,36 @@ def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[d
 
 def unwatched_ms(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> float:
     """The median of a frame without the profiler, which slows the host down."""
-    call, shape = live_call(stylizer)
-    frame, times_ms = np.zeros(shape, np.uint8), []
-    stylizer.record_calls(lambda: call(frame, controls))
+    frame, times_ms = np.zeros(live_shape(stylizer), np.uint8), []
+    stylizer.record_calls(lambda: paint(stylizer, frame, controls))
     for _ in range(WARM_UP + count):
         started_s = time.perf_counter()
-        call(frame, controls)
+        paint(stylizer, frame, controls)
         times_ms.append(1000 * (time.perf_counter() - started_s))
     return report.percentile(times_ms[WARM_UP:], 50)
-
-
-def chosen_model(options: argparse.Namespace, scratch: Path) -> tuple[str, ModelSpec, Controls]:
-    """By --model or --shape (with --tiny and --work)."""
-    if options.shape:
-        spec, controls = next(iter(shaped(options.shape, options.tiny, options.work or scratch, options.device)))
-        return f"{options.shape} shape, random weights", spec, controls
-    return options.model, TABLE[options.model].spec, TABLE[options.model].defaults
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=list(TABLE), default="mini")
-    parser.add_argument("--shape", choices=list(shapes.SHAPES), help="a published shape with random weights instead")
-    parser.add_argument("--tiny", action="store_true", help="its topology in a few kilobytes, to try the benchmark")
-    parser.add_argument("--work", type=Path, help="where checkpoints are kept between runs")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
-    parser.add_argument("--json", type=Path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--frames", type=int, default=FRAMES)
     options = parser.parse_args()
     device = prepared(options.device)
     with tempfile.TemporaryDirectory() as scratch:
-        name, spec, controls = chosen_model(options, Path(scratch))
+        name, spec, controls = chosen(options, Path(scratch))
         controls = controls.model_copy(update={"steps": options.steps})
         stylizer = load(spec, str(device), compile=False, graphs=False)
         title = f"One frame by stage, {name} at {spec.width}x{spec.height} in {str(stylizer.dtype)[6:]}"
         about, made = {**report.machine(str(device)), "model": name, "steps": options.steps}, []
-        compiled = compiling_pays(device) if options.compile is None else options.compile
-        labels = ["ours", *["ours, graphs"] * (device.type == "cuda"), *["ours, compiled"] * compiled]
+        is_compiled = compiling_pays(device) if options.compile is None else options.compile
+        labels = ["ours", *["ours, graphs"] * (device.type == "cuda"), *["ours, compiled"] * is_compiled]
         for label in labels:
             if label == "ours, graphs":
                 stylizer = Stylizer(spec, stylizer.components)
             if label == "ours, compiled":
-                compiling.compile_beside(
-                    stylizer, lambda detail, progress: print(detail, flush=True), compiling.at_once
-                )
+                compiling.compile_beside(stylizer, lambda detail, progress: print(detail), compiling.at_once)
             about[f"{label}, without the profiler ms"] = round(unwatched_ms(stylizer, controls, options.frames), 3)
             made += rows(label, watch(stylizer, controls, options.frames))
             report.add(title, about, made, options.json)

@@ -1,4 +1,4 @@
-"""Is right what will be measured? Tiny models on the device and the CPU, compiled and not, ours and the peers.
+"""The pictures that will be timed are right: tiny models on the device and on the CPU, compiled and not.
 
     python -m benchmarks.checks [--device auto] [--no-compile] [--json FILE]
 
@@ -18,28 +18,21 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks import recorded, report, shapes
-from benchmarks.contenders import Diffusers, Ours
-from benchmarks.plan import Setting
-from benchmarks.streamdiffusion_peer import StreamDiffusionPeer
+from benchmarks import report
+from benchmarks.engine import LeftOut, Setting, diffusers_img2img, launched
 from pipeline import Controls, ModelSpec, compiling, load
+from pipeline.batch import Batch, Pictures
 from pipeline.errors import first_line
 from pipeline.pixels import canny
 from pipeline.runtime.devices import prepared
-from pipeline.runtime.graphs import Graphs, Record, record_in_one_pool, unless_it_waits
+from pipeline.stylizer import Stylizer
 from stream.engine.i420 import to_i420
+from tests import tiny
 
 CONTROLS = Controls(prompt="a cat on a roof", strength=0.5, steps=2, guidance=1.5)
 EXACT, HALF = 0.5, 2.0  # mean differences allowed in float32 and in half precision
 
-
-class LeftOut(Exception):
-    """A check that cannot be made here: an optional peer is not installed."""
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean absolute difference of two uint8 pictures, of 255."""
-    return float(np.abs(a.astype(np.int16) - b).mean())
+Check = Callable[[], tuple[float, float]]  # the difference found and the one allowed
 
 
 def edges_as_opencvs(device: torch.device) -> tuple[float, float]:
@@ -52,7 +45,7 @@ def edges_as_opencvs(device: torch.device) -> tuple[float, float]:
     expected = np.stack([cv2.Canny(*one) for one in zip(greys, low, high, strict=True)])
     thresholds = (torch.tensor(each, device=device)[:, None, None, None] for each in (low, high))
     found = canny.canny_on_device(torch.from_numpy(frames).permute(0, 3, 1, 2).to(device), *thresholds)
-    return difference(255 * found[:, 0].cpu().numpy().astype(np.uint8), expected), 0.0
+    return report.difference(255 * found[:, 0].cpu().numpy().astype(np.uint8), expected), 0.0
 
 
 def no_wait_for_edges(device: torch.device) -> tuple[float, float]:
@@ -61,35 +54,19 @@ def no_wait_for_edges(device: torch.device) -> tuple[float, float]:
     return float(canny._hysteresis_on(device) is not canny.by_regions), 0.0
 
 
-def replayed_as_launched(device: torch.device, record: Record | None) -> tuple[float, float]:
-    """The largest difference, on frames that change. Fails where something was not recorded."""
-    if record is None:
-        raise LeftOut("only CUDA has graphs to record")
-    taken, apart = [], [0.0]
-
-    def counted(work):
-        replay = record(work)
-        taken.append(replay)
-        return replay
-
-    made = recorded.cases(device)
-    for of, make in made.values():
-        plain = of(lambda way: way)
-        replayed = recorded.ready(of, make, lambda way: Graphs(way, unless_it_waits(counted)))
-        for given in [make() for _ in range(3)]:
-            apart.append(float((replayed(given).float() - plain(given).float()).abs().max()))
-    if len(taken) != len(made):
-        raise RuntimeError(f"{len(taken)} of {len(made)} were recorded")
-    return max(apart), 0.0
+def live_pictures(stylizer: Stylizer, planes: np.ndarray) -> Pictures:
+    """Of frames in I420, as a stream hands them in."""
+    return stylizer.submit(Batch(planes, (CONTROLS,) * len(planes)))()
 
 
-def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, Callable[[], tuple[float, float]]]]:
-    """(what is checked, how: the difference found and the one allowed)."""
-    bases = {name: shapes.checkpoint(work / name, shapes.tiny(shape)) for name, shape in shapes.SHAPES.items()}
-    side = shapes.tiny(shapes.SD15).size
+def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, Check]]:
+    """(what is checked, how)."""
+    shapes = tiny.TINY_SHAPES
+    bases = {name: shape.kept(tiny.checkpoint, work / name, "cpu") for name, shape in shapes.items()}
+    side = shapes["sd15"].side
     frame = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
 
-    def model(name: str, dtype: str, target: str = str(device)):
+    def model(name: str, dtype: str, target: str = str(device)) -> Stylizer:
         spec = ModelSpec(str(bases[name]), width=side, height=side, dtype=dtype)
         stylizer = load(spec, target, compile=False)
         stylizer.record_calls(lambda: stylizer(frame, CONTROLS))
@@ -97,60 +74,65 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
 
     def as_on_the_cpu(name: str, dtype: str, allowed: float) -> tuple[float, float]:
         reference = model(name, "float32", "cpu")(frame, CONTROLS)
-        return difference(model(name, dtype)(frame, CONTROLS), reference), allowed
+        return report.difference(model(name, dtype)(frame, CONTROLS), reference), allowed
+
+    def replayed_as_launched() -> tuple[float, float]:
+        """With what surrounds the painting: conversions, and a ControlNet's edges; on frames that change."""
+        if device.type != "cuda":
+            raise LeftOut("only CUDA has graphs to record")
+        net = shapes["sd15"].kept(tiny.controlnet, work / "controlnet", "cpu")
+        spec = ModelSpec(str(bases["sd15"]), controlnet=str(net), width=side, height=side, dtype="float32")
+        plain, replayed = (load(spec, str(device), compile=False, graphs=graphs) for graphs in (False, True))
+        frames = np.random.default_rng(4).integers(16, 236, (4, 1, 720, 640), dtype=np.uint8)
+        replayed.record_calls(lambda: live_pictures(replayed, frames[0]))
+        apart = [report.difference(live_pictures(plain, one).rgb, live_pictures(replayed, one).rgb) for one in frames]
+        return max(apart), EXACT
 
     def as_uncompiled(dtype: str, allowed: float) -> tuple[float, float]:
         stylizer = model("sd15", dtype)
         reference = stylizer(frame, CONTROLS)
         compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
         stylizer.record_calls(lambda: stylizer(frame, CONTROLS))
-        return difference(stylizer(frame, CONTROLS), reference), allowed
+        return report.difference(stylizer(frame, CONTROLS), reference), allowed
 
-    def as_ours(kind: type) -> tuple[float, float]:
-        stylizer, setting, controls = model("sd15", "float32"), Setting(steps=2), CONTROLS
-        peer, ours = kind(stylizer, controls), Ours(stylizer, controls)
-        if (reason := peer.left_out(setting)) is not None:
-            raise LeftOut(reason)
-        call = peer.call(setting)
-        for _ in range(peer.delay(setting) + 1):
-            painted = call(frame)
-        return difference(painted, ours.call(setting)(frame)), EXACT
+    def as_diffusers() -> tuple[float, float]:
+        stylizer, setting = model("sd15", "float32"), Setting(steps=2)
+        ours, theirs = (way(stylizer, CONTROLS)(setting)(frame) for way in (launched, diffusers_img2img))
+        return report.difference(ours, theirs), EXACT
 
     def as_one_by_one() -> tuple[float, float]:
         stylizer = model("sd15", "float32")
         frames = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
         single = np.concatenate([stylizer(one[None], CONTROLS) for one in frames])
-        return difference(stylizer(frames, CONTROLS), single), EXACT
+        return report.difference(stylizer(frames, CONTROLS), single), EXACT
 
     def as_rgb() -> tuple[float, float]:
         stylizer = model("sd15", "float32")
         planes = np.random.default_rng(2).integers(16, 236, (2, side * 3 // 2, side), dtype=np.uint8)
         rgb = np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in planes])
-        pictures, out = stylizer.live(planes, CONTROLS)
-        expected = stylizer(rgb, CONTROLS)
-        apart = difference(out, np.stack([to_i420(one) for one in expected]))
-        return max(apart, difference(pictures, expected)), EXACT
+        pictures, expected = live_pictures(stylizer, planes), stylizer(rgb, CONTROLS)
+        apart = report.difference(pictures.rgb, expected)
+        if pictures.i420 is not None:
+            apart = max(apart, report.difference(pictures.i420, np.stack([to_i420(one) for one in expected])))
+        return apart, EXACT
 
-    found: list[tuple[str, Callable[[], tuple[float, float]]]] = [
+    found: list[tuple[str, Check]] = [
         (f"{name} in {dtype}, as on the CPU in float32", partial(as_on_the_cpu, name, dtype, allowed))
         for name in bases
         for dtype, allowed in (("float32", EXACT), ("float16", HALF))
     ]
-    found.append(("a batch of three, as its frames one by one", as_one_by_one))
-    found.append(("I420 in and out, as RGB", as_rgb))
-    found.append(("Canny's edges, as OpenCV's on every pixel", partial(edges_as_opencvs, device)))
-    found.append(("Canny's edges, without a wait", partial(no_wait_for_edges, device)))
-    record = record_in_one_pool(device) if device.type == "cuda" else None
-    around = partial(replayed_as_launched, device, record)
-    found.append(("conversions and control images, replayed as launched", around))
-    found.append(("diffusers' pipeline, as ours", partial(as_ours, Diffusers)))
-    found.append(("StreamDiffusion, as ours", partial(as_ours, StreamDiffusionPeer)))
-    if compile:
-        found.append(("compiled in float16, as uncompiled", partial(as_uncompiled, "float16", HALF)))
-    return found
+    found += [
+        ("a batch of three, as its frames one by one", as_one_by_one),
+        ("I420 in and out, as RGB", as_rgb),
+        ("Canny's edges, as OpenCV's on every pixel", partial(edges_as_opencvs, device)),
+        ("Canny's edges, without a wait", partial(no_wait_for_edges, device)),
+        ("CUDA graphs, as launched kernel by kernel", replayed_as_launched),
+        ("diffusers' pipeline, as ours", as_diffusers),
+    ]
+    return [*found, *[("compiled in float16, as uncompiled", partial(as_uncompiled, "float16", HALF))] * compile]
 
 
-def row(name: str, check: Callable[[], tuple[float, float]]) -> dict[str, object]:
+def row(name: str, check: Check) -> dict[str, object]:
     try:
         found, allowed = check()
     except LeftOut as reason:

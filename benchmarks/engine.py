@@ -1,13 +1,11 @@
-"""Engine time of a frame: ours, ours compiled, diffusers' own pipeline and StreamDiffusion, in one run, same weights.
+"""Engine time of a frame: ours, launched, replayed and compiled, and diffusers' pipeline, in one run, same weights.
 
     python main.py bench                              the model that `serve` would use
     python -m benchmarks.engine --shape sd15          the published shape with random weights (speed is in the shape)
 
 uint8 frames in host memory in, uint8 pictures in host memory out, equal size and UNet steps, warm, each call waited
-for. Beside each row the arithmetic floor: the operations of that very call over the rate of matrix products that the
-device shows in the same run. `delay` is how many calls later a picture comes out, so that it takes `delay` + 1 calls to
-be painted; `differs`, how far a picture is on average, of 255, from what the same weights give uncompiled and one frame
-after the other. What is left out is named, and why.
+for. `differs` is how far a picture is on average, of 255, from ours, launched kernel by kernel; diffusers gives each
+frame of a batch noise of its own, and its guides find edges in colour. What is left out is named, and why.
 """
 
 from __future__ import annotations
@@ -15,26 +13,91 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import math
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
+from diffusers import (
+    LCMScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
+from PIL import Image
 
-from benchmarks import bars, floor, report, shapes
-from benchmarks.contenders import Call, Contender, Diffusers, Ours, OursCompiled, OursReplayed, OursStreamBatch
-from benchmarks.plan import Plan, Setting, add_options, plan_from
-from benchmarks.streamdiffusion_peer import peers
-from pipeline import Controls, LoadError, ModelSpec, load
+from benchmarks import report
+from pipeline import Controls, LoadError, ModelSpec, compiling, load
 from pipeline.errors import CaptureFailed, first_line
+from pipeline.presets import TABLE
 from pipeline.runtime.devices import compiling_pays, pick_device, prepared
 from pipeline.stylizer import Stylizer
+from tests import tiny
 
 WARM_UP = 5
 LEAST_CALLS = 20
+CFG_GUIDANCE = 1.5  # where the model's own setting has none
+OURS, DIFFUSERS = "ours", "diffusers img2img"
+THEIR_STRENGTH = 0.5  # the last half of the timesteps: as many are asked for that as many steps run as ours
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row is of."""
+
+    steps: int = 1
+    batch: int = 1
+    cfg: bool = False
+
+    def applied(self, controls: Controls) -> Controls:
+        guidance = max(controls.guidance, CFG_GUIDANCE) if self.cfg else min(controls.guidance, 1.0)
+        return controls.model_copy(update={"steps": self.steps, "guidance": guidance})
+
+    def frames(self, spec: ModelSpec, count: int = 8) -> list[np.ndarray]:
+        dice = np.random.default_rng(0)
+        return [dice.integers(0, 256, (self.batch, spec.height, spec.width, 3), np.uint8) for _ in range(count)]
+
+
+# (steps, batch, cfg); what matters most comes first: a budget may cut the rest
+SETTINGS = tuple(Setting(*each) for each in ((1,), (4,), (1, 8), (2,), (1, 1, True), (1, 4), (1, 2)))
+WITH_CONTROL = SETTINGS[:2]  # of a ControlNet beside the model without
+GRID = tuple(Setting(*each) for each in itertools.product((1, 2, 4), (1, 2, 4, 8), (False, True)))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """As the options of report.add_limits. json: written after every row."""
+
+    frames: int = 200
+    row_s: float = 20.0
+    budget_s: float = math.inf
+    everything: bool = False
+    compile: bool | None = None
+    json: Path | None = None
+    started_s: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Limits:
+        names = ("frames", "row_s", "budget_s", "everything", "compile", "json")
+        return cls(**{name: getattr(options, name) for name in names})
+
+    def settings(self, *, beside: bool) -> Sequence[Setting]:
+        """beside: of a model that was measured without its ControlNet before."""
+        if self.everything:
+            return GRID
+        return WITH_CONTROL if beside else SETTINGS
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() - self.started_s > self.budget_s
 
 
 @dataclass
@@ -49,9 +112,140 @@ class Results:
             print(sentence, flush=True)
 
 
-def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, plan: Plan) -> int:
-    """Measure; print the table, write JSON and picture; returns the exit code. models: of one size and device, as
-    without and with a ControlNet."""
+class LeftOut(Exception):
+    """Why something is not measured or checked here."""
+
+
+Call = Callable[[np.ndarray], np.ndarray]  # uint8 [batch, H, W, 3] in host memory -> the same
+Way = Callable[[Setting], Call]  # raises LeftOut
+
+
+# -- who is measured -----------------------------------------------------------------------------------------------
+
+
+def launched(stylizer: Stylizer, controls: Controls) -> Way:
+    """Every kernel from Python, if it is a stylizer without graphs."""
+    return lambda setting: partial(stylizer, controls=setting.applied(controls))
+
+
+def replayed(stylizer: Stylizer, controls: Controls) -> Way:
+    """As CUDA graphs, where there are any."""
+
+    def way(setting: Setting) -> Call:
+        call, (blank,) = launched(stylizer, controls)(setting), setting.frames(stylizer.spec, 1)
+        stylizer.record_calls(lambda: call(blank))
+        return call
+
+    return way
+
+
+def compiled(stylizer: Stylizer, controls: Controls) -> Way:
+    """It compiles when it is first asked for a frame, and again when it is first asked for a batch. Raises LoadError
+    where that fails."""
+
+    @cache
+    def compile(batches: bool) -> None:
+        compiling.compile_beside(stylizer, lambda detail, progress: print(detail), compiling.at_once, batches)
+
+    def way(setting: Setting) -> Call:
+        compile(setting.batch > 1)
+        seen: list[Any] = []
+        hook = stylizer.components.unet.register_forward_pre_hook(lambda module, args: seen.append(module))
+        launched(stylizer, controls)(setting)(setting.frames(stylizer.spec, 1)[0])
+        hook.remove()
+        if seen:
+            raise LeftOut(f"it has no compiled code for batches of {setting.batch}, which run as uncompiled ones")
+        return replayed(stylizer, controls)(setting)
+
+    return way
+
+
+def diffusers_img2img(stylizer: Stylizer, controls: Controls) -> Way:
+    """diffusers' pipeline as the LCM guides call it, on copies of the same weights in the guides' layout."""
+    generator, pipe = torch.Generator("cpu"), cache(lambda: _pipeline(stylizer))
+
+    def way(setting: Setting) -> Call:
+        asked, paint = setting.applied(controls), pipe()
+
+        def call(frames: np.ndarray) -> np.ndarray:
+            joined: dict[str, Any] = {}
+            if stylizer.components.extras:
+                edges = [cv2.Canny(frame, asked.canny_low, asked.canny_high) for frame in frames]
+                joined = {"control_image": [Image.fromarray(np.stack([edge] * 3, axis=2)) for edge in edges]}
+                joined["controlnet_conditioning_scale"] = asked.control_scale
+            painted = paint(
+                [asked.prompt] * len(frames),
+                image=[Image.fromarray(frame) for frame in frames],
+                strength=THEIR_STRENGTH,
+                num_inference_steps=int(asked.steps / THEIR_STRENGTH),
+                guidance_scale=asked.guidance,
+                negative_prompt=[asked.negative_prompt] * len(frames),
+                generator=generator.manual_seed(asked.seed),
+                **joined,
+            )
+            return np.stack([np.asarray(picture) for picture in painted.images])
+
+        return call
+
+    return way
+
+
+def _pipeline(stylizer: Stylizer) -> Callable[..., Any]:
+    parts = stylizer.components
+    if parts.text_encoders[0].device != parts.device:
+        raise LeftOut("its pipeline wants all modules on one device, and --low-memory keeps some off it")
+    if stylizer.capabilities.annotators not in ((), ("canny",)) or (parts.extras and parts.family.pooled):
+        raise LeftOut("its guides' img2img has no pipeline for this model's extras")
+
+    def plain(module: torch.nn.Module) -> torch.nn.Module:
+        return deepcopy(module).to(memory_format=torch.contiguous_format)
+
+    modules: dict[str, Any] = {
+        "vae": plain(parts.vae),
+        "unet": plain(parts.unet),
+        "text_encoder": parts.text_encoders[0],
+        "tokenizer": parts.tokenizers[0],
+        "scheduler": LCMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            steps_offset=1,
+            set_alpha_to_one=False,
+            prediction_type=parts.schedule.prediction,
+        ),
+        **parts.family.without,
+    }
+    kind = StableDiffusionImg2ImgPipeline
+    if parts.family.pooled:
+        kind = StableDiffusionXLImg2ImgPipeline
+        modules |= {"text_encoder_2": parts.text_encoders[1], "tokenizer_2": parts.tokenizers[1]}
+    elif parts.extras:
+        kind = StableDiffusionControlNetImg2ImgPipeline
+        (modules["controlnet"],) = (plain(net) for extra in parts.extras for net in extra.children())
+    pipe = kind(**modules)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ways(stylizer: Stylizer, controls: Controls, compile: bool | None) -> dict[str, Way]:
+    """By the name of their rows."""
+    spec, parts = stylizer.spec, stylizer.components
+    found = {OURS: launched(Stylizer(spec, parts, graphs=False), controls)}
+    if stylizer.graphs:
+        found[f"{OURS}, graphs"] = replayed(Stylizer(spec, parts), controls)
+    found[DIFFUSERS] = diffusers_img2img(stylizer, controls)
+    if compiling_pays(stylizer.device) if compile is None else compile:
+        found[f"{OURS}, compiled"] = compiled(Stylizer(spec, parts), controls)
+    return found
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, limits: Limits) -> int:
+    """Measure, print the table, write JSON; returns the exit code. models: of one size and device, as without and with
+    a ControlNet."""
     target = prepared(device)
     results = None
     for spec, controls in models:
@@ -61,18 +255,18 @@ def run(name: str, models: Iterable[tuple[ModelSpec, Controls]], device: str, pl
         beside = results is not None
         results = results or _about(name, stylizer, controls)
         try:
-            _measure_model(stylizer, controls, plan.settings(beside=beside), plan, results)
+            measure(stylizer, controls, limits.settings(beside=beside), limits, results)
         except CaptureFailed as error:
             results.leave_out(f"The rest: left out. {error}")
             break
         del stylizer
         gc.collect()
-    report.publish(results.title, results.about, results.rows, plan.json)
+    if results is not None:
+        report.publish(results.title, results.about, results.rows, limits.json)
     return 0
 
 
 def _about(name: str, stylizer: Stylizer, controls: Controls) -> Results:
-    rate = floor.matmul_rate(stylizer.device, stylizer.dtype)
     size, dtype = f"{stylizer.spec.width}x{stylizer.spec.height}", str(stylizer.dtype)
     about = {
         **report.machine(str(stylizer.device)),
@@ -81,77 +275,38 @@ def _about(name: str, stylizer: Stylizer, controls: Controls) -> Results:
         "dtype": dtype,
         "strength": controls.strength,
         "guidance": controls.guidance,
-        "matmul TFLOP/s": round(rate / 1e12, 3),
         "left out": [],
     }
     return Results(f"Engine time of a frame, {name} at {size} in {dtype[6:]}", about)
 
 
-def _measure_model(
-    stylizer: Stylizer, controls: Controls, settings: Sequence[Setting], plan: Plan, results: Results
+def measure(
+    stylizer: Stylizer, controls: Controls, settings: Sequence[Setting], limits: Limits, results: Results
 ) -> None:
-    contenders = contenders_for(stylizer, controls, plan)
-    control = bool(stylizer.spec.annotators)
-    counted: dict[tuple[Contender, Setting], float] = {}
-    for setting, contender in itertools.product(settings, contenders):
-        if plan.is_over:
-            results.leave_out(f"{contender.name}: some rows left out, the time was up.")
+    measured = ways(stylizer, controls, limits.compile)
+    for setting, (name, way) in itertools.product(settings, measured.items()):
+        if limits.is_over:
+            results.leave_out(f"{name}: some rows left out, the time was up.")
             continue
-        if setting.cfg and stylizer.recipes.guidance_embedding_dim is not None:
+        if setting.cfg and stylizer.capabilities.guidance_embedding:
             results.leave_out("Rows with CFG: left out, a full LCM takes its guidance as an input.")
             continue
+        frames, plain = setting.frames(stylizer.spec), measured[OURS](setting)
         try:
-            if (reason := contender.left_out(setting)) is not None:
-                results.leave_out(f"{contender.name}: left out, {reason}.")
-                continue
-            key = (contender.twin, setting)
-            if key not in counted:
-                counted[key] = floor_ms(contender.twin.call(setting), stylizer, setting, results)
-            frames = _frames(stylizer.spec, setting)
-            differs = picture_difference(contender, setting, frames[0])
-            times_ms = time_calls(contender.call(setting), frames, plan.frames, plan.row_s)
+            call = way(setting)
+            differs = None if name == OURS else report.difference(call(frames[0]), plain(frames[0]))
+            times_ms = time_calls(call, frames, limits.frames, limits.row_s)
+        except LeftOut as reason:
+            results.leave_out(f"{name}: left out, {reason}.")
+            continue
         except CaptureFailed:  # memory may be corrupt: nothing is measured with that
             raise
         except Exception as error:  # whoever fails is named, the others are measured
-            results.leave_out(f"{contender.name}: left out, it failed ({type(error).__name__}: {first_line(error)}).")
+            results.leave_out(f"{name}: left out, it failed ({type(error).__name__}: {first_line(error)}).")
             continue
-        delay = contender.delay(setting)
-        results.rows.append(row(contender.name, control, setting, times_ms, counted[key], delay, differs))
+        results.rows.append(row(name, bool(stylizer.capabilities.annotators), setting, times_ms, differs))
         compare(results.rows)
-        report.add(results.title, results.about, results.rows, plan.json)
-        if plan.picture is not None:
-            plan.picture.write_text(bars.svg({"title": results.title, **results.about, "rows": results.rows}))
-
-
-def contenders_for(stylizer: Stylizer, controls: Controls, plan: Plan) -> list[Contender]:
-    ours = Ours(Stylizer(stylizer.spec, stylizer.components, graphs=False), controls)
-    replayed = [*([OursReplayed(ours)] if stylizer.graphs else []), OursStreamBatch(ours)]
-    compiled = compiling_pays(stylizer.device) if plan.compile is None else plan.compile
-    others = peers(stylizer, controls, compiled=compiled, everything=plan.everything)
-    found = [ours, *replayed, Diffusers(stylizer, controls), *([OursCompiled(ours)] if compiled else []), *others]
-    return sorted(found, key=lambda contender: contender.twin is not contender)  # compiling takes minutes: last
-
-
-def floor_ms(call: Call, stylizer: Stylizer, setting: Setting, results: Results) -> float:
-    flops = floor.flops(lambda: call(_frames(stylizer.spec, setting)[0]))
-    return flops / (results.about["matmul TFLOP/s"] * 1e12) * 1000
-
-
-def picture_difference(contender: Contender, setting: Setting, frames: np.ndarray) -> float | None:
-    """Mean difference between a compiled contender's pictures and its twin's, of 255; None for an uncompiled one."""
-    if contender.twin is contender:
-        return None
-
-    def painted(by: Contender) -> np.ndarray:
-        call = by.call(setting)
-        return [call(frames) for _ in range(by.delay(setting) + 1)][-1]
-
-    return float(np.abs(painted(contender).astype(np.int16) - painted(contender.twin)).mean())
-
-
-def _frames(spec: ModelSpec, setting: Setting) -> list[np.ndarray]:
-    dice = np.random.default_rng(0)
-    return [dice.integers(0, 256, (setting.batch, spec.height, spec.width, 3), dtype=np.uint8) for _ in range(8)]
+        report.add(results.title, results.about, results.rows, limits.json)
 
 
 def time_calls(call: Call, frames: Sequence[np.ndarray], count: int, row_s: float) -> list[float]:
@@ -169,13 +324,7 @@ def time_calls(call: Call, frames: Sequence[np.ndarray], count: int, row_s: floa
 
 
 def row(
-    engine: str,
-    control: bool,
-    setting: Setting,
-    times_ms: Sequence[float],
-    floor_ms: float,
-    delay: int = 0,
-    differs: float | None = None,
+    engine: str, control: bool, setting: Setting, times_ms: Sequence[float], differs: float | None = None
 ) -> dict[str, Any]:
     """A row of the table, of calls of `setting.batch` frames each."""
     p50 = report.percentile(times_ms, 50)
@@ -188,10 +337,7 @@ def row(
         "p50 ms": p50,
         "p95 ms": report.percentile(times_ms, 95),
         "fps": 1000 * setting.batch / p50,
-        "floor ms": floor_ms,
-        "x floor": p50 / floor_ms,
         "x diffusers": None,
-        "delay": delay,
         "differs": differs,
         "calls": len(times_ms),
     }
@@ -203,35 +349,51 @@ def compare(rows: Sequence[dict[str, Any]]) -> None:
     def key(one: dict[str, Any]) -> tuple:
         return one["control"], one["cfg"], one["steps"], one["batch"]
 
-    baseline = {key(one): one["p50 ms"] for one in rows if one["engine"] == Diffusers.name}
+    baseline = {key(one): one["p50 ms"] for one in rows if one["engine"] == DIFFUSERS}
     for one in rows:
         one["x diffusers"] = baseline[key(one)] / one["p50 ms"] if key(one) in baseline else None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=list(shapes.SHAPES), required=True)
+# -- which model -----------------------------------------------------------------------------------------------------
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=list(TABLE), default="mini")
+    parser.add_argument("--shape", choices=list(tiny.SHAPES), help="a published shape with random weights instead")
     parser.add_argument("--tiny", action="store_true", help="its topology in a few kilobytes, to try the benchmark")
     parser.add_argument("--work", type=Path, help="where checkpoints are kept between runs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
-    add_options(parser)
+
+
+def chosen(options: argparse.Namespace, scratch: Path) -> tuple[str, ModelSpec, Controls]:
+    """(its name, what is loaded, what is asked of it), by the options above."""
+    if not options.shape:
+        return options.model, TABLE[options.model].spec, TABLE[options.model].defaults
+    shape, folder = shape_and_folder(options, scratch)
+    base = shape.kept(tiny.checkpoint, folder / options.shape, str(pick_device(options.device)))
+    spec = ModelSpec(str(base), width=shape.side, height=shape.side)
+    return f"{options.shape} shape, random weights", spec, Controls(prompt="an oil painting", strength=0.5)
+
+
+def shape_and_folder(options: argparse.Namespace, scratch: Path) -> tuple[tiny.ModelShape, Path]:
+    shapes = tiny.TINY_SHAPES if options.tiny else tiny.SHAPES
+    return shapes[options.shape], (options.work or scratch) / ("tiny" if options.tiny else "full")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_options(parser)
+    report.add_limits(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        models = shaped(options.shape, options.tiny, options.work or Path(scratch), options.device)
-        run(f"{options.shape} shape, random weights", models, options.device, plan_from(options))
-
-
-def shaped(name: str, tiny: bool, work: Path, device: str) -> Iterable[tuple[ModelSpec, Controls]]:
-    """The published shape with random weights, without and (SD1.5) with a ControlNet."""
-    shape = shapes.tiny(shapes.SHAPES[name]) if tiny else shapes.SHAPES[name]
-    work, drawn_on = work / ("tiny" if tiny else "full"), str(pick_device(device))
-    base = shapes.checkpoint(work / name, shape, drawn_on)
-    spec = ModelSpec(str(base), width=shape.size, height=shape.size)
-    controls = Controls(prompt="an oil painting", strength=0.5)
-    yield spec, controls
-    if not shape.sdxl:
-        yield replace(spec, controlnet=str(shapes.controlnet(work / f"{name}-controlnet", shape, drawn_on))), controls
+        name, spec, controls = chosen(options, Path(scratch))
+        models = [(spec, controls)]
+        if options.shape == "sd15":
+            shape, folder = shape_and_folder(options, Path(scratch))
+            net = shape.kept(tiny.controlnet, folder / "sd15-controlnet", str(pick_device(options.device)))
+            models.append((replace(spec, controlnet=str(net)), controls))
+        run(name, models, options.device, Limits.of(options))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One command for a lent machine: checks, then every benchmark that needs a GPU, each within its share of the time.
+"""The one script for a GPU machine: checks, then every benchmark that needs a GPU, each in its share of the time.
 
     python -m benchmarks.everything OUT [--budget-s 580] [--only checks engine ...] [--work DIR] [--tiny]
 
@@ -6,7 +6,6 @@ On a bare machine with Python, PyTorch for CUDA, g++ and the packages of require
 peft, accelerate, opencv-python-headless, prometheus-client, pillow), put the rest beside it and name the place:
 
     python -m pip install --no-deps --target SITE diffusers pydantic pydantic-core annotated-types typing-inspection av
-    python -m pip install --no-deps --target SITE streamdiffusion==0.1.1
     export PYTHONPATH=SITE
 
 in the versions of requirements.txt; where there is no network, from wheels with --no-index --find-links FOLDER.
@@ -15,9 +14,8 @@ Each step is a process of its own: one that fails or runs out of time is told, a
 JSON a step, `everything.log` with all they said, and `summary.json`: the figures aimed at, beside those measured.
 Checkpoints of random weights are kept in the work folder and compiled code in its usual cache, so that a second command
 on the same machine, with --only for the steps that the first had no time for, does not make them again. Compiling takes
-minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only recorded breakdown candidates
-streams stream-batch reuse systems`, a third `--only reuse-sdxl engine-sdxl`; a fourth, `--only candidates-compiled`,
-compiles anew for each candidate.
+minutes: with 10 minutes a command, one does `--only checks engine`, a second `--only breakdown streams streams-4-steps
+reuse systems`, a third `--only reuse-sdxl engine-sdxl`.
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.plan import count
 
 SHARE = 0.8  # of a step's time, after which it begins nothing new
 
@@ -58,16 +55,20 @@ class Step:
 STEPS = (
     Step("checks", "checks", 60, ("--no-compile",)),
     Step("engine", "engine", 420, shape="sd15", budgeted=True, trial=("--row-s", "1")),
-    Step("recorded", "recorded", 20),
     Step("breakdown", "breakdown", 60, shape="sd15", trial=("--frames", "5")),
-    Step("candidates", "candidates", 60, ("--no-compile",), shape="sd15", budgeted=True, trial=("--frames", "5")),
     Step("streams", "streams", 90, ("--seconds", "6"), shape="sd15", trial=("--seconds", "2")),
-    Step("stream-batch", "stream_batch", 40, shape="sd15", trial=("--calls", "5")),
+    Step(
+        "streams-4-steps",
+        "streams",
+        30,
+        ("--seconds", "6", "--steps", "4", "--streams", "1"),
+        shape="sd15",
+        trial=("--seconds", "2"),
+    ),
     Step("reuse", "reuse", 30, shape="sd15"),
     Step("reuse-sdxl", "reuse", 60, shape="sdxl"),
     Step("systems", "systems", 300, budgeted=True),
     Step("engine-sdxl", "engine", 300, shape="sdxl", budgeted=True, trial=("--row-s", "1")),
-    Step("candidates-compiled", "candidates", 300, shape="sd15", budgeted=True, trial=("--frames", "5")),
 )
 
 
@@ -109,21 +110,18 @@ def run_step(line: Sequence[str], limit_s: float | None, log: Path) -> tuple[str
     return ("ok" if code == 0 else f"failed, exit code {code}"), time.monotonic() - started_s
 
 
-# -- the figures aimed at ------------------------------------------------------------------------------------------
-
-
 def _row(result: dict[str, Any] | None, **wanted: Any) -> dict[str, Any] | None:
     """The one row that has these values; None where there is none."""
     rows = result["rows"] if result else []
     return next((row for row in rows if all(row.get(name) == value for name, value in wanted.items())), None)
 
 
-def _engine(result: dict[str, Any] | None, engine: str, steps: int = 1, batch: int = 1) -> dict[str, Any] | None:
-    return _row(result, engine=engine, steps=steps, batch=batch, control="no", cfg="off")
+def _engine(result: dict[str, Any] | None, engine: str, steps: int = 1) -> dict[str, Any] | None:
+    return _row(result, engine=engine, steps=steps, batch=1, control="no", cfg="off")
 
 
-def best_of_ours(result: dict[str, Any] | None, steps: int = 1, batch: int = 1) -> dict[str, Any] | None:
-    rows = [_engine(result, name, steps, batch) for name in ("ours, compiled", "ours, graphs", "ours")]
+def best_of_ours(result: dict[str, Any] | None, steps: int = 1) -> dict[str, Any] | None:
+    rows = [_engine(result, name, steps) for name in ("ours, compiled", "ours, graphs", "ours")]
     return min((row for row in rows if row), key=lambda row: row["p50 ms"], default=None)
 
 
@@ -131,28 +129,16 @@ def figures(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows (figure, aim, measured, reached). results: step -> its JSON, of those that have one."""
     engine, sdxl, streams = (results.get(name) for name in ("engine", "engine-sdxl", "streams"))
     systems = results.get("systems")
-    one, eight, four_sdxl = best_of_ours(engine), best_of_ours(engine, batch=8), best_of_ours(sdxl, steps=4)
-
-    def times(other: str) -> float | None:
-        peer = _engine(engine, other)
-        return peer["p50 ms"] / one["p50 ms"] if peer and one else None
-
-    single, together = (_row(results.get("stream-batch"), way=way, steps=4) for way in ("one by one", "stream batch"))
-    alone, crowd, behind = _row(streams, streams=1), _row(streams, streams=8), _row(streams, streams=8, ahead="no")
+    one, four_sdxl = best_of_ours(engine), best_of_ours(sdxl, steps=4)
+    theirs, alone, crowd = _engine(engine, "diffusers img2img"), _row(streams, streams=1), _row(streams, streams=8)
     differ = [row["mean difference"] for row in systems["rows"]] if systems else []
     at_least: Callable[[float, float], bool] = lambda value, aim: value >= aim  # noqa: E731
     at_most: Callable[[float, float], bool] = lambda value, aim: value <= aim  # noqa: E731
     aims = (
-        ("one step, times StreamDiffusion", at_least, 2.0, times("StreamDiffusion")),
-        ("one step, times StreamDiffusion compiled", at_least, 1.25, times("StreamDiffusion, compiled")),
-        ("one step, times diffusers' pipeline", at_least, 5.0, times("diffusers img2img")),
-        ("one step, times the floor", at_most, 4.0, one and one["x floor"]),
-        ("one step, batch 8, times the floor", at_most, 2.0, eight and eight["x floor"]),
-        ("one step, p95 / p50", at_most, 1.15, one and one["p95 ms"] / one["p50 ms"]),
+        ("one step, times diffusers' pipeline", at_least, 5.0, _ratio(theirs, one, "p50 ms")),
+        ("one step, p95 / p50", at_most, 1.15, one["p95 ms"] / one["p50 ms"] if one else None),
         ("fps of 8 streams, times that of one", at_least, 1.8, _ratio(crowd, alone, "sum of fps out")),
-        ("fps of 8 streams, launched ahead, times not", at_least, 1.0, _ratio(crowd, behind, "sum of fps out")),
-        ("fps of a stream batch of 4 steps, times one by one", at_least, 1.0, _ratio(together, single, "fps")),
-        ("SDXL, 4 steps, ms", at_most, 120.0, four_sdxl and four_sdxl["p50 ms"]),
+        ("SDXL, 4 steps, ms", at_most, 120.0, four_sdxl["p50 ms"] if four_sdxl else None),
         ("systems in float16, largest mean difference", at_most, 2.0, max(differ, default=None)),
     )
     return [
@@ -173,7 +159,7 @@ def _ratio(one: dict[str, Any] | None, other: dict[str, Any] | None, name: str) 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--budget-s", type=count, metavar="S", help="for all steps together")
+    parser.add_argument("--budget-s", type=report.count, metavar="S", help="for all steps together")
     parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], metavar="STEP")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lcmirror-benchmarks")
     parser.add_argument("--device", default="auto")

@@ -56,14 +56,6 @@ def statistics(url: str, stream: str) -> dict:
         return json.load(response)
 
 
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process; Linux only."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise LookupError(f"process {pid} tells no resident memory")
-
-
 def follow_prompt_ms(page: Page) -> float:
     """From typing a prompt to the first frame that shows it, the typist's pause and the network included."""
     colours = {}
@@ -109,7 +101,7 @@ def run(seconds: float, screenshot: Path | None, serve_options: list[str]) -> tu
                     "in": stats["frames_in"],
                     "out": stats["frames_out"],
                     "dropped": stats["frames_dropped"],
-                    "server MB": resident_mb(server.process.pid),
+                    "server MB": report.resident_mb(server.process.pid),
                 }
             )
         about = {"first frame ms": round(first_ms), "prompt followed within ms": round(follow_prompt_ms(page))}

@@ -1,4 +1,4 @@
-"""How much of the engine's own throughput does rendering a file reach, and does its memory stay flat?
+"""How much of the engine's own throughput rendering a file reaches, and its memory while a long one is rendered.
 
 python -m benchmarks.render [CLIP] [--json FILE]               engine alone and whole rendering, in turns
 python -m benchmarks.render CLIP --memory [--json FILE]        one long rendering with --bypass, memory as it goes
@@ -89,11 +89,6 @@ def summary(rounds: list[dict], batch: int) -> dict:
     }
 
 
-def resident_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
-
-
 def memory(clip_path: Path) -> tuple[list[dict], list[dict]]:
     """Resident megabytes while a long clip is rendered with --bypass, sampled every 5 s: (one row, samples)."""
     stylizer = load(PRESETS["mini"], compile=False)
@@ -103,7 +98,7 @@ def memory(clip_path: Path) -> tuple[list[dict], list[dict]]:
 
     def watch() -> None:
         while not ended.wait(5):
-            samples.append({"after s": 5 * (len(samples) + 1), "resident MB": resident_mb()})
+            samples.append({"after s": 5 * (len(samples) + 1), "resident MB": report.resident_mb()})
             print(samples[-1], flush=True)
 
     watcher = threading.Thread(target=watch)

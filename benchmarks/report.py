@@ -1,8 +1,11 @@
-"""What every benchmark prints and writes: who measured, a table, and JSON."""
+"""What benchmarks share: options of their commands, and the report: who measured, a table, and JSON. Light to import:
+`main.py bench` has the options, too."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -11,8 +14,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from options import whole
+
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as torch names them
 PACKAGES = ("torch", "diffusers", "transformers", "aiortc", "av", "opencv-python-headless")
+
+count = whole(1, 1_000_000_000)  # an option's type
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Options for how much is measured of an engine, and where it is written."""
+    parser.add_argument("--frames", type=count, default=200, metavar="N", help="timed calls a row")
+    parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
+    parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
+    parser.add_argument("--everything", action="store_true", help="every batch, number of steps and guidance")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -38,11 +56,12 @@ def installed(package: str) -> str | None:
         return None
 
 
-def peak_memory(device: str) -> dict[str, float]:
-    """Megabytes that tensors took on a CUDA device at most, since the start or torch's last reset; {} elsewhere."""
-    import torch
-
-    return {"peak device MB": torch.cuda.max_memory_allocated(device) / 1e6} if device.startswith("cuda") else {}
+def resident_mb(pid: int | str = "self") -> float:
+    """Resident memory of a process; Linux only."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(f"process {pid} tells no resident memory")
 
 
 def _cpu_name() -> str:
@@ -55,6 +74,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest value that at least `percent` of the values do not exceed."""
     ranked = sorted(values)
     return ranked[max(0, -(-len(ranked) * percent // 100).__int__() - 1)]
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference of uint8 pictures, of 255."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -74,8 +98,6 @@ def _cell(value: Any) -> str:
 def publish(title: str, about: dict[str, Any], rows: Sequence[dict[str, Any]], file: Path | None) -> None:
     """Print the table; write machine, settings and rows to `file` where one is named."""
     print(f"\n{title} ({about['device']}, {about['date']})\n\n{table(rows)}\n" if rows else f"\n{title}: no rows\n")
-    if "peak device MB" in about:
-        print(f"peak device memory: {about['peak device MB']:.0f} MB\n")
     if file is not None:
         write(title, about, rows, file)
         print(f"written to {file}")

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from typing import Any
 import aiohttp
 
 from benchmarks import report
-from benchmarks.live import resident_mb
 from tests.chromium import Server, running_server
 from tests.stream.peers import Publisher, Viewer, until
 
@@ -266,7 +265,7 @@ class Soak:
         self.samples.append(
             Sample(
                 time.monotonic(),
-                resident_mb(self.server.process.pid),
+                report.resident_mb(self.server.process.pid),
                 len(list((process / "task").iterdir())),
                 len(list((process / "fd").iterdir())),
                 stats["latency_ms"]["p50"],
@@ -295,7 +294,7 @@ def minutes_of(samples: Sequence[Sample]) -> dict[int, list[Sample]]:
 
 
 def row(minute: int, samples: Sequence[Sample]) -> dict[str, Any]:
-    def middle(values) -> float | None:
+    def middle(values: Iterable[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return statistics.median(known) if known else None
 

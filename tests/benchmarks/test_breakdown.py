@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import breakdown, shapes
+from benchmarks import breakdown
 from pipeline import Controls, ModelSpec, load
 from pipeline.pixels import color
+from tests import tiny
 
 
 def note(name: str, start: float, end: float) -> dict:
@@ -62,8 +63,7 @@ def test_rows_are_of_what_took_time():
 
 
 def test_every_stage_of_a_real_frame_is_seen(tmp_path):
-    shape = shapes.tiny(shapes.SD15)
-    spec = ModelSpec(str(shapes.checkpoint(tmp_path / "base", shape)), width=64, height=64)
+    spec = ModelSpec(str(tiny.checkpoint(tmp_path / "base")), width=64, height=64)
     stylizer, plain = load(spec, "cpu", compile=False), color.to_model
     (times,) = breakdown.watch(stylizer, Controls(steps=1), count=1)
     assert all(times[stage] > 0 for stage in ("colour", "encode", "noise", "UNet", "decode", "gaps"))

@@ -1,4 +1,4 @@
-"""What the benchmark of reuse makes of given pictures, and that it counts what does not run."""
+"""What the benchmark of reuse makes of given pictures, and of a clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks import reuse
-from pipeline.loading.families import SDXL
+from pipeline import Controls, ModelSpec, load
+from tests import tiny
+from tests.paths import CARPHONE
 
 
 def test_only_reused_frames_are_compared_and_a_pulse_shows():
@@ -21,9 +23,12 @@ def test_only_reused_frames_are_compared_and_a_pulse_shows():
     assert (same["reused"], same["differs"], same["change reused"], same["change new"]) == (0, None, None, 1)
 
 
-def test_the_fewer_blocks_run_the_less_there_is_to_compute():
-    rows = reuse.operations("sdxl")
-    assert [row["outer blocks"] for row in rows if row["chosen"]] == [SDXL.outer]
-    shares = [row["of the UNet"] for row in rows]
-    assert shares == sorted(shares)
-    assert 0 < shares[0] < shares[-1] < 1
+def test_a_clip_has_a_row_for_each_number_of_steps_and_each_reuse(tmp_path, monkeypatch):
+    monkeypatch.setattr(reuse, "CALLS", 1)
+    monkeypatch.setattr(reuse, "WARM_UP", 0)
+    spec = ModelSpec(str(tiny.checkpoint(tmp_path / "base", unet=tiny.SMALLEST)), width=64, height=64)
+    stylizer = load(spec, "cpu", compile=False)
+    rows = reuse.filmed(stylizer, Controls(prompt="a cat"), CARPHONE, 4)
+    assert [(row["steps"], row["reuse"]) for row in rows] == [(s, r) for s in reuse.STEPS for r in reuse.REUSES]
+    assert [row["reused"] for row in rows] == [0.5, 0.5, 0.75] * 2
+    assert len(reuse.timed(stylizer, Controls(prompt="a cat"))) == len(reuse.STEPS)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulation import simulate
 from stream.engine import scheduler
 from stream.engine.scheduler import (
     BATCHES,
@@ -30,6 +29,7 @@ from stream.engine.scheduler import (
     plan,
 )
 from stream.engine.turns import Turns
+from tests.stream.engine.simulation import simulate
 
 BUDGET_S = 1.0
 times_s = st.floats(0, 100, allow_nan=False)
