@@ -13,7 +13,10 @@ import numpy as np
 
 from .settings import Controls
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
+
+Report = Callable[[str, float | None], None]  # is told what happens, and its progress in 0..1 where that is known
 
 
 @dataclass(frozen=True)

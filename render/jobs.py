@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
+from pipeline.batch import Batch
 from pipeline.settings import Controls, ModelSpec
 
 from . import codecs, segments
@@ -241,7 +243,7 @@ def _paint(stylizer: Any, job: Job, wishes: Wishes, take: Take) -> Paint | Anima
     if stylizer.spec.motion is not None:
         return _animate(stylizer, job, take)
     if not wishes.text_to_image:
-        return stylizer
+        return partial(_repaint, stylizer)
 
     def imagine(frames: np.ndarray, controls: Sequence[Controls], wait: bool) -> Callable[[], np.ndarray]:
         seen = [None] * len(frames) if job.source is None else [frame[None] for frame in frames]
@@ -252,6 +254,12 @@ def _paint(stylizer: Any, job: Job, wishes: Wishes, take: Take) -> Paint | Anima
         return lambda: np.concatenate(each)
 
     return imagine
+
+
+def _repaint(
+    stylizer: Any, frames: np.ndarray, controls: Sequence[Controls], wait: bool, mask: np.ndarray | None = None
+) -> Callable[[], np.ndarray]:
+    return stylizer.submit(Batch(frames, tuple(controls), mask=mask)).then(lambda pictures: pictures.rgb)
 
 
 def _animate(stylizer: Any, job: Job, take: Take) -> Animate:

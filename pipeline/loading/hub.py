@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.batch import Report
 from pipeline.errors import LoadError, first_line
 from pipeline.settings import ModelSpec
 
 from . import checkpoints, layouts
-
-Report = Callable[[str, float | None], None]
 
 
 def references(spec: ModelSpec) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How does one part of a model become a module? From a folder, or from one file in any of the key styles."""
+"""One part of a model -> a module, from a folder or from one file in any of the key styles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels hang together? Connected components on a CUDA device; nobody waits for it, and a CUDA graph holds it.
+"""Connected components of pixels on a CUDA device; nobody waits for it, and a CUDA graph holds it.
 
 Union-find after Playne and Hawick, "A New Algorithm for Parallel Connected-Component Labelling on GPUs" (IEEE TPDS 29,
 2018): every pixel has a parent, itself or an earlier pixel of its region, and all of a region end at one root.

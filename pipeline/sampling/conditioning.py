@@ -1,4 +1,4 @@
-"""What do controls mean as tensors? Recipes: made when a control changes, kept for the frames that follow."""
+"""Controls as tensors: recipes, made when a control changes and kept for the frames that follow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pipeline import capabilities
-from pipeline.loading.components import Components
-from pipeline.settings import Controls, ModelSpec
+from pipeline.capabilities import Capabilities
+from pipeline.settings import Controls
 
 from . import lcm
+from .model import Components
 from .prompts import PromptEncoder
 from .sampler import Recipe
 from .sizes import Sizes
@@ -21,11 +22,11 @@ from .sizes import Sizes
 class Recipes:
     """Those of one loaded model."""
 
-    def __init__(self, spec: ModelSpec, parts: Components, sizes: Sizes):
-        self._parts, self._capabilities = parts, capabilities.capabilities_of(spec, parts)
+    def __init__(self, model: Capabilities, parts: Components, sizes: Sizes):
+        self._parts, self._capabilities = parts, model
         self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
         # They hold the parts and not this object: a circle would keep a model's weights until it is collected.
-        one = lru_cache(64)(partial(_made, parts, sizes, self.prompts, scaled=bool(spec.annotators)))
+        one = lru_cache(64)(partial(_made, parts, sizes, self.prompts, scaled=bool(model.annotators)))
         self._one, self._batch = one, lru_cache(16)(lambda *keys: Recipe.join([one(*key) for key in keys]))
 
     def __call__(self, controls: Sequence[Controls], from_noise: Sequence[bool], scale: float = 1.0) -> Recipe:

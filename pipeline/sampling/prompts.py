@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipeline.loading.families import Family
+from .model import Family
 
 
 @dataclass(frozen=True)
