@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -17,14 +17,14 @@ from pipeline.pixels.conversions import Conversions
 from pipeline.runtime.devices import free_memory
 from pipeline.runtime.folding import folded
 from pipeline.runtime.graphs import Graphs, record_in_one_pool
-from pipeline.runtime.recordings import Recordings, make_calls, record_all_met
+from pipeline.runtime.recordings import RecordedFunctions, make_calls, record_all_met
 from pipeline.runtime.transfers import Transfers
 from pipeline.sampling import animatediff, reuse
 from pipeline.sampling.conditioning import Recipes
 from pipeline.sampling.deep_features import Keeping, Shallow
 from pipeline.sampling.denoiser import Denoiser
 from pipeline.sampling.model import Components
-from pipeline.sampling.sampler import Decoder, Encoder, Painter
+from pipeline.sampling.sampler import Decoder, Encoder, Sampler
 from pipeline.sampling.sizes import Sizes
 from pipeline.sampling.stream_batch import StreamBatch
 
@@ -73,7 +73,7 @@ class Stylizer:
 
         Whatever is raised leaves everything as it was.
         """
-        painter = Painter(
+        painter = Sampler(
             encode,
             denoise,
             decode,
@@ -92,8 +92,8 @@ class Stylizer:
         )
         self._reuse = reuse.Reuse(recorded(painter.keep), recorded(painter.reuse))
 
-    def _new_recordings(self) -> Recordings:
-        return Recordings(record_in_one_pool(self.device) if self.graphs else None)
+    def _new_recordings(self) -> RecordedFunctions:
+        return RecordedFunctions(record_in_one_pool(self.device) if self.graphs else None)
 
     def _annotation(self, name: str) -> TreeFunction:
         function = annotation(name, self.dtype)
@@ -219,9 +219,7 @@ class Stylizer:
 
         def split(both: np.ndarray) -> Pictures:
             pictures, planes = np.split(both, [pixels], 1)
-            return Pictures(
-                pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width), kind
-            )
+            return Pictures(pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width), kind)
 
         return self._transfers.to_host(self._conversions.in_both_ways(rgb)).then(split)
 
@@ -314,9 +312,7 @@ class Stylizer:
         """
         if self.graphs and self.spec.motion is None:
             depth = self.depth(painting(controls))
-            usual = usual_shapes(
-                self.capabilities, controls, max_batch=self.max_batch, scales=self.scales, depth=depth
-            )
+            usual = usual_shapes(self.capabilities, controls, max_batch=self.max_batch, scales=self.scales, depth=depth)
             self.record_calls(*(partial(self._submit_all, batches) for batches in usual), report=report)
             self.forget()
 
@@ -346,7 +342,11 @@ class Stylizer:
 
 
 def annotation(name: str, dtype: torch.dtype) -> TreeFunction:
-    return lambda given: annotators.annotate(name, *given, dtype=dtype)
+    def annotated(given: tuple[Tensor, Mapping[str, Tensor]]) -> Tensor:
+        pixels, controls = given
+        return annotators.annotate(name, pixels, controls, dtype)
+
+    return annotated
 
 
 def _clips(frames: Iterable[Frames]) -> Iterator[Tensor]:

@@ -47,7 +47,11 @@ SDXL = Family(
 )
 REFINER = "{} is an SDXL refiner, which only ends what an SDXL base began: name a base."
 # The published LCM-LoRAs, by the UNet that each was made for: (width of the prompts it reads, its transformer blocks).
-LCM_LORAS = {(768, 16): LCM_LORA_SD15, (2048, 70): LCM_LORA_SDXL, (2048, 34): LCM_LORA_SSD_1B}
+LCM_LORAS: dict[tuple[int | None, int], Lora] = {
+    (768, 16): LCM_LORA_SD15,
+    (2048, 70): LCM_LORA_SDXL,
+    (2048, 34): LCM_LORA_SSD_1B,
+}
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,7 @@ ANNOTATORS: dict[str, Annotator] = {}
 CONTROLS = ("canny_low", "canny_high")  # that control images are made by
 
 
-def annotator(
-    name: str, capturable: bool | Callable[[torch.device], bool] = False
-) -> Callable[[Annotate], Annotate]:
+def annotator(name: str, capturable: bool | Callable[[torch.device], bool] = False) -> Callable[[Annotate], Annotate]:
     """Registers an Annotator's function."""
 
     def register(function: Annotate) -> Annotate:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -125,7 +125,7 @@ class Graphs:
 
     def __init__(self, paint: TreeFunction, record: Record):
         self._paint, self._record = paint, record
-        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._recordings: OrderedDict[Hashable, RecordedGraph] = OrderedDict()
         self._met: OrderedDict[Hashable, Met] = OrderedDict()
 
     @property
@@ -171,7 +171,7 @@ class Graphs:
         key = max(self._met, key=lambda key: (not self._met[key].refused, self._met[key].runs))
         met = self._met[key]
         try:
-            self._recordings[key] = Recording(self._paint, met.order(), self._record)
+            self._recordings[key] = RecordedGraph(self._paint, met.order(), self._record)
         except CaptureFailed:
             raise
         except RuntimeError as error:
@@ -190,12 +190,12 @@ class Graphs:
         return True
 
 
-class Recording:
+class RecordedGraph:
     """Work on buffers of its own: the tensors of `order`."""
 
     def __init__(self, paint: TreeFunction, order: Any, record: Record):
         self._buffers = list(leaves(order))
-        self._given: list[Tensor | None] = [None] * len(self._buffers)
+        self._given: Sequence[Tensor | None] = [None] * len(self._buffers)
         self.replayed = False
         self._replay, self._out = record(lambda: paint(order))
 

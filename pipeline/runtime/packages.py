@@ -149,7 +149,7 @@ def read(modules: Mapping[str, nn.Module], device: torch.device, folder: Path) -
 def _loaded(file: Path, weights: dict[str, Tensor], device: torch.device) -> Run:
     """A package bound to these weights."""
     if (library := file.with_suffix(".so")).is_file():
-        return native.Library(library, weights)
+        return native.CompiledLibrary(library, weights)
     package = torch._inductor.aoti_load_package(
         str(file.with_suffix(".pt2")),
         run_single_threaded=True,  # one thread runs frames, and waiting for the run before would be a host sync

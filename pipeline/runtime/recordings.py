@@ -14,7 +14,7 @@ from .graphs import Graphs, Record
 log = logging.getLogger(__name__)
 
 
-class Recordings:
+class RecordedFunctions:
     """Makes functions that are recorded, by `record`; None leaves them as they are. graphs: those made so far."""
 
     def __init__(self, record: Record | None):

@@ -17,8 +17,7 @@ CUDA_HEADERS = ("cuda.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")  # o
 
 def cuda_toolkit(device: torch.device, links: Path) -> dict[str, str]:
     """What the compiler's environment has to say of CUDA: where the headers are, an installed toolkit's or those of the
-    wheels that torch came with, if none is missing; and where the driver is, by a link in that folder. Raises LoadError.
-    """
+    wheels that torch came with, if none is missing; and where the driver is, by a link in `links`. Raises LoadError."""
     if device.type != "cuda":
         return {}
     if shutil.which("g++") is None:

@@ -23,7 +23,7 @@ from pipeline.settings import Controls
 from . import lcm
 from .conditioning import Recipes
 from .model import Components
-from .sampler import Painter
+from .sampler import Sampler
 from .sizes import Sizes
 
 CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
@@ -154,7 +154,7 @@ class Animation:
 
     @torch.inference_mode()
     def __call__(
-        self, painter: Painter, controls: Controls, clips: Iterable[Tensor] | None, count: int, first: int
+        self, painter: Sampler, controls: Controls, clips: Iterable[Tensor] | None, count: int, first: int
     ) -> Iterator[Tensor]:
         """Pictures, uint8 [up to CLIP_CHUNK, H, W, 3] at once, of a clip of any length.
 

@@ -6,27 +6,35 @@ it. Where to cut is a row of the family's data (loading.families).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .denoiser import Denoiser, guided
+from .adapters import Extra
+from .denoiser import UNetCall, guided
 
 Features = tuple[Tensor, ...]  # of one step, each [B, C, h, w]: (prompt,) or with CFG (negative prompt, prompt)
 Deep = tuple[Features, ...]  # of all steps
 
 
-class Keeping(Denoiser):
-    """A whole call that also returns what its outer blocks were given from below."""
+class OuterBlocks(UNetCall):
+    """outer: how many of the UNet's outermost blocks, on each side, are told apart from those below."""
 
-    def __init__(self, unet: UNet2DConditionModel, extras=(), outer: int = 1):
+    def __init__(self, unet: UNet2DConditionModel, extras: Sequence[Extra] = (), outer: int = 1):
         super().__init__(unet, extras)
         self.outer = outer
 
-    def forward(self, x, t, embeds, guidance=None, *others: Tensor | None) -> tuple[Tensor, Features]:
+
+class Keeping(OuterBlocks):
+    """A whole call that also returns what its outer blocks were given from below."""
+
+    def forward(
+        self, x: Tensor, t: Tensor, embeds: Tensor, guidance: Tensor | None = None, *others: Any
+    ) -> tuple[Tensor, Features]:
         """(the model's output, the deep features). Arguments are those of Denoiser."""
         arguments = self.arguments(x, t, embeds, guidance, *others)
         with input_of(self.unet.up_blocks[-self.outer]) as given:
@@ -48,10 +56,12 @@ def input_of(block: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-class Shallow(Keeping):
+class Shallow(OuterBlocks):
     """A call of the outer blocks alone, on deep features that were kept."""
 
-    def forward(self, features: Features, x, t, embeds, guidance=None, *others: Tensor | None) -> Tensor:
+    def forward(
+        self, features: Features, x: Tensor, t: Tensor, embeds: Tensor, guidance: Tensor | None = None, *others: Any
+    ) -> Tensor:
         """The model's output; arguments after the features are those of Denoiser."""
         arguments = self.arguments(x, t, embeds, guidance, *others)
         below = features[0] if guidance is None else torch.cat(features)
@@ -83,7 +93,7 @@ def shallow(
     )
     embedded = embedded if added is None else embedded + added
 
-    def run(block: nn.Module, x: Tensor, **own):
+    def run(block: nn.Module, x: Tensor, **own: Any) -> Any:
         attends = getattr(block, "has_cross_attention", False)
         prompt = {"encoder_hidden_states": encoder_hidden_states} if attends else {}
         return block(hidden_states=x, temb=embedded, **prompt, **own)
@@ -111,8 +121,8 @@ def shallow(
     x = below
     for block in ups:
         count = len(block.resnets)
-        skips, own = skips[:-count], tuple(skips[-count:])
-        x = run(block, x, res_hidden_states_tuple=own, upsample_size=skips[-1].shape[2:] if skips else None)
+        skips, joining = skips[:-count], tuple(skips[-count:])
+        x = run(block, x, res_hidden_states_tuple=joining, upsample_size=skips[-1].shape[2:] if skips else None)
 
     # 4. out
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))

@@ -38,7 +38,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Memory:
+class KeptFeatures:
     """Deep features of one stream's frame, each [1, C, h, w]. used: for how many frames since."""
 
     seen: Seen
@@ -64,7 +64,7 @@ def reduced(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(picked, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
 
 
-def serves(memory: Memory, seen: Seen, most: int) -> bool:
+def serves(memory: KeptFeatures, seen: Seen, most: int) -> bool:
     """Whether the features kept will do for a frame. most: for how many frames they may.
 
     It is compared with the frame that they are of, not with the last one, so that a slow change adds up.
@@ -82,7 +82,7 @@ def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 class Reuse:
-    """Paints the frames of streams, and keeps their deep features. keep, reuse: those of a Painter."""
+    """Paints the frames of streams, and keeps their deep features. keep, reuse: those of a Sampler."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Reuse:
         reuse: Callable[[tuple[SampleRequest, Deep]], Tensor],
     ):
         self._keep, self._reuse = keep, reuse
-        self._memories: OrderedDict[Hashable, Memory] = OrderedDict()
+        self._kept: OrderedDict[Hashable, KeptFeatures] = OrderedDict()
 
     def __call__(
         self, request: SampleRequest, streams: Sequence[Hashable], seen: Sequence[Seen], most: Sequence[int]
@@ -99,29 +99,29 @@ class Reuse:
 
         All frames of a batch are painted on kept features, or none: streams that share batches soon agree on when.
         """
-        memories = [self._memories.get(stream) for stream in streams]
+        kept = [self._kept.get(stream) for stream in streams]
         serving = [
             memory
-            for memory, one, times in zip(memories, seen, most, strict=True)
+            for memory, one, times in zip(kept, seen, most, strict=True)
             if memory is not None and serves(memory, one, times)
         ]
-        if len(serving) == len(memories):
+        if len(serving) == len(kept):
             deep = serving[0].deep if len(serving) == 1 else joined([memory.deep for memory in serving])
             pictures = self._reuse((request, deep))
             self._remember(streams, [replace(memory, used=memory.used + 1) for memory in serving])
             return pictures, AGAIN
         pictures, deep = self._keep(request)
-        self._remember(streams, [Memory(one, part(deep, i)) for i, one in enumerate(seen)])
+        self._remember(streams, [KeptFeatures(one, part(deep, i)) for i, one in enumerate(seen)])
         return pictures, ANEW
 
-    def _remember(self, streams: Sequence[Hashable], memories: Sequence[Memory]) -> None:
-        for stream, memory in zip(streams, memories, strict=True):
-            self._memories[stream] = memory
-            self._memories.move_to_end(stream)
-        while len(self._memories) > MOST_STREAMS:
-            self._memories.popitem(last=False)
+    def _remember(self, streams: Sequence[Hashable], kept: Sequence[KeptFeatures]) -> None:
+        for stream, memory in zip(streams, kept, strict=True):
+            self._kept[stream] = memory
+            self._kept.move_to_end(stream)
+        while len(self._kept) > MOST_STREAMS:
+            self._kept.popitem(last=False)
 
     def forget(self, streams: Iterable[Hashable] | None = None) -> None:
         """The features of these streams, of all by default."""
-        for stream in list(self._memories if streams is None else streams):
-            self._memories.pop(stream, None)
+        for stream in list(self._kept if streams is None else streams):
+            self._kept.pop(stream, None)

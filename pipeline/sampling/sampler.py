@@ -123,7 +123,7 @@ class SamplingState:
     kept: Kept | None
 
 
-class Painter:
+class Sampler:
     """SampleRequest -> uint8 [B, H, W, 3]: begin, then a step for each of the recipe's, then finish.
 
     encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the

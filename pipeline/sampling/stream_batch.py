@@ -47,7 +47,7 @@ class _Frame(Generic[T]):
 
 
 class StreamBatch(Generic[T]):
-    """Frames under way, oldest first. begin, step, finish: those of a Painter. One thread calls it and its Pendings."""
+    """Frames under way, oldest first. begin, step, finish: those of a Sampler. One thread calls it and its Pendings."""
 
     def __init__(
         self,
