@@ -103,7 +103,9 @@ def extract(
                 continue
             name = _adapter_name(lora.name)
             down, up, base = module.lora_A[name].weight, module.lora_B[name].weight, module.base_layer.weight
-            assert isinstance(down, Tensor) and isinstance(up, Tensor) and isinstance(base, nn.Parameter)
+            assert isinstance(base, nn.Parameter)
+            assert isinstance(down, Tensor)
+            assert isinstance(up, Tensor)
             patch = _Patch(lora.name, down.data, up.data, module.scaling[name])
             patches.setdefault(base, []).append(patch)
             found += 1

@@ -69,7 +69,8 @@ class CompiledLibrary:
         for index in range(count.value):
             self._call("GetConstantName", self._container, c_size_t(index), byref(name))
             self._call("GetConstantOriginalFQN", self._container, c_size_t(index), byref(module_name))
-            assert name.value is not None and module_name.value is not None
+            assert name.value is not None
+            assert module_name.value is not None
             names[name.value] = module_name.value.decode()
         return names
 
