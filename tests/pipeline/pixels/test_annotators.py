@@ -64,8 +64,11 @@ def test_turned_thresholds_record_nothing_anew(monkeypatch):
 @pytest.mark.parametrize("name", sorted(annotators.ANNOTATORS))
 def test_our_own_annotators_never_wait(name, monkeypatch):
     """Canny as on CUDA, but for the regions: here each pixel is one."""
-    regions = types.SimpleNamespace(roots=lambda marked: torch.arange(marked.numel(), device=marked.device).view_as(marked))
-    monkeypatch.setitem(sys.modules, "pipeline.pixels.connected_components", regions)
+
+    def roots(marked):
+        return torch.arange(marked.numel(), device=marked.device).view_as(marked)
+
+    monkeypatch.setitem(sys.modules, "pipeline.pixels.connected_components", types.SimpleNamespace(roots=roots))
     monkeypatch.setattr(canny, "_hysteresis_on", lambda device: canny.by_regions)
     monkeypatch.setattr(annotators, "find_edges", canny.canny_on_device)
     assert ANNOTATORS[name].capturable(torch.device("cuda", 0))
