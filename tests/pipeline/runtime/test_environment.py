@@ -16,10 +16,10 @@ from tests.paths import ROOT
 # 48 buffers of 4 MB, as a frame's activations come and go, in a thread as the engine's; prints page faults per round.
 FAULTS = """
 import resource, sys, threading
-from pipeline import environment
+from pipeline.runtime import environment
 environment.prepare()
 import torch
-from pipeline import devices
+from pipeline.runtime import devices
 assert "diffusers" not in sys.modules
 if sys.argv[1] == "cuda":
     devices.pick_device = lambda name: torch.device("cuda")
