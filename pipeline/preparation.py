@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.pixels import annotators
 from pipeline.pixels.conversions import Conversions
 from pipeline.runtime.transfers import Transfers
-from pipeline.sampling.conditioning import Recipes
+from pipeline.sampling.conditioning import ConditioningCache
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.sampling.sizes import Sizes
 
@@ -56,12 +56,12 @@ class Preparation:
         self,
         model: Capabilities,
         sizes: Sizes,
-        recipes: Recipes,
+        conditionings: ConditioningCache,
         transfers: Transfers,
         conversions: Conversions,
         annotate: Mapping[str, TreeFunction],
     ):
-        self._model, self._sizes, self._recipes = model, sizes, recipes
+        self._model, self._sizes, self._conditionings = model, sizes, conditionings
         self._transfers, self._conversions, self._annotate = transfers, conversions, annotate
 
     def inputs(
@@ -89,12 +89,14 @@ class Preparation:
         pixels, control, mask = inputs.pixels, inputs.control, inputs.mask
         if inputs.scale != 1:
             pixels, control, mask = self._conversions.reduced[inputs.scale]((pixels, control, mask))
-        self._recipes.apply_loras(inputs.controls[0])
+        self._conditionings.apply_loras(inputs.controls[0])
         if control is None and self._annotate:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")
         turned = annotators.as_tensors(inputs.controls, self._transfers.device)
         images = {name: annotated((control, turned)) for name, annotated in self._annotate.items()}
-        return SampleRequest(self._recipes(inputs.controls, inputs.from_noise, inputs.scale), pixels, mask, images)
+        return SampleRequest(
+            self._conditionings(inputs.controls, inputs.from_noise, inputs.scale), pixels, mask, images
+        )
 
     def fitted(self, name: str, frames: Frames, count: int | None = None) -> Tensor:
         """uint8 [N, H, W, 3] of either kind -> uint8 [N, 3, height, width] on the device. Raises ValueError."""

@@ -20,7 +20,7 @@ from pipeline.runtime.graphs import Graphs, record_in_one_pool
 from pipeline.runtime.recordings import RecordedFunctions, make_calls, record_all_met
 from pipeline.runtime.transfers import Transfers
 from pipeline.sampling import animatediff, reuse
-from pipeline.sampling.conditioning import Recipes
+from pipeline.sampling.conditioning import ConditioningCache
 from pipeline.sampling.deep_features import Keeping, Shallow
 from pipeline.sampling.denoiser import Denoiser
 from pipeline.sampling.model import Components
@@ -51,7 +51,7 @@ class Stylizer:
         self.device, self.dtype = parts.device, parts.dtype
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self.sizes = Sizes(spec, parts)
-        self.recipes = Recipes(self.capabilities, parts, self.sizes)
+        self.recipes = ConditioningCache(self.capabilities, parts, self.sizes)
         self._animation = animatediff.Animation(parts, self.sizes, self.recipes)
         self._transfers = Transfers(parts.device)
         self._around = self._new_recordings()
@@ -68,8 +68,8 @@ class Stylizer:
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
 
     def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
-        """Paint with these parts from the next batch on: modules, or compiled code. What was recorded, and what was
-        remembered between frames, is let go.
+        """Paint with these parts from the next batch on: modules, or compiled code. What was recorded is let go, and so
+        are deep features that were kept; frames under way go on with the parts that they began with.
 
         Whatever is raised leaves everything as it was.
         """

@@ -202,7 +202,7 @@ class RecordedGraph:
     def __call__(self, order: Any) -> Any:
         given = list(leaves(order))
         for buffer, new, last in zip(self._buffers, given, self._given, strict=True):
-            if new is not last:  # a recipe's tensors stay the same until a control changes
+            if new is not last:  # a conditioning's tensors stay the same until a control changes
                 buffer.copy_(new, non_blocking=True)
         self._given, self.replayed = given, True
         self._replay()

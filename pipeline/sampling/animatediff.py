@@ -21,7 +21,7 @@ from pipeline.pixels import color
 from pipeline.settings import Controls
 
 from . import lcm
-from .conditioning import Recipes
+from .conditioning import ConditioningCache
 from .model import Components
 from .sampler import Sampler
 from .sizes import Sizes
@@ -144,8 +144,8 @@ def needed_from(done: int, steps: int, longest: int) -> int:
 class Animation:
     """The clips of a model with a motion adapter."""
 
-    def __init__(self, parts: Components, sizes: Sizes, recipes: Recipes):
-        self._parts, self._sizes, self._recipes = parts, sizes, recipes
+    def __init__(self, parts: Components, sizes: Sizes, conditionings: ConditioningCache):
+        self._parts, self._sizes, self._conditionings = parts, sizes, conditionings
 
     @property
     def longest(self) -> int:
@@ -175,14 +175,14 @@ class Animation:
             noise = clip_noise(controls.seed, controls.steps, shape, len(begun), from_noise=clips is None)
         else:
             window, noise = WINDOW, endless_noise(controls.seed, controls.steps, shape, first)
-        recipe = self._recipes([controls], [clips is None])
-        embeds = torch.cat(recipe.embeds)
+        conditioning = self._conditionings([controls], [clips is None])
+        embeds = torch.cat(conditioning.embeds)
 
         def call(step: int, x: Tensor) -> Tensor:
             each = embeds.repeat_interleave(x.shape[2], dim=0)
-            x, t = x.to(parts.dtype), recipe.timesteps[step]
-            return painter.denoise(x, t, each, recipe.guidance, recipe.timestep_cond)
+            x, t = x.to(parts.dtype), conditioning.timesteps[step]
+            return painter.denoise(x, t, each, conditioning.guidance, conditioning.timestep_cond)
 
-        x0 = denoise(chain(begun, source), noise, recipe.rows, call, window)
+        x0 = denoise(chain(begun, source), noise, conditioning.rows, call, window)
         while part := list(islice(x0, CLIP_CHUNK)):
             yield color.to_frames(painter.decode(torch.cat(part)))

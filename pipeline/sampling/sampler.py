@@ -49,10 +49,10 @@ class Decoder(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Conditioning:
     """Controls as tensors on the device: made when a control changes, read for every frame.
 
-    The leading dimension is 1, or B where the recipes of B frames have been joined.
+    The leading dimension is 1, or B where the conditionings of B frames have been joined.
     """
 
     timesteps: tuple[Tensor, ...]  # per step, int64 [1]
@@ -65,27 +65,27 @@ class Recipe:
     timestep_cond: Tensor | None  # [1, 256]
     control_scale: Tensor | None  # [1, 1, 1, 1]
 
-    def for_batch(self, size: int) -> Recipe:
+    def for_batch(self, size: int) -> Conditioning:
         def expand(part):
             if isinstance(part, tuple):
                 return tuple(expand(tensor) for tensor in part)
             return None if part is None else part.expand(size, *part.shape[1:])
 
-        return Recipe(*(expand(part) for part in vars(self).values()))
+        return Conditioning(*(expand(part) for part in vars(self).values()))
 
     @staticmethod
-    def join(recipes: Sequence[Recipe]) -> Recipe:
-        """One recipe for a batch; all must have equal steps and guidance kinds (pipeline.capabilities.shape_key)."""
-        if all(recipe is recipes[0] for recipe in recipes):
-            return recipes[0].for_batch(len(recipes))
-        return joined(recipes)
+    def join(conditionings: Sequence[Conditioning]) -> Conditioning:
+        """One for a batch; all must have equal steps and guidance kinds (pipeline.capabilities.shape_key)."""
+        if all(conditioning is conditionings[0] for conditioning in conditionings):
+            return conditionings[0].for_batch(len(conditionings))
+        return joined(conditionings)
 
     @property
     def steps(self) -> int:
         return len(self.timesteps)
 
-    def at(self, step: int) -> Recipe:
-        """A recipe of that step alone."""
+    def at(self, step: int) -> Conditioning:
+        """A conditioning of that step alone."""
         one = slice(step, step + 1)
         return replace(self, timesteps=self.timesteps[one], rows=self.rows[one], noise=self.noise[one])
 
@@ -98,7 +98,7 @@ class SampleRequest:
     images: annotator -> control images [B, 3, H, W] in [0, 1].
     """
 
-    recipe: Recipe
+    conditioning: Conditioning
     pixels: Tensor | None
     mask: Tensor | None
     images: Mapping[str, Tensor]
@@ -124,7 +124,7 @@ class SamplingState:
 
 
 class Sampler:
-    """SampleRequest -> uint8 [B, H, W, 3]: begin, then a step for each of the recipe's, then finish.
+    """SampleRequest -> uint8 [B, H, W, 3]: begin, then a step for each of the conditioning's, then finish.
 
     encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the
     denoiser. keeps_source: a mask is obeyed by putting the source back after every step, as for a UNet that does not
@@ -174,30 +174,32 @@ class Sampler:
 
     def _painted(self, request: SampleRequest, denoise: Callable[..., Tensor]) -> Tensor:
         state = self.begin(request)
-        for number in range(request.recipe.steps):
-            state = replace(state, x=self.step(state, request.recipe.at(number), denoise))
+        for number in range(request.conditioning.steps):
+            state = replace(state, x=self.step(state, request.conditioning.at(number), denoise))
         return self.finish(state)
 
     @torch.inference_mode()
     def begin(self, request: SampleRequest) -> SamplingState:
-        recipe, mask = request.recipe, request.mask
+        conditioning, mask = request.conditioning, request.mask
         if request.pixels is None:
-            source = torch.zeros_like(recipe.noise[0])
+            source = torch.zeros_like(conditioning.noise[0])
             picture = torch.zeros((len(source), 3, *self.size), device=source.device, dtype=self.dtype)
         else:
             picture = color.to_model(request.pixels, self.dtype)
             source = self.encode(picture)
-        scene = Scene(picture, mask, request.images, recipe.control_scale, self.encode)
+        scene = Scene(picture, mask, request.images, conditioning.control_scale, self.encode)
         conditions = tuple(tensor for extra in self.extras for tensor in extra.prepare(scene))
         kept = None
         if mask is not None and self.keeps_source:
-            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, recipe.noise[0])
+            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, conditioning.noise[0])
         return SamplingState(source, conditions, kept)
 
     @torch.inference_mode()
-    def step(self, state: SamplingState, recipe: Recipe, denoise: Callable[..., Tensor] | None = None) -> Tensor:
-        """The next x. recipe: of that step. denoise: in place of the painter's own."""
-        (t,), (row,), (noise,), kept = recipe.timesteps, recipe.rows, recipe.noise, state.kept
+    def step(
+        self, state: SamplingState, conditioning: Conditioning, denoise: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """The next x. conditioning: of that step. denoise: in place of the painter's own."""
+        (t,), (row,), (noise,), kept = conditioning.timesteps, conditioning.rows, conditioning.noise, state.kept
         x = lcm.noised(state.x, noise, row)
         if kept is not None:
             x = torch.lerp(x, lcm.noised(kept.source, kept.noise, row), kept.share)
@@ -205,16 +207,16 @@ class Sampler:
         out = call(
             x.to(self.dtype, memory_format=torch.channels_last),
             t,
-            torch.cat(recipe.embeds),
-            recipe.guidance,
-            recipe.timestep_cond,
-            torch.cat(recipe.pooled) if recipe.pooled else None,
-            recipe.time_ids,
+            torch.cat(conditioning.embeds),
+            conditioning.guidance,
+            conditioning.timestep_cond,
+            torch.cat(conditioning.pooled) if conditioning.pooled else None,
+            conditioning.time_ids,
             *state.conditions,
         )
         return lcm.denoised(x, out, row)
 
-    def step_together(self, states: tuple[tuple[SamplingState, Recipe], ...]) -> Tensor:
+    def step_together(self, states: tuple[tuple[SamplingState, Conditioning], ...]) -> Tensor:
         """`step` for several states at once, each with a step of its own; the next x of all, one after the other."""
         return self.step(*joined(states))
 

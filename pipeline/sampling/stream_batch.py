@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.batch import Pending
 
-from .sampler import Recipe, SampleRequest, SamplingState
+from .sampler import Conditioning, SampleRequest, SamplingState
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class _Frame(Generic[T]):
     device, what was asked for."""
 
     state: SamplingState
-    recipe: Recipe
+    conditioning: Conditioning
     prepare: Callable[[], None]
     hand_over: Callable[[Tensor], Pending[T]]
     outcome: _Outcome[T]
@@ -52,7 +52,7 @@ class StreamBatch(Generic[T]):
     def __init__(
         self,
         begin: Callable[[SampleRequest], SamplingState],
-        step: Callable[[tuple[tuple[SamplingState, Recipe], ...]], Tensor],
+        step: Callable[[tuple[tuple[SamplingState, Conditioning], ...]], Tensor],
         finish: Callable[[SamplingState], Tensor],
     ):
         self._begin, self._step, self._finish = begin, step, finish
@@ -83,8 +83,8 @@ class StreamBatch(Generic[T]):
         """
         if not self.joins(key):
             self.finish()
-        state, outcome = self._begin(replace(request, recipe=request.recipe.at(0))), _Outcome[T]()
-        self._frames.append(_Frame(state, request.recipe, prepare, hand_over, outcome))
+        state, outcome = self._begin(replace(request, conditioning=request.conditioning.at(0))), _Outcome[T]()
+        self._frames.append(_Frame(state, request.conditioning, prepare, hand_over, outcome))
         self._key = key
         self._advance()
         while len(self._frames) > behind:
@@ -112,14 +112,14 @@ class StreamBatch(Generic[T]):
     def _advance(self) -> None:
         try:
             self._frames[0].prepare()
-            x = self._step(tuple((each.state, each.recipe.at(each.steps_done)) for each in self._frames))
+            x = self._step(tuple((each.state, each.conditioning.at(each.steps_done)) for each in self._frames))
             own = x.split([len(each.state.x) for each in self._frames])
             first, *others = (
                 replace(each, state=replace(each.state, x=x), steps_done=each.steps_done + 1)
                 for each, x in zip(self._frames, own, strict=True)
             )
             # All have equally many steps to go through, so none is overtaken and one at the most is finished.
-            if first.steps_done == first.recipe.steps:
+            if first.steps_done == first.conditioning.steps:
                 first.outcome.pending = first.hand_over(self._finish(first.state))
                 self._frames = others
             else:

@@ -14,7 +14,7 @@ from pipeline.sampling.stream_batch import StreamBatch
 
 @dataclass(frozen=True)
 class Steps:
-    """In place of a recipe."""
+    """In place of a conditioning."""
 
     numbers: tuple[int, ...]
 
@@ -28,7 +28,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Asked:
-    recipe: Steps
+    conditioning: Steps
     frame: int
 
 
@@ -54,7 +54,7 @@ class Engine:
         frames = [int(state.x) % 1000 for state, _ in states]
         if 13 in frames:
             raise RuntimeError("unlucky")
-        assert [recipe.numbers for _, recipe in states] == [(int(state.x) // 1000,) for state, _ in states]
+        assert [conditioning.numbers for _, conditioning in states] == [(int(state.x) // 1000,) for state, _ in states]
         self.calls.append(frames)
         return torch.cat([state.x + 1000 for state, _ in states])
 
