@@ -163,14 +163,13 @@ class Stylizer:
         if batch.behind > 0 and batch.frames is not None and len(controls) == 1 and inputs.paints and not reuses:
             return self._share_steps(batch, inputs, hand_over)
         self._stream_batch.finish()
-        if not (reuses and batch.streams and batch.control_frames is None):
-            return hand_over(self._pictures(inputs))
-        if not inputs.paints:
+        if reuses and batch.streams and batch.control_frames is None:
+            if inputs.paints:
+                seen, most = self._seen(batch, inputs), [one.reuse for one in inputs.controls]
+                pictures, kind = self._reuse(self._preparation.request(inputs), batch.streams, seen, most)
+                return hand_over(self._conversions.enlarged(pictures), kind)
             self._reuse.forget(batch.streams)
-            return hand_over(self._pictures(inputs))
-        seen, most = self._seen(batch, inputs), [one.reuse for one in inputs.controls]
-        pictures, kind = self._reuse(self._preparation.request(inputs), batch.streams, seen, most)
-        return hand_over(self._conversions.enlarged(pictures), kind)
+        return hand_over(self._pictures(inputs))
 
     def _share_steps(
         self, batch: Batch, inputs: Inputs, hand_over: Callable[[Tensor], Pending[Pictures]]

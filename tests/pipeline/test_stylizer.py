@@ -15,7 +15,7 @@ from pipeline.batch import Batch
 from pipeline.pixels import color
 from pipeline.stylizer import Stylizer
 from tests import tiny
-from tests.pipeline.calls import submitted
+from tests.pipeline.calls import sharing_steps, submitted
 
 rng = np.random.default_rng(0)
 
@@ -116,6 +116,32 @@ def test_the_pending_of_a_batch_gives_the_pictures_of_a_call(stylizer, frames):
     reusing = stylizer.submit(Batch(frames, (controls.merged({"reuse": 2}),) * 3, streams=(1, 2, 3)))
     assert np.array_equal(reusing().rgb, stylizer(frames, controls))
     assert reusing().kind == "anew"
+
+
+def test_where_a_shared_step_fails_all_that_were_under_way_say_so_and_others_go_on(stylizer, frames, monkeypatch):
+    controls = Controls(prompt="a cat", steps=3)
+    first = sharing_steps(stylizer, frames[:1], controls)
+    with monkeypatch.context() as failing:
+        failing.setattr(stylizer.painter.denoise, "forward", lambda *call: [][0])
+        with pytest.raises(IndexError):
+            sharing_steps(stylizer, frames[1:2], controls)
+    with pytest.raises(IndexError):
+        first()
+    assert np.array_equal(sharing_steps(stylizer, frames[:1], controls)().rgb, stylizer(frames[:1], controls))
+
+
+def test_frames_that_the_engine_was_told_to_forget_are_not_painted_later(stylizer, frames):
+    pending = sharing_steps(stylizer, frames[:1], Controls(steps=2))
+    stylizer.forget()
+    with pytest.raises(RuntimeError, match="let go"):
+        pending()
+
+
+def test_frames_under_way_are_finished_with_the_parts_they_began_with(stylizer, frames):
+    controls, painter = Controls(prompt="a cat", steps=2), stylizer.painter
+    pending = sharing_steps(stylizer, frames[:1], controls)
+    stylizer.use(painter.encode, painter.denoise, painter.decode)
+    assert np.array_equal(pending().rgb, stylizer(frames[:1], controls))
 
 
 def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
