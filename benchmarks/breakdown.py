@@ -179,7 +179,7 @@ def live_shape(stylizer: Stylizer) -> tuple[int, ...]:
 
 def paint(stylizer: Stylizer, frames: np.ndarray, controls: Controls) -> Pictures:
     """The live engine's call."""
-    return stylizer.submit(Batch(frames, (controls,)))()
+    return stylizer.submit(Batch(frames, (controls,), i420=True))()
 
 
 def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[dict[str, float]]:

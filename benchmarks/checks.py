@@ -56,7 +56,7 @@ def no_wait_for_edges(device: torch.device) -> tuple[float, float]:
 
 def live_pictures(stylizer: Stylizer, planes: np.ndarray) -> Pictures:
     """Of frames in I420, as a stream hands them in."""
-    return stylizer.submit(Batch(planes, (CONTROLS,) * len(planes)))()
+    return stylizer.submit(Batch(planes, (CONTROLS,) * len(planes), i420=True))()
 
 
 def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, Check]]:

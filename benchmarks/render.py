@@ -22,7 +22,7 @@ from pipeline.presets import TABLE
 from pipeline.runtime.devices import prepared
 from render.clip import open_clip
 from render.muxing import Order, order_film
-from render.painting import BATCH, submit_to
+from render.painting import BATCH
 from render.rendering import Take, render
 from tests.paths import CARPHONE
 
@@ -47,7 +47,7 @@ def render_fps(stylizer, clip_path: Path, controls: Controls, batch: int, folder
     size = stylizer.spec.width, stylizer.spec.height
     film = order_film(Order(clip, folder / "film.mp4", size))
     film.work.begin({})
-    render(Take(clip, controls, size, batch=batch), submit_to(stylizer), film)
+    render(Take(clip, controls, size, batch=batch), stylizer.submit, film)
     film.finish(True)
     pictures = film.work.done
     film.work.discard()

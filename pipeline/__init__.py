@@ -10,8 +10,7 @@ from .presets import PRESETS
 from .settings import ControlNet, Controls, Lora, ModelSpec
 
 if TYPE_CHECKING:
-    from pipeline.loading.hub import Report
-
+    from .batch import Report
     from .stylizer import Stylizer
 
 __all__ = ["PRESETS", "ControlNet", "Controls", "LoadError", "Lora", "ModelSpec", "load"]

@@ -16,6 +16,8 @@ from .settings import Controls
 T = TypeVar("T")
 U = TypeVar("U")
 
+Report = Callable[[str, float | None], None]  # is told what happens, and its progress in 0..1 where that is known
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -27,7 +29,8 @@ class Batch:
     control images are made of, in place of the frames. scale: of the width and height at which it is painted; one of
     those that the engine names. streams: of which stream each frame is, () where they are of none: what an engine
     remembers from one frame to the next it remembers by these. behind: for how many later batches of the same streams
-    and shape its pictures may wait, where the engine gains by being at several at once.
+    and shape its pictures may wait, where the engine gains by being at several at once. i420: the pictures are wanted
+    in I420 too, if the engine makes that faster than who asks for it (`Pictures.i420`).
     """
 
     frames: np.ndarray | None
@@ -37,6 +40,7 @@ class Batch:
     scale: float = 1.0
     streams: tuple[Hashable, ...] = ()
     behind: int = 0
+    i420: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,12 @@
-"""What can be asked of a loaded model, and what do controls mean to it? Facts that no call changes: for any thread."""
+"""What can be asked of a loaded model, and what controls mean to it: facts that no call changes, for any thread."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
-from .settings import Controls, ModelSpec
-
-if TYPE_CHECKING:
-    from pipeline.loading.components import Components
+from .settings import Controls
 
 SOURCE = "source"  # the shape key of frames that pass through
 NEEDS = {"control_scale": "control", "canny_low": "canny", "canny_high": "canny"}  # control -> feature
@@ -41,19 +37,6 @@ class Capabilities:
             "canny": any(name.startswith("canny") for name in self.annotators),
         }
         return frozenset(name for name, present in here.items() if present)
-
-
-def capabilities_of(spec: ModelSpec, parts: Components) -> Capabilities:
-    """Those of a model that was loaded."""
-    return Capabilities(
-        spec.width,
-        spec.height,
-        MappingProxyType({lora.name: lora.weight for lora in spec.loras}),
-        parts.schedule.original_steps,
-        parts.unet.config.time_cond_proj_dim is not None,
-        parts.inpaints,
-        spec.annotators,
-    )
 
 
 def check(model: Capabilities, controls: Controls) -> None:

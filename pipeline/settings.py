@@ -26,7 +26,7 @@ class Lora:
 
     path: str
     weight: float = 1.0
-    name: str | None = None
+    name: str = None  # type: ignore[assignment]  # None is the path's stem, which __post_init__ puts in its place
 
     def __post_init__(self):
         if self.name is None:
@@ -102,7 +102,9 @@ def _made(kind: type, value: Any) -> Any:
     return kind(**value) if isinstance(value, dict) else value
 
 
-def _ui(step: float | None = None, unit: str = "", needs: str | None = None, widget: str | None = None):
+def _ui(
+    step: float | None = None, unit: str = "", needs: str | None = None, widget: str | None = None
+) -> dict[str, Any]:
     """Hints for the page, carried in the JSON schema: step, unit, widget, and the model feature a control needs."""
     hints = {"step": step, "unit": unit or None, "x-needs": needs, "x-widget": widget}
     return {name: value for name, value in hints.items() if value is not None}
@@ -136,21 +138,21 @@ class Controls(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     prompt: Text = Field(
-        "",
+        default="",
         max_length=2000,
         title="Prompt",
         description="What the picture should look like.",
         json_schema_extra=_ui(widget="text"),
     )
     negative_prompt: Text = Field(
-        "",
+        default="",
         max_length=2000,
         title="Negative prompt",
         description="What to avoid; acts only with a guidance above 1 on a model with true guidance (CFG).",
         json_schema_extra=_ui(needs="cfg", widget="text"),
     )
     strength: FiniteFloat = Field(
-        0.5,
+        default=0.5,
         ge=0.0,
         le=1.0,
         title="Strength",
@@ -158,7 +160,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(0.01),
     )
     steps: Whole = Field(
-        2,
+        default=2,
         ge=1,
         le=8,
         title="Steps",
@@ -166,7 +168,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(1),
     )
     guidance: FiniteFloat = Field(
-        1.0,
+        default=1.0,
         ge=0.0,
         le=13.0,
         title="Guidance",
@@ -174,7 +176,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(0.1, needs="guidance"),
     )
     seed: Whole = Field(
-        0,
+        default=0,
         ge=0,
         le=2**32 - 1,
         title="Seed",
@@ -188,7 +190,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(0.05, needs="lora"),
     )
     control_scale: FiniteFloat = Field(
-        1.0,
+        default=1.0,
         ge=0.0,
         le=2.0,
         title="Control scale",
@@ -196,7 +198,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(0.05, needs="control"),
     )
     canny_low: Whole = Field(
-        100,
+        default=100,
         ge=0,
         le=255,
         title="Canny low",
@@ -204,7 +206,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(1, needs="canny"),
     )
     canny_high: Whole = Field(
-        200,
+        default=200,
         ge=0,
         le=255,
         title="Canny high",
@@ -212,7 +214,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(1, needs="canny"),
     )
     reuse: Whole = Field(
-        0,
+        default=0,
         ge=0,
         le=8,
         title="Reuse",
@@ -221,7 +223,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(1),
     )
     skip_similar: FiniteFloat = Field(
-        0.0,
+        default=0.0,
         ge=0.0,
         le=32.0,
         title="Skip similar",
@@ -230,7 +232,7 @@ class Controls(BaseModel):
         json_schema_extra=_ui(0.5),
     )
     bypass: bool = Field(
-        False,
+        default=False,
         title="Bypass",
         description="Pass the camera's picture through untouched.",
         json_schema_extra=_ui(widget="toggle"),

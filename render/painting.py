@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from pipeline.batch import Batch, Pending, Pictures, there
+from pipeline.batch import Batch, Pending, Pictures
 from pipeline.errors import CaptureFailed
 from pipeline.settings import Controls, ModelSpec
 
@@ -32,11 +32,7 @@ class FilmEngine(Protocol):
     @property
     def runs_ahead(self) -> bool: ...
 
-    def __call__(
-        self, frames: np.ndarray, controls: Sequence[Controls], mask: np.ndarray | None = ..., *, wait: bool = ...
-    ) -> Any: ...
-
-    def imagine(self, controls: Controls, count: int = ..., control_frames: np.ndarray | None = ...) -> np.ndarray: ...
+    def submit(self, batch: Batch) -> Pending[Pictures]: ...
 
     def animate_stream(
         self, controls: Controls, frames: Iterable[np.ndarray] | None = ..., count: int = ..., first: int = ...
@@ -47,18 +43,6 @@ class FilmEngine(Protocol):
     def remarks(self, controls: Controls) -> Mapping[str, str]: ...
 
     def record_calls(self, *calls: Callable[[], object]) -> None: ...
-
-
-def submit_to(stylizer: FilmEngine) -> Submit:
-    def submit(batch: Batch) -> Pending[Pictures]:
-        if batch.frames is not None:
-            pending = stylizer(batch.frames, batch.controls, batch.mask, wait=False)
-            return Pending(pending.is_there, lambda: Pictures(pending()))
-        seen = [None] * len(batch.controls) if batch.control_frames is None else batch.control_frames[:, None]
-        each = zip(batch.controls, seen, strict=True)
-        return there(Pictures(np.concatenate([stylizer.imagine(own, control_frames=frame) for own, frame in each])))
-
-    return submit
 
 
 def from_text(submit: Submit, *, sees_clip: bool) -> Submit:
@@ -117,7 +101,7 @@ def paint_blank(
 ) -> None:
     """One call as a film makes them, to be recorded. sees_clip: where the pictures come from text."""
     frames = np.zeros((1 if text_to_image else count, stylizer.spec.height, stylizer.spec.width, 3), np.uint8)
-    submit = submit_to(stylizer)
+    submit: Submit = stylizer.submit
     if text_to_image:
         submit = from_text(submit, sees_clip=sees_clip)
     submit(Batch(frames, (controls,) * len(frames), frames[..., 0] if masked else None))()

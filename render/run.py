@@ -23,7 +23,7 @@ from .clip import Clip, VideoClip, open_clip
 from .errors import FilmError
 from .jobs import RenderJob, RenderSettings, check, existing_files
 from .muxing import Film, Order, order_film
-from .painting import ANIMATED, Animate, FilmEngine, Submit, animated, from_text, submit_to
+from .painting import ANIMATED, Animate, FilmEngine, Submit, animated, from_text
 from .pictures import BlankClip, picture_files
 from .rendering import Take, render
 
@@ -138,7 +138,7 @@ def _painter(stylizer: FilmEngine, job: RenderJob, settings: RenderSettings, tak
     if stylizer.spec.motion is not None:
         count = take.clip.expected(take.start_s, take.end_s) if job.source is None else None
         return animated(stylizer, take.controls, count)
-    submit = submit_to(stylizer)
+    submit: Submit = stylizer.submit
     return from_text(submit, sees_clip=job.source is not None) if settings.text_to_image else submit
 
 

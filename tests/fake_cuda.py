@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline import stylizer
-from pipeline.loading.components import Components
 from pipeline.runtime.graphs import Replay
+from pipeline.sampling.model import Components
 
 DEVICE = torch.device("cuda")
 PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product_attention")

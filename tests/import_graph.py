@@ -17,7 +17,8 @@ from pathlib import Path
 from tests.paths import ROOT
 
 PRODUCT = ("pipeline", "render", "stream")
-BASE = {"settings", "presets", "errors", "batch", "capabilities"}  # of pipeline's flat files, those that need no torch
+# Of pipeline's flat files, those below its rooms.
+BASE = {"settings", "presets", "errors", "batch", "capabilities", "trees"}
 COMMANDS = {"main", "command_line", "options", "choices"}
 
 # room -> the rooms it may import. What no row allows is an import upwards. Files beside main.py are "shared".

@@ -1,4 +1,4 @@
-"""What does a .safetensors file hold? Its header tells: the names and shapes of its tensors, no weights read."""
+"""What a .safetensors file holds, told from its header: the names and shapes of its tensors, no weights read."""
 
 from __future__ import annotations
 

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import transformers
 from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
     ControlNetModel,
     LCMScheduler,
     MotionAdapter,
     T2IAdapter,
-    UNet2DConditionModel,
     UNetMotionModel,
 )
-from transformers import CLIPTextModel, CLIPTokenizer
 
+from pipeline.batch import Report
+from pipeline.capabilities import Capabilities
 from pipeline.errors import LoadError
 from pipeline.pixels.annotators import ANNOTATORS
 from pipeline.runtime.devices import pick_dtype
 from pipeline.sampling import animatediff
 from pipeline.sampling.adapters import AdapterExtra, ControlNetExtra, Extra, InpaintingExtra
 from pipeline.sampling.lcm import NoiseSchedule
+from pipeline.sampling.model import Components, Family
 from pipeline.settings import ModelSpec
 
 from . import checkpoints, hub, layouts, loras
-from .families import Family, family_of_index, family_of_keys
-from .hub import Report
+from .families import family_of_index, family_of_keys
 from .modules import Loader
-
-
-@dataclass(frozen=True)
-class Components:
-    """A loaded model: modules in eval mode on one device (text encoders may wait on the CPU), weights in one dtype."""
-
-    family: Family
-    tokenizers: tuple[CLIPTokenizer, ...]
-    text_encoders: tuple[CLIPTextModel, ...]
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL | AutoencoderTiny
-    extras: tuple[Extra, ...]
-    schedule: NoiseSchedule
-    loras: loras.LoraSet | None
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def inpaints(self) -> bool:
-        """Whether the UNet takes the mask as an input."""
-        return any(isinstance(extra, InpaintingExtra) for extra in self.extras)
 
 
 def load_components(spec: ModelSpec, device: torch.device, *, download: bool, report: Report) -> Components:
@@ -125,6 +103,19 @@ def load_components(spec: ModelSpec, device: torch.device, *, download: bool, re
     )
 
 
+def capabilities_of(spec: ModelSpec, parts: Components) -> Capabilities:
+    """Those of a model that was loaded."""
+    return Capabilities(
+        spec.width,
+        spec.height,
+        MappingProxyType({lora.name: lora.weight for lora in spec.loras}),
+        parts.schedule.original_steps,
+        parts.unet.config.time_cond_proj_dim is not None,
+        parts.inpaints,
+        spec.annotators,
+    )
+
+
 def read_schedule(config: dict) -> NoiseSchedule:
     """The noise schedule of any diffusers scheduler config, as LCMScheduler reads it."""
     scheduler = LCMScheduler.from_config(config)
@@ -148,7 +139,7 @@ def _family(base: Path) -> Family:
     return family_of_index(base, layouts.read_json(base / "model_index.json"))
 
 
-def _check_fit(spec: ModelSpec, unet: dict, vae: dict, prompt_width: int) -> None:
+def _check_fit(spec: ModelSpec, unet: Any, vae: Any, prompt_width: int) -> None:
     """Parts of different families load one by one and fail only in the middle of a frame: compare them here."""
     if vae.get("latents_mean") is not None:
         raise LoadError(f"The VAE of {spec.vae or spec.base} shifts its latents (latents_mean), which is not served.")
@@ -165,7 +156,7 @@ def _check_fit(spec: ModelSpec, unet: dict, vae: dict, prompt_width: int) -> Non
 
 
 def _check_extras(
-    spec: ModelSpec, family: Family, unet: dict, nets: list[ControlNetModel], adapter: T2IAdapter | None
+    spec: ModelSpec, family: Family, unet: Any, nets: list[ControlNetModel], adapter: T2IAdapter | None
 ) -> None:
     blocks = tuple(unet.block_out_channels)
     for net, of in zip(nets, spec.controlnets, strict=True):
@@ -197,7 +188,7 @@ def _check_extras(
             )
 
 
-def _check_motion(spec: ModelSpec, family: Family, unet: dict, motion: MotionAdapter) -> None:
+def _check_motion(spec: ModelSpec, family: Family, unet: Any, motion: MotionAdapter) -> None:
     if spec.controlnets or spec.adapter:
         raise LoadError("A motion adapter does not go together with a ControlNet or T2I-Adapter yet.")
     if motion.config.get("conv_in_channels"):

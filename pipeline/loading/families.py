@@ -1,50 +1,24 @@
-"""Which kinds of models are there? A table: what distinguishes one from another, as data."""
+"""The kinds of models that there are: a table of what distinguishes one from another."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from pipeline.batch import Report
 from pipeline.errors import LoadError, first_line
 from pipeline.presets import LCM_LORA_SD15, LCM_LORA_SDXL, LCM_LORA_SSD_1B, SDXL_BASE
+from pipeline.sampling.model import Family
 from pipeline.settings import Lora
 
 from . import checkpoints, hub
-from .hub import Report
-
-
-@dataclass(frozen=True)
-class Family:
-    """encoders: (tokenizer's folder, text encoder's folder, its class), in the order in which their states are joined.
-
-    layer: which of their hidden states is read; None is the last, normalized one. pooled: whether the UNet also takes
-    the last encoder's pooled text and the picture's sizes (SDXL's micro-conditioning, arXiv 2307.01952, sec. 2.2).
-    empty_is_zero: whether an empty negative prompt means zeros, not the encoding of "". in_one_file: how the names of
-    its last text encoder's tensors begin in the original code's checkpoints. published: the hub id whose configs stand
-    in for those that come without. outer: how many of the UNet's outermost blocks run for every frame where the deeper
-    ones' features are used again (pipeline.sampling.deep_features): up to the first that attends to the prompt.
-    """
-
-    name: str
-    pipeline: type[DiffusionPipeline]
-    encoders: tuple[tuple[str, str, type], ...]
-    in_one_file: str
-    published: str
-    layer: int | None = None
-    pooled: bool = False
-    empty_is_zero: bool = False
-    upcasts: bool = False  # whether its own VAE overflows in half precision and runs in float32
-    size: int = 512  # pixels a side that it was trained at
-    outer: int = 1
-    without: Mapping[str, Any] = field(default_factory=dict)  # parts of the pipeline that nobody here uses
-
 
 FIRST = ("tokenizer", "text_encoder", CLIPTextModel)
 SECOND = ("tokenizer_2", "text_encoder_2", CLIPTextModelWithProjection)
@@ -73,7 +47,11 @@ SDXL = Family(
 )
 REFINER = "{} is an SDXL refiner, which only ends what an SDXL base began: name a base."
 # The published LCM-LoRAs, by the UNet that each was made for: (width of the prompts it reads, its transformer blocks).
-LCM_LORAS = {(768, 16): LCM_LORA_SD15, (2048, 70): LCM_LORA_SDXL, (2048, 34): LCM_LORA_SSD_1B}
+LCM_LORAS: dict[tuple[int | None, int], Lora] = {
+    (768, 16): LCM_LORA_SD15,
+    (2048, 70): LCM_LORA_SDXL,
+    (2048, 34): LCM_LORA_SSD_1B,
+}
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.batch import Report
 from pipeline.errors import LoadError, first_line
 from pipeline.settings import ModelSpec
 
 from . import checkpoints, layouts
-
-Report = Callable[[str, float | None], None]
 
 
 def references(spec: ModelSpec) -> dict[str, str]:
@@ -194,7 +193,7 @@ def _download(reference: str, report: Report, needed: Callable[[list[str], str],
     report(f"Asking the hub for {repo}", None)
     with _hub_errors(repo):
         info = HfApi().model_info(repo, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         wanted = needed([*sizes], inside)
         if absent := [name for name in wanted if name not in sizes]:
             raise LoadError(f"{repo} has no {absent[0]}{layouts.offer(sizes, repo)}.")

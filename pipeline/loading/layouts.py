@@ -1,4 +1,4 @@
-"""What of a folder or repository does loading read? Which files a part needs, which are missing or broken."""
+"""What loading reads of a folder or repository: which files a part needs, and which are missing or broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models does somebody have already? The folders of ComfyUI and A1111, read as they are."""
+"""The models that somebody has already: the folders of ComfyUI and A1111, read as they are."""
 
 from __future__ import annotations
 

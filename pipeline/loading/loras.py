@@ -102,10 +102,12 @@ def extract(
             if not isinstance(module, LoraLayer) or _adapter_name(lora.name) not in module.lora_A:
                 continue
             name = _adapter_name(lora.name)
-            patch = _Patch(
-                lora.name, module.lora_A[name].weight.data, module.lora_B[name].weight.data, module.scaling[name]
-            )
-            patches.setdefault(module.base_layer.weight, []).append(patch)
+            down, up, base = module.lora_A[name].weight, module.lora_B[name].weight, module.base_layer.weight
+            assert isinstance(base, nn.Parameter)
+            assert isinstance(down, Tensor)
+            assert isinstance(up, Tensor)
+            patch = _Patch(lora.name, down.data, up.data, module.scaling[name])
+            patches.setdefault(base, []).append(patch)
             found += 1
         if found != expected:
             raise LoadError(

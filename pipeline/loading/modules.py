@@ -1,4 +1,4 @@
-"""How does one part of a model become a module? From a folder, or from one file in any of the key styles."""
+"""One part of a model -> a module, from a folder or from one file in any of the key styles."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _unet_tensors(file: Path) -> dict[str, Tensor]:
     return {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()} if bare else tensors
 
 
-def _from_tensors(part: str, kind: type, file: Path, config: dict[str, str]) -> torch.nn.Module:
+def _from_tensors(part: str, kind: Any, file: Path, config: dict[str, str]) -> torch.nn.Module:
     """A module of which diffusers knows its own key style only."""
     module = kind.from_config(kind.load_config(config["config"]) if config else {})
     tensors = load_file(file)
@@ -170,7 +170,7 @@ def _from_tensors(part: str, kind: type, file: Path, config: dict[str, str]) -> 
     return module
 
 
-def _from_folder(kind: type, folder: Path, dtype: torch.dtype):
+def _from_folder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The fp16 variant where there is no other."""
     if (made := layouts.read_json(folder / "config.json").get("_class_name", kind.__name__)) != kind.__name__:
         raise LoadError(f"{folder} is a {made}, not a {kind.__name__}.")

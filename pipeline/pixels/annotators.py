@@ -2,13 +2,12 @@
 
 @annotator("depth")
 def depth(pixels, controls): ...
-
-Those that neither wait for the device nor look at a value become part of a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,20 +16,36 @@ from torch import Tensor
 
 from pipeline.settings import Controls
 
-from .canny import find_edges
+from .canny import find_edges, never_waits
 
-Annotator = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+Annotate = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Calls its function: uint8 [B, 3, h, w] RGB and CONTROLS by name, int64 [B, 1, 1, 1] -> float32 [B, 3, h, w] in
+    [0, 1], all on the same device.
+
+    capturable: whether it neither waits for that device nor looks at a value, so that a CUDA graph can hold it. The
+    driver breaks off a capture in which something waits, and the engine with it.
+    """
+
+    function: Annotate
+    capturable: Callable[[torch.device], bool] = lambda device: False
+
+    def __call__(self, pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
+        return self.function(pixels, controls)
+
 
 ANNOTATORS: dict[str, Annotator] = {}
 CONTROLS = ("canny_low", "canny_high")  # that control images are made by
 
 
-def annotator(name: str) -> Callable[[Annotator], Annotator]:
-    """Registers a function: uint8 [B, 3, h, w] RGB and CONTROLS by name, int64 [B, 1, 1, 1] -> float32 [B, 3, h, w] in
-    [0, 1], all on the same device."""
+def annotator(name: str, capturable: bool | Callable[[torch.device], bool] = False) -> Callable[[Annotate], Annotate]:
+    """Registers an Annotator's function."""
 
-    def register(function: Annotator) -> Annotator:
-        ANNOTATORS[name] = function
+    def register(function: Annotate) -> Annotate:
+        ANNOTATORS[name] = Annotator(function, capturable if callable(capturable) else lambda device: capturable)
         return function
 
     return register
@@ -54,22 +69,22 @@ def _as_tensors(device: torch.device, *columns: tuple[int, ...]) -> Mapping[str,
     return {name: column(values) for name, values in zip(CONTROLS, columns, strict=True)}
 
 
-@annotator("canny")
+@annotator("canny", capturable=never_waits)
 def canny(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     """OpenCV's Canny edges of the frame as it is."""
     return find_edges(pixels, controls["canny_low"], controls["canny_high"]).float().expand(-1, 3, -1, -1)
 
 
-@annotator("canny-384")
+@annotator("canny-384", capturable=never_waits)
 def canny_384(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     """Edges found with the shorter side at 384 pixels: fewer and thicker, what SDXL's canny adapter was trained on."""
-    size = pixels.shape[2:]
-    scale = 384 / min(size)
-    small = _resized(pixels.float(), tuple(round(side * scale) for side in size)).round().to(torch.uint8)
-    return _resized(canny(small, controls), size)
+    height, width = pixels.shape[2:]
+    scale = 384 / min(height, width)
+    small = _resized(pixels.float(), (round(height * scale), round(width * scale))).round().to(torch.uint8)
+    return _resized(canny(small, controls), (height, width))
 
 
-@annotator("soft-edges")
+@annotator("soft-edges", capturable=True)
 def soft_edges(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     """How steep the slightly blurred grey picture is: soft lines, for ControlNets of soft edges (HED, PIDI)."""
     grey = F.pad(_grey(pixels), (2, 2, 2, 2), mode="replicate")
@@ -79,21 +94,21 @@ def soft_edges(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     return (across.square() + down.square()).sqrt().mul(4).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-@annotator("grey")
+@annotator("grey", capturable=True)
 def grey(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     """Brightness without colour."""
     return _grey(pixels).expand(-1, 3, -1, -1)
 
 
-@annotator("tile")
+@annotator("tile", capturable=True)
 def tile(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     """The picture without its detail, for ControlNet tile: an eighth of its size and back."""
-    size = pixels.shape[2:]
-    small = _resized(pixels.float() / 255, tuple(max(1, side // 8) for side in size))
-    return _resized(small, size).clamp(0, 1)
+    height, width = pixels.shape[2:]
+    small = _resized(pixels.float() / 255, (max(1, height // 8), max(1, width // 8)))
+    return _resized(small, (height, width)).clamp(0, 1)
 
 
-@annotator("as-is")
+@annotator("as-is", capturable=True)
 def as_is(pixels: Tensor, controls: Mapping[str, Tensor]) -> Tensor:
     """The frames are control images already."""
     return pixels.float() / 255

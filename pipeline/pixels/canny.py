@@ -27,6 +27,11 @@ def find_edges(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (canny_on_host if pixels.device.type == "cpu" else canny_on_device)(pixels, low, high)
 
 
+def never_waits(device: torch.device) -> bool:
+    """Whether edges are found there without a wait for the device: where there is Triton."""
+    return _hysteresis_on(device) is by_regions
+
+
 def canny_on_host(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """OpenCV's own, for pixels on the CPU."""
     frames = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

@@ -1,4 +1,4 @@
-"""Which pixels hang together? Connected components on a CUDA device; nobody waits for it, and a CUDA graph holds it.
+"""Connected components of pixels on a CUDA device; nobody waits for it, and a CUDA graph holds it.
 
 Union-find after Playne and Hawick, "A New Algorithm for Parallel Connected-Component Labelling on GPUs" (IEEE TPDS 29,
 2018): every pixel has a parent, itself or an earlier pixel of its region, and all of a region end at one root.
@@ -52,7 +52,7 @@ def _marked_before(pixels, at, count, height, width):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _link(pixels, parents, count, height, width, BLOCK: tl.constexpr):
+def _link(pixels, parents, count, height, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton reads annotations
     """Makes one of the neighbours before it each pixel's parent."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     north, west, north_west, north_east = _marked_before(pixels, at, count, height, width)
@@ -64,7 +64,7 @@ def _link(pixels, parents, count, height, width, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _unite(pixels, parents, count, height, width, BLOCK: tl.constexpr):
+def _unite(pixels, parents, count, height, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton reads annotations
     """Unites what meets in a pixel and was not linked there.
 
     The other neighbours touch the one that was linked, except the north-eastern where north is not marked.
@@ -83,7 +83,7 @@ def _unite(pixels, parents, count, height, width, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _flatten(parents, count, BLOCK: tl.constexpr):
+def _flatten(parents, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton reads annotations
     """Makes the root each pixel's parent. All jump at once, so a long chain takes few turns."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     parent = tl.load(parents + at, mask=at < count, other=0, volatile=True)  # the first pixel is its own parent

@@ -1,19 +1,18 @@
-"""What is done to pixels on either side of the painting? Fitted to the model's size, reduced, enlarged, turned to I420.
+"""What is done to pixels on either side of the painting: fitted to the model's size, reduced, enlarged, turned to I420.
 
 All of it is functions of tensors alone, each of which can be recorded as a CUDA graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.runtime.graphs import Way
-from pipeline.sampling.sizes import Sizes
+from pipeline.trees import Recorded
 
 from . import color
 
@@ -21,13 +20,13 @@ Sources = tuple[Tensor, Tensor, Tensor | None]  # pixels, control: uint8 [B, 3, 
 
 
 class Conversions:
-    """To and from the size of pictures that `sizes` tells.
+    """To and from the sizes at which a model paints.
 
-    dtype: of masks. recorded: makes of each function the way it is run (pipeline.runtime.graphs).
+    sizes: (height, width) by scale. dtype: of masks.
     """
 
-    def __init__(self, sizes: Sizes, dtype: torch.dtype, recorded: Callable[[Way], Way]):
-        height, width = self._size = sizes.picture()
+    def __init__(self, sizes: Mapping[float, tuple[int, int]], dtype: torch.dtype, recorded: Recorded):
+        height, width = self._size = sizes[1.0]
 
         def fitted_i420(planes: Tensor) -> Tensor:
             return color.fit(color.to_rgb(planes), width, height)
@@ -46,7 +45,7 @@ class Conversions:
         self.fitted_mask = recorded(fitted_mask)  # uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as frames
         self.in_both_ways = recorded(in_both_ways)
         self.reduced = {  # by scale, Sources -> Sources
-            scale: recorded(partial(reduced, size=sizes.picture(scale))) for scale in sizes.scales if scale != 1
+            scale: recorded(partial(reduced, size=size)) for scale, size in sizes.items() if scale != 1
         }
 
     def fitted(self, frames: Tensor) -> Tensor:
@@ -67,5 +66,6 @@ def in_both_ways(pictures: Tensor) -> Tensor:
 def reduced(sources: Sources, size: tuple[int, int]) -> Sources:
     """What is painted from, at a smaller size, (height, width)."""
     pixels, control, mask = sources
-    small, small_control = (color.scaled(one, *reversed(size)) for one in (pixels, control))
+    height, width = size
+    small, small_control = (color.scaled(one, width, height) for one in (pixels, control))
     return small, small_control, None if mask is None else F.interpolate(mask, size, mode="nearest-exact")

@@ -33,18 +33,21 @@ def folded(vae: nn.Module) -> nn.Module:
 
 
 def _folded(layers: list[nn.Module]) -> list[nn.Module]:
-    out = []
+    out: list[nn.Module] = []
     while layers:
         doubles = _doubles(layers[0])
-        convs = takewhile(_is_3x3, layers[doubles : doubles + 2])
+        convs = [conv for conv in takewhile(_is_3x3, layers[doubles : doubles + 2]) if isinstance(conv, nn.Conv2d)]
         match (doubles, *(conv.stride[0] for conv in convs)):
             case (True, 1, 1) | (False, 1, 2):
-                module, taken = Chain(layers[: doubles + 2], doubles), doubles + 2
+                first, second = convs
+                out.append(Chain(layers[:doubles], first, second))
+                taken = doubles + 2
             case (True, 1, *_):
-                module, taken = doubled(layers[1]), 2
+                out.append(doubled(convs[0]))
+                taken = 2
             case _:
-                module, taken = layers[0], 1
-        out.append(module)
+                out.append(layers[0])
+                taken = 1
         layers = layers[taken:]
     return out
 
@@ -74,6 +77,7 @@ def doubled(conv: nn.Conv2d) -> nn.ConvTranspose2d:
     with torch.no_grad():
         whole.weight.copy_(spread.view(*kernel.shape[:2], 4, 4))
         if conv.bias is not None:
+            assert whole.bias is not None
             whole.bias.copy_(conv.bias)
     return whole
 
@@ -85,11 +89,10 @@ class Chain(nn.Module):
     are therefore computed by the layers themselves.
     """
 
-    def __init__(self, layers: list[nn.Module], doubles: bool):
+    def __init__(self, doubling: list[nn.Module], first: nn.Conv2d, second: nn.Conv2d):
         super().__init__()
-        self.layers, self.doubles = nn.Sequential(*layers), doubles
-        self.rim = 2 if doubles else 4  # rows of input that settle the outermost of the output
-        first, second = layers[-2:]
+        self.layers, self.doubles = nn.Sequential(*doubling, first, second), bool(doubling)
+        self.rim = 2 if self.doubles else 4  # rows of input that settle the outermost of the output
         # Correlating with one kernel and then another is correlating with their full convolution.
         kernel = F.conv2d(
             first.weight.double().transpose(0, 1), second.weight.double().flip(2, 3), padding=2
@@ -97,12 +100,13 @@ class Chain(nn.Module):
         bias = torch.zeros(second.out_channels).to(kernel) if second.bias is None else second.bias.double()
         if first.bias is not None:
             bias = bias + second.weight.double().sum((2, 3)) @ first.bias.double()
-        stride, padding = second.stride, 2
-        if doubles:
+        stride, padding = second.stride[0], 2
+        if self.doubles:
             kernel, bias, padding = _phases(kernel), bias.repeat_interleave(4), 1
         self.whole = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], stride, padding).to(first.weight)
         with torch.no_grad():
             self.whole.weight.copy_(kernel)
+            assert self.whole.bias is not None
             self.whole.bias.copy_(bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,20 +15,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import CaptureFailed, first_line, is_out_of_memory
+from pipeline.trees import TreeFunction, leaves, rebuilt, structure
 
 from .devices import free_memory
 
 log = logging.getLogger(__name__)
 
-Way = Callable[[Any], Any]  # of a tree of tensors
 Replay = tuple[Callable[[], object], Any]  # what runs it again, and where the result, tensors, then lies
 Record = Callable[[Callable[[], Any]], Replay]
 WARM_UP = 2  # runs before a recording: kernels are chosen, and libraries warm up, on the stream that records
@@ -84,44 +83,6 @@ def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
         log.debug("The allocator knows of no such capture: %s", error)
 
 
-class NeverWaiting(TorchDispatchMode):
-    """Within, an operation that would wait for the device raises RuntimeError: one that looks at a value, or moves a
-    tensor between host and device."""
-
-    LOOKS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-    INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
-    COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, kind = kwargs or {}, func.overloadpacket
-        if kind in self.INDEXING:
-            looks = any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
-        else:
-            looks = not self.LOOKS.isdisjoint(func.tags)
-        if looks:
-            raise RuntimeError(f"{func} looks at a value")
-        if kind in self.COPIES:
-            places = {one.device.type for one in args if isinstance(one, Tensor)}
-            if len(places | {(kwargs.get("device") or args[0].device).type}) > 1:
-                raise RuntimeError(f"{func} moves a tensor between host and device")
-        if func.namespace == "aten" and func._can_decompose():
-            with self:  # in inference mode an operation comes here before the ones it is made of
-                return func.decompose(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def unless_it_waits(record: Record) -> Record:
-    """For work that is not ours: run it once, and record only what never waits. The driver breaks a capture off at a
-    wait, and it must not come to that."""
-
-    def watched(work: Callable[[], Any]) -> Replay:
-        with NeverWaiting():
-            work()
-        return record(work)
-
-    return watched
-
-
 class Layout(NamedTuple):
     """Of one tensor, as a copy of it would lie."""
 
@@ -162,9 +123,9 @@ class Graphs:
     record(work) -> Replay. Results are the caller's own. One thread calls it.
     """
 
-    def __init__(self, paint: Way, record: Record):
+    def __init__(self, paint: TreeFunction, record: Record):
         self._paint, self._record = paint, record
-        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+        self._recordings: OrderedDict[Hashable, RecordedGraph] = OrderedDict()
         self._met: OrderedDict[Hashable, Met] = OrderedDict()
 
     @property
@@ -210,7 +171,7 @@ class Graphs:
         key = max(self._met, key=lambda key: (not self._met[key].refused, self._met[key].runs))
         met = self._met[key]
         try:
-            self._recordings[key] = Recording(self._paint, met.order(), self._record)
+            self._recordings[key] = RecordedGraph(self._paint, met.order(), self._record)
         except CaptureFailed:
             raise
         except RuntimeError as error:
@@ -229,62 +190,23 @@ class Graphs:
         return True
 
 
-class Recording:
+class RecordedGraph:
     """Work on buffers of its own: the tensors of `order`."""
 
-    def __init__(self, paint: Way, order: Any, record: Record):
+    def __init__(self, paint: TreeFunction, order: Any, record: Record):
         self._buffers = list(leaves(order))
-        self._given: list[Tensor | None] = [None] * len(self._buffers)
+        self._given: Sequence[Tensor | None] = [None] * len(self._buffers)
         self.replayed = False
         self._replay, self._out = record(lambda: paint(order))
 
     def __call__(self, order: Any) -> Any:
         given = list(leaves(order))
         for buffer, new, last in zip(self._buffers, given, self._given, strict=True):
-            if new is not last:  # a recipe's tensors stay the same until a control changes
+            if new is not last:  # a conditioning's tensors stay the same until a control changes
                 buffer.copy_(new, non_blocking=True)
         self._given, self.replayed = given, True
         self._replay()
         return rebuilt(self._out, (tensor.clone() for tensor in leaves(self._out)))
-
-
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors in nested dataclasses, tuples and mappings, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    else:
-        for child in _children(tree):
-            yield from leaves(child)
-
-
-def structure(tree: Any) -> Hashable:
-    """Equal for two trees that one recording can serve: what is where, and each tensor's shape and dtype."""
-    if isinstance(tree, Tensor):
-        return (tree.shape, tree.dtype)
-    names = tuple(tree) if isinstance(tree, Mapping) else type(tree)
-    return (names, tuple(structure(child) for child in _children(tree)))
-
-
-def rebuilt(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same tree with other tensors, given in the order of `leaves`."""
-    if isinstance(tree, Tensor):
-        return next(tensors)
-    children = [rebuilt(child, tensors) for child in _children(tree)]
-    if isinstance(tree, tuple):
-        return tuple(children)
-    if isinstance(tree, Mapping):
-        return dict(zip(tree, children, strict=True))
-    return tree if tree is None else type(tree)(*children)
-
-
-def _children(tree: Any) -> list[Any]:
-    if tree is None:
-        return []
-    if isinstance(tree, tuple):
-        return list(tree)
-    if isinstance(tree, Mapping):
-        return list(tree.values())
-    return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
 
 
 def record_in_one_pool(device: torch.device) -> Record:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_bool, c_char_p, c_size_t, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def extract(package: Path, library: Path) -> bool:
     return True
 
 
-class Library:
+class CompiledLibrary:
     """Code for a CPU with one output, on weights that stay the caller's: name -> tensor, whose contents may change.
 
     One thread at a time calls it. Raises OSError, KeyError or RuntimeError where it does not load or run.
@@ -64,21 +65,23 @@ class Library:
         """Its name for a weight -> the module's."""
         count, name, module_name = c_size_t(), c_char_p(), c_char_p()
         self._call("GetNumConstants", self._container, byref(count))
-        names = {}
+        names: dict[bytes, str] = {}
         for index in range(count.value):
             self._call("GetConstantName", self._container, c_size_t(index), byref(name))
             self._call("GetConstantOriginalFQN", self._container, c_size_t(index), byref(module_name))
+            assert name.value is not None
+            assert module_name.value is not None
             names[name.value] = module_name.value.decode()
         return names
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        pointers = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs)  # it becomes their owner
+        pointers = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(inputs))  # it becomes their owner
         handles = (c_void_p * len(pointers))(*(_pointer_of(pointer, None) for pointer in pointers))
         out = (c_void_p * 1)()
         self._call("RunSingleThreaded", self._container, handles, c_size_t(len(pointers)), out, c_size_t(1), None, None)
         return torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs([_new_capsule(out[0], None, None)])
 
-    def _call(self, name: str, *arguments) -> None:
+    def _call(self, name: str, *arguments: Any) -> None:
         if getattr(self._functions, f"AOTInductorModelContainer{name}")(*arguments) != 0:
             said = (self._functions.AOTInductorGetLastError() or b"").decode(errors="replace")
             raise RuntimeError(f"Compiled code failed in {name}: {said or 'it gave no reason'}")

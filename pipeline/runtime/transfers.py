@@ -8,34 +8,11 @@ does not hand it out again before the card has read it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
-
 import numpy as np
 import torch
 from torch import Tensor
 
-T, U = TypeVar("T"), TypeVar("U")
-
-
-@dataclass(frozen=True)
-class Pending(Generic[T]):
-    """What a device may still be at: called, it waits for the result and returns it. is_there: does not wait."""
-
-    is_there: Callable[[], bool]
-    result: Callable[[], T]
-
-    def __call__(self) -> T:
-        return self.result()
-
-    def then(self, made: Callable[[T], U]) -> Pending[U]:
-        """What is made of the result when somebody waits for it."""
-        return Pending(self.is_there, lambda: made(self.result()))
-
-
-def there(result: T) -> Pending[T]:
-    return Pending(lambda: True, lambda: result)
+from pipeline.batch import Pending, there
 
 
 class Transfers:

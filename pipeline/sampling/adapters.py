@@ -1,4 +1,4 @@
-"""What joins the denoising call? ControlNets, T2I-Adapters, a mask: all through one seam that does not tell them apart.
+"""What joins the denoising call: ControlNets, T2I-Adapters, a mask, all through one seam that does not tell them apart.
 
 An extra prepares, once for each frame, the tensors that it needs (its conditions); in every call it may widen the
 UNet's input and add keyword arguments. What several of them add is summed.
@@ -73,9 +73,11 @@ class ControlNetExtra(Extra):
         self.controlnet, self.annotator, self.weight = controlnet, annotator, weight
 
     def prepare(self, scene: Scene) -> tuple[Tensor, ...]:
+        assert scene.scale is not None, "there is one where anything looks at a control image"
         return scene.images[self.annotator], scene.scale * self.weight
 
-    def forward(self, call: Call, image: Tensor, scale: Tensor) -> dict[str, Any]:
+    def forward(self, call: Call, *conditions: Tensor) -> dict[str, Any]:
+        image, scale = conditions
         down, middle = self.controlnet(
             call.x,
             call.t,
@@ -102,8 +104,8 @@ class AdapterExtra(Extra):
             image = image[:, :1]
         return tuple(feature * scene.scale for feature in self.adapter(image))
 
-    def forward(self, call: Call, *features: Tensor) -> dict[str, Any]:
-        return {"down_intrablock_additional_residuals": list(features)}
+    def forward(self, call: Call, *conditions: Tensor) -> dict[str, Any]:
+        return {"down_intrablock_additional_residuals": list(conditions)}
 
 
 class InpaintingExtra(Extra):
@@ -128,7 +130,8 @@ class InpaintingExtra(Extra):
         outside = scene.encode(scene.picture * (mask < 0.5))
         return F.interpolate(mask, outside.shape[2:]), outside
 
-    def widen(self, x: Tensor, mask: Tensor, outside: Tensor) -> Tensor:
+    def widen(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        mask, outside = conditions
         return torch.cat([x, mask.to(x.dtype), outside.to(x.dtype)], dim=1)
 
 

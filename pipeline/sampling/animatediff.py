@@ -1,4 +1,4 @@
-"""How do pictures become a moving one? AnimateDiff (arXiv 2307.04725): one UNet call sees several frames at once.
+"""Clips by AnimateDiff (arXiv 2307.04725): one UNet call sees several frames at once.
 
 A clip may be of any length: every step is a stream of frames that goes through overlapping windows, and the steps are
 chained, so that each holds no more than two windows of them.
@@ -9,16 +9,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice, repeat, tee
 from itertools import count as counted
-from itertools import islice, tee
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import lcm
+from pipeline.pixels import color
+from pipeline.settings import Controls
 
+from . import lcm
+from .conditioning import ConditioningCache
+from .model import Components
+from .sampler import Sampler
+from .sizes import Sizes
+
+CLIP_CHUNK = 16  # frames of a clip that are encoded or decoded at once
 WINDOW, OVERLAP = 16, 4  # frames; motion modules were trained on 16
 STRIDE = WINDOW - OVERLAP
 
@@ -131,3 +139,50 @@ def needed_from(done: int, steps: int, longest: int) -> int:
     spoiled = OVERLAP + STRIDE * (steps - 2) if steps > 1 else 0
     begin = done - (WINDOW - 1) - spoiled
     return 0 if done <= longest or begin < 0 else begin - begin % STRIDE
+
+
+class Animation:
+    """The clips of a model with a motion adapter."""
+
+    def __init__(self, parts: Components, sizes: Sizes, conditionings: ConditioningCache):
+        self._parts, self._sizes, self._conditionings = parts, sizes, conditionings
+
+    @property
+    def longest(self) -> int:
+        """How many frames the motion module can see at once."""
+        return self._parts.unet.config.motion_max_seq_length
+
+    @torch.inference_mode()
+    def __call__(
+        self, painter: Sampler, controls: Controls, clips: Iterable[Tensor] | None, count: int, first: int
+    ) -> Iterator[Tensor]:
+        """Pictures, uint8 [up to CLIP_CHUNK, H, W, 3] at once, of a clip of any length.
+
+        clips: what to repaint, uint8 [N, 3, H, W] after one another; None paints `count` pictures. first: the number of
+        the first one. The LoRAs must have the weights asked for.
+        """
+        parts, shape = self._parts, self._sizes.latents()
+        source: Iterator[Tensor]
+        if clips is None:
+            source = repeat(torch.zeros((1, *shape), device=parts.device), count - first)
+        else:
+            source = (
+                latents for clip in clips for latents in painter.encode(color.to_model(clip, parts.dtype)).split(1)
+            )
+        begun = list(islice(source, self.longest + 1))
+        if first == 0 and len(begun) <= self.longest:
+            window = self.longest
+            noise = clip_noise(controls.seed, controls.steps, shape, len(begun), from_noise=clips is None)
+        else:
+            window, noise = WINDOW, endless_noise(controls.seed, controls.steps, shape, first)
+        conditioning = self._conditionings([controls], [clips is None])
+        embeds = torch.cat(conditioning.embeds)
+
+        def call(step: int, x: Tensor) -> Tensor:
+            each = embeds.repeat_interleave(x.shape[2], dim=0)
+            x, t = x.to(parts.dtype), conditioning.timesteps[step]
+            return painter.denoise(x, t, each, conditioning.guidance, conditioning.timestep_cond)
+
+        x0 = denoise(chain(begun, source), noise, conditioning.rows, call, window)
+        while part := list(islice(x0, CLIP_CHUNK)):
+            yield color.to_frames(painter.decode(torch.cat(part)))

@@ -1,4 +1,4 @@
-"""What do controls mean as tensors? Recipes: made when a control changes, kept for the frames that follow."""
+"""Controls as tensors: conditionings, made when a control changes and kept for the frames that follow."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ import torch
 from torch import Tensor
 
 from pipeline import capabilities
-from pipeline.loading.components import Components
-from pipeline.settings import Controls, ModelSpec
+from pipeline.capabilities import Capabilities
+from pipeline.settings import Controls
 
 from . import lcm
+from .model import Components
 from .prompts import PromptEncoder
-from .sampler import Recipe
+from .sampler import Conditioning
 from .sizes import Sizes
 
 
-class Recipes:
+class ConditioningCache:
     """Those of one loaded model."""
 
-    def __init__(self, spec: ModelSpec, parts: Components, sizes: Sizes):
-        self._parts, self._capabilities = parts, capabilities.capabilities_of(spec, parts)
+    def __init__(self, model: Capabilities, parts: Components, sizes: Sizes):
+        self._parts, self._capabilities = parts, model
         self.prompts = PromptEncoder(parts.family, parts.tokenizers, parts.text_encoders, parts.device)
         # They hold the parts and not this object: a circle would keep a model's weights until it is collected.
-        one = lru_cache(64)(partial(_made, parts, sizes, self.prompts, scaled=bool(spec.annotators)))
-        self._one, self._batch = one, lru_cache(16)(lambda *keys: Recipe.join([one(*key) for key in keys]))
+        one = lru_cache(64)(partial(_made, parts, sizes, self.prompts, scaled=bool(model.annotators)))
+        self._one, self._batch = one, lru_cache(16)(lambda *keys: Conditioning.join([one(*key) for key in keys]))
 
-    def __call__(self, controls: Sequence[Controls], from_noise: Sequence[bool], scale: float = 1.0) -> Recipe:
-        """The recipe of a batch, from the controls of each frame, which have equal shape keys.
+    def __call__(self, controls: Sequence[Controls], from_noise: Sequence[bool], scale: float = 1.0) -> Conditioning:
+        """The conditioning of a batch, from the controls of each frame, which have equal shape keys.
 
         from_noise: whether a frame enters as noise alone. The model's LoRAs must have the weights asked for.
         """
         return self._batch(*(self.key(one, pure, scale) for one, pure in zip(controls, from_noise, strict=True)))
 
     def apply_loras(self, controls: Controls) -> None:
-        """Give the model's LoRAs the weights asked for; recipes of prompts that this changes are forgotten."""
+        """Give the model's LoRAs the weights asked for; conditionings of prompts that this changes are forgotten."""
         loras, weights = self._parts.loras, self.lora_weights(controls)
         if loras is None or loras.stand_at(weights):
             return
@@ -58,7 +59,7 @@ class Recipes:
         return capabilities.uses_cfg(self._capabilities, controls)
 
     def key(self, controls: Controls, from_noise: bool, scale: float = 1.0) -> tuple:
-        """What a recipe is made from: controls of equal keys have the same."""
+        """What a conditioning is made from: controls of equal keys have the same."""
         negative = controls.negative_prompt if self.uses_cfg(controls) else None
         return (
             controls.prompt,
@@ -89,8 +90,8 @@ def _made(
     scale: float,
     *,
     scaled: bool,
-) -> Recipe:
-    """What a key (Recipes.key) means. scaled: whether anything looks at the control scale."""
+) -> Conditioning:
+    """What a key (ConditioningCache.key) means. scaled: whether anything looks at the control scale."""
     device, dtype = parts.device, parts.dtype
     run = lcm.timesteps(parts.schedule, steps, strength)
     rows = lcm.table(parts.schedule, run)
@@ -103,7 +104,7 @@ def _made(
     def scalar(value: float, dtype: torch.dtype) -> Tensor:
         return torch.full((1, 1, 1, 1), value, dtype=dtype, device=device)
 
-    return Recipe(
+    return Conditioning(
         # Tensors of their own: views into one would be misaligned for compiled CUDA code, which then copies them.
         timesteps=tuple(torch.tensor([t], device=device) for t in run),
         rows=tuple(rows.to(device).split(1)),

@@ -1,42 +1,40 @@
-"""Can the deep part of a UNet rest while the picture hardly changes? Its features of the last frame are used again.
+"""A UNet's outermost blocks on their own, and what they are given from below: its deep features.
 
-The idea of DeepCache (Ma et al. 2023, arXiv 2312.00858), across frames instead of denoising steps, of which an LCM has
-too few to skip any. What lies below a UNet's outermost blocks sees the picture in little and says what is where; the
-outermost blocks draw it. They run for every frame, on its own latents, so that movement is followed; the rest runs for
-a frame now and then. Where to cut is a row of the family's data (loading.families), and how far such pictures are from
-whole ones says benchmarks/reuse.py.
+What lies below a UNet's outermost blocks sees the picture in little and says what is where; the outermost blocks draw
+it. Where to cut is a row of the family's data (loading.families).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .denoiser import Denoiser, guided
+from .adapters import Extra
+from .denoiser import UNetCall, guided
 
 Features = tuple[Tensor, ...]  # of one step, each [B, C, h, w]: (prompt,) or with CFG (negative prompt, prompt)
 Deep = tuple[Features, ...]  # of all steps
 
-SIDE = 32  # frames are compared at this size: in little, as the deep blocks see them
-SAMPLES = 8
-LITTLE = 8.0  # of 255: a mean change from which on the deep features are made anew
 
+class OuterBlocks(UNetCall):
+    """outer: how many of the UNet's outermost blocks, on each side, are told apart from those below."""
 
-class Keeping(Denoiser):
-    """A whole call that also returns what its outer blocks were given from below."""
-
-    def __init__(self, unet: UNet2DConditionModel, extras=(), outer: int = 1):
+    def __init__(self, unet: UNet2DConditionModel, extras: Sequence[Extra] = (), outer: int = 1):
         super().__init__(unet, extras)
         self.outer = outer
 
-    def forward(self, x, t, embeds, guidance=None, *others: Tensor | None) -> tuple[Tensor, Features]:
+
+class Keeping(OuterBlocks):
+    """A whole call that also returns what its outer blocks were given from below."""
+
+    def forward(
+        self, x: Tensor, t: Tensor, embeds: Tensor, guidance: Tensor | None = None, *others: Any
+    ) -> tuple[Tensor, Features]:
         """(the model's output, the deep features). Arguments are those of Denoiser."""
         arguments = self.arguments(x, t, embeds, guidance, *others)
         with input_of(self.unet.up_blocks[-self.outer]) as given:
@@ -58,10 +56,12 @@ def input_of(block: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-class Shallow(Keeping):
+class Shallow(OuterBlocks):
     """A call of the outer blocks alone, on deep features that were kept."""
 
-    def forward(self, features: Features, x, t, embeds, guidance=None, *others: Tensor | None) -> Tensor:
+    def forward(
+        self, features: Features, x: Tensor, t: Tensor, embeds: Tensor, guidance: Tensor | None = None, *others: Any
+    ) -> Tensor:
         """The model's output; arguments after the features are those of Denoiser."""
         arguments = self.arguments(x, t, embeds, guidance, *others)
         below = features[0] if guidance is None else torch.cat(features)
@@ -93,7 +93,7 @@ def shallow(
     )
     embedded = embedded if added is None else embedded + added
 
-    def run(block: nn.Module, x: Tensor, **own):
+    def run(block: nn.Module, x: Tensor, **own: Any) -> Any:
         attends = getattr(block, "has_cross_attention", False)
         prompt = {"encoder_hidden_states": encoder_hidden_states} if attends else {}
         return block(hidden_states=x, temb=embedded, **prompt, **own)
@@ -121,62 +121,8 @@ def shallow(
     x = below
     for block in ups:
         count = len(block.resnets)
-        skips, own = skips[:-count], tuple(skips[-count:])
-        x = run(block, x, res_hidden_states_tuple=own, upsample_size=skips[-1].shape[2:] if skips else None)
+        skips, joining = skips[:-count], tuple(skips[-count:])
+        x = run(block, x, res_hidden_states_tuple=joining, upsample_size=skips[-1].shape[2:] if skips else None)
 
     # 4. out
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What deep features depend on. circumstances: all but the picture and the mask. picture: `reduced`."""
-
-    circumstances: Hashable
-    picture: np.ndarray
-    mask: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Deep features of one stream's frame, each [1, C, h, w]. used: for how many frames since."""
-
-    sight: Sight
-    deep: Deep
-    used: int = 0
-
-
-def part(deep: Deep, number: int) -> Deep:
-    """Those of one picture of a batch, which do not hold the others'."""
-    return tuple(tuple(_one(features, number) for features in step) for step in deep)
-
-
-def _one(features: Tensor, number: int) -> Tensor:
-    return features if len(features) == 1 else features[number : number + 1].clone()
-
-
-def reduced(frame: np.ndarray) -> np.ndarray:
-    """A frame in little, int16: of uint8 [H, W, 3] RGB [SIDE, SIDE, 3], of uint8 [H * 3 / 2, W] I420 its brightness,
-    [SIDE, SIDE]. Each pixel is the mean of SAMPLES x SAMPLES of its area: enough to take noise away, and soon done
-    however large the frame is."""
-    picture = frame if frame.ndim == 3 else frame[: len(frame) * 2 // 3]
-    picked = cv2.resize(picture, (SIDE * SAMPLES, SIDE * SAMPLES), interpolation=cv2.INTER_NEAREST)
-    return cv2.resize(picked, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
-
-
-def serves(memory: Memory | None, sight: Sight, most: int) -> bool:
-    """Whether the features kept will do for a frame. most: for how many frames they may.
-
-    It is compared with the frame that they are of, not with the last one, so that a slow change adds up.
-    """
-    return (
-        memory is not None
-        and memory.used < most
-        and memory.sight.circumstances == sight.circumstances
-        and _equal(memory.sight.mask, sight.mask)
-        and float(np.abs(memory.sight.picture - sight.picture).mean()) < LITTLE
-    )
-
-
-def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))

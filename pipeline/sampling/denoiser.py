@@ -12,13 +12,53 @@ from torch import Tensor, nn
 from .adapters import Call, Extra, summed
 
 
-class Denoiser(nn.Module):
-    """UNet plus what joins its call. A module, so that all of it compiles and exports as one."""
+class UNetCall(nn.Module):
+    """UNet plus what joins its call."""
 
     def __init__(self, unet: UNet2DConditionModel, extras: Sequence[Extra] = ()):
         super().__init__()
         self.unet = unet
         self.extras = nn.ModuleList(extras)
+
+    def arguments(
+        self,
+        x: Tensor,
+        t: Tensor,
+        embeds: Tensor,
+        guidance: Tensor | None,
+        timestep_cond: Tensor | None,
+        pooled: Tensor | None,
+        time_ids: Tensor | None,
+        *conditions: Tensor,
+    ) -> dict[str, Any]:
+        """The UNet's own, of those of a call; with CFG for 2B pictures, the unconditional half first."""
+        if guidance is not None:
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+            time_ids = None if time_ids is None else torch.cat([time_ids, time_ids])
+            conditions = tuple(torch.cat([condition, condition]) for condition in conditions)
+        added = None
+        if pooled is not None:
+            assert time_ids is not None, "the families that take pooled text take sizes, too"
+            added = {"text_embeds": pooled, "time_ids": time_ids}
+        call, wide, joins, first = Call(x, t, embeds, added), x, [], 0
+        for extra in self.extras:
+            assert isinstance(extra, Extra)
+            own = conditions[first : first + extra.count]
+            first += extra.count
+            wide = extra.widen(wide, *own)
+            joins.append(extra(call, *own))
+        return {
+            "sample": wide,
+            "timestep": t,
+            "encoder_hidden_states": embeds,
+            "timestep_cond": timestep_cond,
+            "added_cond_kwargs": added,
+            **summed(joins),
+        }
+
+
+class Denoiser(UNetCall):
+    """A module, so that all of it compiles and exports as one."""
 
     def forward(
         self,
@@ -40,38 +80,6 @@ class Denoiser(nn.Module):
         """
         arguments = self.arguments(x, t, embeds, guidance, timestep_cond, pooled, time_ids, *conditions)
         return guided(self.unet(**arguments, return_dict=False)[0], guidance)
-
-    def arguments(
-        self,
-        x: Tensor,
-        t: Tensor,
-        embeds: Tensor,
-        guidance: Tensor | None,
-        timestep_cond: Tensor | None,
-        pooled: Tensor | None,
-        time_ids: Tensor | None,
-        *conditions: Tensor,
-    ) -> dict[str, Any]:
-        """The UNet's own, of those of a call; with CFG for 2B pictures, the unconditional half first."""
-        if guidance is not None:
-            x, t, time_ids, *conditions = (
-                None if it is None else torch.cat([it, it]) for it in (x, t, time_ids, *conditions)
-            )
-        added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
-        call, wide, joins, first = Call(x, t, embeds, added), x, [], 0
-        for extra in self.extras:
-            own = conditions[first : first + extra.count]
-            first += extra.count
-            wide = extra.widen(wide, *own)
-            joins.append(extra(call, *own))
-        return {
-            "sample": wide,
-            "timestep": t,
-            "encoder_hidden_states": embeds,
-            "timestep_cond": timestep_cond,
-            "added_cond_kwargs": added,
-            **summed(joins),
-        }
 
 
 def guided(out: Tensor, guidance: Tensor | None) -> Tensor:

@@ -12,18 +12,20 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipeline.loading.families import Family
+from .model import Family
 
 
 @dataclass(frozen=True)
-class Text:
+class PromptEmbedding:
     """states: [1, tokens, width]; pooled: [1, width], where the family takes one."""
 
     states: Tensor
     pooled: Tensor | None
 
-    def zeros(self) -> Text:
-        return Text(torch.zeros_like(self.states), None if self.pooled is None else torch.zeros_like(self.pooled))
+    def zeros(self) -> PromptEmbedding:
+        return PromptEmbedding(
+            torch.zeros_like(self.states), None if self.pooled is None else torch.zeros_like(self.pooled)
+        )
 
 
 class PromptEncoder:
@@ -46,11 +48,11 @@ class PromptEncoder:
         self.tokenizers, self.text_encoders = tuple(tokenizers), tuple(text_encoders)
         self._encode = lru_cache(self.CACHE_SIZE)(self._encode_uncached)
 
-    def __call__(self, prompt: str) -> Text:
+    def __call__(self, prompt: str) -> PromptEmbedding:
         """In the text encoders' dtype, on the device."""
         return self._encode(prompt)
 
-    def negative(self, prompt: str) -> Text:
+    def negative(self, prompt: str) -> PromptEmbedding:
         """The same for what is to be avoided."""
         return self(prompt).zeros() if self.family.empty_is_zero and not prompt else self(prompt)
 
@@ -58,7 +60,7 @@ class PromptEncoder:
         self._encode.cache_clear()
 
     @torch.inference_mode()
-    def _encode_uncached(self, prompt: str) -> Text:
+    def _encode_uncached(self, prompt: str) -> PromptEmbedding:
         states = []
         for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
             tokens = tokenizer(
@@ -74,4 +76,4 @@ class PromptEncoder:
             ids = tokens.input_ids.to(self.device)
             out = functional_call(encoder, visiting, ids, {"output_hidden_states": self.family.layer is not None})
             states.append(out[0] if self.family.layer is None else out.hidden_states[self.family.layer])
-        return Text(torch.cat(states, dim=-1), out.text_embeds if self.family.pooled else None)
+        return PromptEmbedding(torch.cat(states, dim=-1), out.text_embeds if self.family.pooled else None)

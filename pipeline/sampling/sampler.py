@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +15,11 @@ from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from pipeline.pixels import color
-from pipeline.runtime.graphs import leaves, rebuilt
+from pipeline.trees import joined
 
 from . import lcm
 from .adapters import Extra, Scene
 from .deep_features import Deep, Features, Keeping, Shallow
-
-Tree = TypeVar("Tree")
-
-
-def joined(trees: Sequence[Tree]) -> Tree:
-    """Trees of equal structure (pipeline.runtime.graphs) as one, its tensors joined along the batch."""
-    return rebuilt(trees[0], (torch.cat(column) for column in zip(*map(leaves, trees), strict=True)))
 
 
 class Encoder(torch.nn.Module):
@@ -57,10 +49,10 @@ class Decoder(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Conditioning:
     """Controls as tensors on the device: made when a control changes, read for every frame.
 
-    The leading dimension is 1, or B where the recipes of B frames have been joined.
+    The leading dimension is 1, or B where the conditionings of B frames have been joined.
     """
 
     timesteps: tuple[Tensor, ...]  # per step, int64 [1]
@@ -73,40 +65,40 @@ class Recipe:
     timestep_cond: Tensor | None  # [1, 256]
     control_scale: Tensor | None  # [1, 1, 1, 1]
 
-    def for_batch(self, size: int) -> Recipe:
+    def for_batch(self, size: int) -> Conditioning:
         def expand(part):
             if isinstance(part, tuple):
                 return tuple(expand(tensor) for tensor in part)
             return None if part is None else part.expand(size, *part.shape[1:])
 
-        return Recipe(*(expand(part) for part in vars(self).values()))
+        return Conditioning(*(expand(part) for part in vars(self).values()))
 
     @staticmethod
-    def join(recipes: Sequence[Recipe]) -> Recipe:
-        """One recipe for a batch; all must have equal steps and guidance kinds (Stylizer.shape_key)."""
-        if all(recipe is recipes[0] for recipe in recipes):
-            return recipes[0].for_batch(len(recipes))
-        return joined(recipes)
+    def join(conditionings: Sequence[Conditioning]) -> Conditioning:
+        """One for a batch; all must have equal steps and guidance kinds (pipeline.capabilities.shape_key)."""
+        if all(conditioning is conditionings[0] for conditioning in conditionings):
+            return conditionings[0].for_batch(len(conditionings))
+        return joined(conditionings)
 
     @property
     def steps(self) -> int:
         return len(self.timesteps)
 
-    def at(self, step: int) -> Recipe:
-        """A recipe of that step alone."""
+    def at(self, step: int) -> Conditioning:
+        """A conditioning of that step alone."""
         one = slice(step, step + 1)
         return replace(self, timesteps=self.timesteps[one], rows=self.rows[one], noise=self.noise[one])
 
 
 @dataclass(frozen=True)
-class Order:
+class SampleRequest:
     """What B pictures are painted from.
 
     pixels: uint8 [B, 3, H, W], None for text-to-image. mask: [B, 1, H, W], 1 where to repaint, None for all of it.
     images: annotator -> control images [B, 3, H, W] in [0, 1].
     """
 
-    recipe: Recipe
+    conditioning: Conditioning
     pixels: Tensor | None
     mask: Tensor | None
     images: Mapping[str, Tensor]
@@ -122,7 +114,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Canvas:
+class SamplingState:
     """B pictures between two steps. x: what their clean latents are taken to be, float32 [B, C, h, w]; the sources' at
     first. conditions: of all extras. kept: None where all is repainted."""
 
@@ -131,8 +123,8 @@ class Canvas:
     kept: Kept | None
 
 
-class Painter:
-    """Order -> uint8 [B, H, W, 3]: begin, then a step for each of the recipe's, then finish.
+class Sampler:
+    """SampleRequest -> uint8 [B, H, W, 3]: begin, then a step for each of the conditioning's, then finish.
 
     encode, denoise, decode: modules, or compiled code in their place (pipeline.compiling). extras: those of the
     denoiser. keeps_source: a mask is obeyed by putting the source back after every step, as for a UNet that does not
@@ -158,11 +150,11 @@ class Painter:
         self.keeping, self.shallow = keeping, shallow
 
     @torch.inference_mode()
-    def __call__(self, order: Order) -> Tensor:
-        return self._painted(order, self.denoise)
+    def __call__(self, request: SampleRequest) -> Tensor:
+        return self._painted(request, self.denoise)
 
     @torch.inference_mode()
-    def keep(self, order: Order) -> tuple[Tensor, Deep]:
+    def keep(self, request: SampleRequest) -> tuple[Tensor, Deep]:
         """The pictures, and the deep features of each step."""
         deep: list[Features] = []
 
@@ -171,64 +163,66 @@ class Painter:
             deep.append(features)
             return out
 
-        return self._painted(order, denoise), tuple(deep)
+        return self._painted(request, denoise), tuple(deep)
 
     @torch.inference_mode()
-    def reuse(self, given: tuple[Order, Deep]) -> Tensor:
-        """The pictures of an order, painted on deep features of other frames."""
-        order, deep = given
+    def reuse(self, given: tuple[SampleRequest, Deep]) -> Tensor:
+        """The pictures of a request, painted on deep features of other frames."""
+        request, deep = given
         features = iter(deep)
-        return self._painted(order, lambda *call: self.shallow(next(features), *call))
+        return self._painted(request, lambda *call: self.shallow(next(features), *call))
 
-    def _painted(self, order: Order, denoise: Callable[..., Tensor]) -> Tensor:
-        canvas = self.begin(order)
-        for number in range(order.recipe.steps):
-            canvas = replace(canvas, x=self.step(canvas, order.recipe.at(number), denoise))
-        return self.finish(canvas)
+    def _painted(self, request: SampleRequest, denoise: Callable[..., Tensor]) -> Tensor:
+        state = self.begin(request)
+        for number in range(request.conditioning.steps):
+            state = replace(state, x=self.step(state, request.conditioning.at(number), denoise))
+        return self.finish(state)
 
     @torch.inference_mode()
-    def begin(self, order: Order) -> Canvas:
-        recipe, mask = order.recipe, order.mask
-        if order.pixels is None:
-            source = torch.zeros_like(recipe.noise[0])
+    def begin(self, request: SampleRequest) -> SamplingState:
+        conditioning, mask = request.conditioning, request.mask
+        if request.pixels is None:
+            source = torch.zeros_like(conditioning.noise[0])
             picture = torch.zeros((len(source), 3, *self.size), device=source.device, dtype=self.dtype)
         else:
-            picture = color.to_model(order.pixels, self.dtype)
+            picture = color.to_model(request.pixels, self.dtype)
             source = self.encode(picture)
-        scene = Scene(picture, mask, order.images, recipe.control_scale, self.encode)
+        scene = Scene(picture, mask, request.images, conditioning.control_scale, self.encode)
         conditions = tuple(tensor for extra in self.extras for tensor in extra.prepare(scene))
         kept = None
         if mask is not None and self.keeps_source:
-            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, recipe.noise[0])
-        return Canvas(source, conditions, kept)
+            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, conditioning.noise[0])
+        return SamplingState(source, conditions, kept)
 
     @torch.inference_mode()
-    def step(self, canvas: Canvas, recipe: Recipe, denoise: Callable[..., Tensor] | None = None) -> Tensor:
-        """The canvas's next x. recipe: of that step. denoise: in place of the painter's own."""
-        (t,), (row,), (noise,), kept = recipe.timesteps, recipe.rows, recipe.noise, canvas.kept
-        x = lcm.noised(canvas.x, noise, row)
+    def step(
+        self, state: SamplingState, conditioning: Conditioning, denoise: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """The next x. conditioning: of that step. denoise: in place of the painter's own."""
+        (t,), (row,), (noise,), kept = conditioning.timesteps, conditioning.rows, conditioning.noise, state.kept
+        x = lcm.noised(state.x, noise, row)
         if kept is not None:
             x = torch.lerp(x, lcm.noised(kept.source, kept.noise, row), kept.share)
         call = self.denoise if denoise is None else denoise
         out = call(
             x.to(self.dtype, memory_format=torch.channels_last),
             t,
-            torch.cat(recipe.embeds),
-            recipe.guidance,
-            recipe.timestep_cond,
-            torch.cat(recipe.pooled) if recipe.pooled else None,
-            recipe.time_ids,
-            *canvas.conditions,
+            torch.cat(conditioning.embeds),
+            conditioning.guidance,
+            conditioning.timestep_cond,
+            torch.cat(conditioning.pooled) if conditioning.pooled else None,
+            conditioning.time_ids,
+            *state.conditions,
         )
         return lcm.denoised(x, out, row)
 
-    def step_together(self, canvases: tuple[tuple[Canvas, Recipe], ...]) -> Tensor:
-        """`step` for several canvases at once, each with a step of its own; the next x of all, one after the other."""
-        return self.step(*joined(canvases))
+    def step_together(self, states: tuple[tuple[SamplingState, Conditioning], ...]) -> Tensor:
+        """`step` for several states at once, each with a step of its own; the next x of all, one after the other."""
+        return self.step(*joined(states))
 
     @torch.inference_mode()
-    def finish(self, canvas: Canvas) -> Tensor:
-        x, kept = canvas.x, canvas.kept
+    def finish(self, state: SamplingState) -> Tensor:
+        x, kept = state.x, state.kept
         if kept is not None:
             x = torch.lerp(x, kept.source, kept.share)
         return color.to_frames(self.decode(x))

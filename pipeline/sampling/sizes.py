@@ -1,4 +1,4 @@
-"""At which sizes does a model paint? At the one asked for, and smaller where a device is too slow for that."""
+"""The sizes at which a model paints: the one asked for, and smaller ones for where a device is too slow for that."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 import numpy as np
 from diffusers import AutoencoderTiny
 
-from pipeline.loading.components import Components
 from pipeline.settings import ModelSpec
+
+from .model import Components
 
 SCALES = (1.0, 0.75, 0.5)  # of the width and height
 

@@ -1,66 +1,134 @@
-"""Which frames are at which step? Frames that came in one after the other share every call of the UNet.
+"""Frames that came in one after the other share every call of the UNet, each at a step of its own.
 
 The stream batch of StreamDiffusion (Kodaira et al. 2023, arXiv 2312.12491, sec. 3.1): with K steps a call takes up to K
-frames one step on, each frame its own, so that a picture comes out for one call of K instead of K calls of one, K - 1
-calls later. Here it holds no more than the frames that there are: while it fills nothing comes out, and without a new
-frame those in it go on.
+frames one step on, so that a picture comes out for one call of K instead of K calls of one, K - 1 calls later. Here it
+holds no more than the frames that there are: while it fills nothing comes out, and without a new frame those in it go
+on when their pictures are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipeline.batch import Pending
+
+from .sampler import Conditioning, SampleRequest, SamplingState
+
+T = TypeVar("T")
 
 
-class InFlight(Protocol):
-    """A frame between two steps. Those of equal keys can share calls; steps_left counts down to 0."""
+class _Outcome(Generic[T]):
+    """What became of a frame; neither while it is under way."""
 
-    key: Hashable
-    steps_left: int
+    def __init__(self) -> None:
+        self.pending: Pending[T] | None = None
+        self.error: BaseException | None = None
 
-
-class Steps(Protocol):
-    """What pipeline.Stylizer has for it."""
-
-    def begin(self, frames, controls, **options) -> InFlight: ...
-
-    def advance(self, flight: Sequence[InFlight]) -> Sequence[InFlight]: ...
-
-    def finish(self, done: InFlight) -> Any: ...
+    def is_there(self) -> bool:
+        return self.error is not None or (self.pending is not None and self.pending.is_there())
 
 
-class StreamBatch:
-    """The frames of one stream that are in flight, oldest first."""
+@dataclass(frozen=True)
+class _Frame(Generic[T]):
+    """Between two steps. prepare: called before each step. hand_over: makes of its pictures, uint8 [N, H, W, 3] on the
+    device, what was asked for."""
 
-    def __init__(self, steps: Steps):
-        self._steps = steps
-        self._flight: tuple[InFlight, ...] = ()
+    state: SamplingState
+    conditioning: Conditioning
+    prepare: Callable[[], None]
+    hand_over: Callable[[Tensor], Pending[T]]
+    outcome: _Outcome[T]
+    steps_done: int = 0
+
+
+class StreamBatch(Generic[T]):
+    """Frames under way, oldest first. begin, step, finish: those of a Sampler. One thread calls it and its Pendings."""
+
+    def __init__(
+        self,
+        begin: Callable[[SampleRequest], SamplingState],
+        step: Callable[[tuple[tuple[SamplingState, Conditioning], ...]], Tensor],
+        finish: Callable[[SamplingState], Tensor],
+    ):
+        self._begin, self._step, self._finish = begin, step, finish
+        self._frames: list[_Frame[T]] = []
+        self._key: Hashable = None
 
     def __len__(self) -> int:
-        return len(self._flight)
+        return len(self._frames)
 
-    def __call__(self, frames=None, controls=None, **options) -> Any:
-        """Take all in flight one step on, with `frames` among them if there are any; the pictures of those that are
-        finished, None where none are.
+    def joins(self, key: Hashable) -> bool:
+        """Whether a frame of this key would finish nobody first."""
+        return not self._frames or key == self._key
 
-        Arguments are those of Stylizer.begin; the result is that of a Stylizer's call, whose pictures these are, or of
-        `live`. Frames that went in together come out together, and all come out in the order they went in; what was
-        asked for them when they went in holds until they come out. Raises ValueError as that call does, and when the
-        frames cannot share calls with those in flight (another number of steps, CFG, LoRA weights, a mask or none); in
-        flight is then what was before.
+    @torch.inference_mode()
+    def add(
+        self,
+        request: SampleRequest,
+        key: Hashable,
+        behind: int,
+        prepare: Callable[[], None],
+        hand_over: Callable[[Tensor], Pending[T]],
+    ) -> Pending[T]:
+        """Take all one step on, with this frame among them.
+
+        key: equal for frames that can share calls; others under way are finished first. behind: how many may be under
+        way afterwards. Called before its time, the Pending takes the remaining steps itself. Where a step fails, that
+        is raised here, and by the Pendings of all that were under way.
         """
-        flight = self._flight
-        if frames is not None:
-            begun = self._steps.begin(frames, controls, **options)
-            if flight and flight[0].key != begun.key:
-                raise ValueError("These frames cannot share calls with those in flight: finish those first.")
-            flight = (*flight, begun)
-        if not flight:
-            return None
-        first, *others = self._steps.advance(flight)
-        if first.steps_left:
-            self._flight = (first, *others)
-            return None
-        # All have equally many steps to go through, so none is overtaken and one at the most is finished.
-        self._flight = tuple(others)
-        return self._steps.finish(first)
+        if not self.joins(key):
+            self.finish()
+        state, outcome = self._begin(replace(request, conditioning=request.conditioning.at(0))), _Outcome[T]()
+        self._frames.append(_Frame(state, request.conditioning, prepare, hand_over, outcome))
+        self._key = key
+        self._advance()
+        while len(self._frames) > behind:
+            self._advance()
+        return Pending(outcome.is_there, lambda: self._result(outcome))
+
+    def finish(self) -> None:
+        """Take all that are under way through their last step."""
+        while self._frames:
+            self._advance()
+
+    def forget(self) -> None:
+        """Let go of what is under way; its Pendings raise RuntimeError."""
+        self._fail(RuntimeError("This frame was let go before it was finished: give it to the engine again."))
+
+    def _result(self, outcome: _Outcome[T]) -> T:
+        while outcome.pending is None and outcome.error is None:
+            self._advance()
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.pending is not None
+        return outcome.pending()
+
+    @torch.inference_mode()
+    def _advance(self) -> None:
+        try:
+            self._frames[0].prepare()
+            x = self._step(tuple((each.state, each.conditioning.at(each.steps_done)) for each in self._frames))
+            own = x.split([len(each.state.x) for each in self._frames])
+            first, *others = (
+                replace(each, state=replace(each.state, x=x), steps_done=each.steps_done + 1)
+                for each, x in zip(self._frames, own, strict=True)
+            )
+            # All have equally many steps to go through, so none is overtaken and one at the most is finished.
+            if first.steps_done == first.conditioning.steps:
+                first.outcome.pending = first.hand_over(self._finish(first.state))
+                self._frames = others
+            else:
+                self._frames = [first, *others]
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        for frame in self._frames:
+            frame.outcome.error = error
+        self._frames = []

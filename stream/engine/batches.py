@@ -168,6 +168,7 @@ def batch_of(model: Capabilities, requests: Sequence[Request], behind: int = 0) 
         scale=first.workload.rung.scale,
         streams=tuple(one.feed.name for one in requests),
         behind=behind,
+        i420=first.workload.i420,
     )
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Hashable
 from functools import partial
 
 from pipeline import capabilities
+from pipeline.batch import Report
 from pipeline.capabilities import paints
 from pipeline.errors import CaptureFailed
 from pipeline.settings import Controls
 
 from . import scheduler
-from .engine import Engine, Report
+from .engine import Engine
 from .loop import ServingLoop
 from .status import Status, sentence
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from pipeline.batch import Batch, Pending, Pictures
+from pipeline.batch import Batch, Pending, Pictures, Report
 from pipeline.capabilities import Capabilities
 from pipeline.settings import Controls
-
-Report = Callable[[str, float | None], None]
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from exits import ENGINE_THREAD
 from pipeline import capabilities
+from pipeline.batch import Report
 from pipeline.capabilities import Capabilities
 from pipeline.errors import CaptureFailed
 from pipeline.settings import Controls
@@ -21,7 +22,7 @@ from pipeline.settings import Controls
 from . import scheduler
 from .batches import check_imagines
 from .compiling import Compilation, Compile
-from .engine import Engine, Report
+from .engine import Engine
 from .feeds import Feed, Feeds
 from .loop import ServingLoop
 from .status import Status, sentence

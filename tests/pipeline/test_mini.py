@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline import PRESETS, Controls, load
 from pipeline.presets import MINI
 from tests.paths import CARPHONE
+from tests.pipeline.calls import sharing_steps, submitted
 
 FRAMES = CARPHONE
 
@@ -79,11 +80,10 @@ def test_deep_features_serve_for_a_moving_picture(mini):
     film = cv2.VideoCapture(str(FRAMES))
     frames = [np.ascontiguousarray(film.read()[1][None, ..., ::-1]) for _ in range(5)]
     controls = Controls(prompt="pop art", strength=0.5, steps=1, reuse=1)
-    _, memories = mini.remembering(frames[0], [controls], [None])
-    picture, (memory,) = mini.remembering(frames[4], [controls], memories)
-    assert memory.used == 1
+    first, second = (submitted(mini, frames[number], controls, streams=("a",)) for number in (0, 4))
+    assert (first.kind, second.kind) == ("anew", "again")
     assert difference(frames[4], frames[0]) > 3
-    assert 0 < difference(picture, mini(frames[4], controls)) < 1
+    assert 0 < difference(second.rgb, mini(frames[4], controls)) < 1
 
 
 def test_its_lora_and_controlnet_act(canny, frame):
@@ -98,12 +98,11 @@ def test_a_stream_batch_gives_the_pictures_of_calls(mini, canny, frame, steps, g
     stylizer = canny if edges else mini
     frames = [np.roll(frame, 8 * i, axis=2) for i in range(steps + 1)]
     each = [Controls(prompt=("ink", "pop art")[i % 2], steps=steps, guidance=guidance) for i in range(len(frames))]
-    batch = stylizer.stream_batch()
-    shared = [batch(*pair) for pair in zip(frames, each, strict=True)]
-    shared += [batch() for _ in range(steps - 1)]
-    assert shared[: steps - 1] == [None] * (steps - 1)
+    pendings = [sharing_steps(stylizer, *pair) for pair in zip(frames, each, strict=True)]
+    assert [pending.is_there() for pending in pendings] == [True, True] + [False] * (steps - 1)
+    shared = [pending().rgb for pending in pendings]
     alone = [stylizer(*pair) for pair in zip(frames, each, strict=True)]
-    for ours, expected in zip(shared[steps - 1 :], alone, strict=True):
+    for ours, expected in zip(shared, alone, strict=True):
         # Within one grey level in float32; mini may run in bfloat16, whose steps are coarser.
         assert difference(ours, expected) < 0.1
     assert difference(alone[0], stylizer(frames[0], each[1])) > 5

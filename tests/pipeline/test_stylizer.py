@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import weakref
 
-import av
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from pipeline import PRESETS, Controls, LoadError, ModelSpec, compiling, errors, load
+from pipeline import Controls, LoadError, ModelSpec, load
+from pipeline.batch import Batch
 from pipeline.pixels import color
+from pipeline.stylizer import Stylizer
 from tests import tiny
-from tests.paths import CARPHONE
+from tests.pipeline.calls import sharing_steps, submitted
 
 rng = np.random.default_rng(0)
 
@@ -67,73 +68,79 @@ def test_a_batch_gives_each_frame_what_it_gets_alone(stylizer, frames):
     assert np.abs(stylizer(frames, each[::-1]) - together).max() > 10
 
 
-def test_a_batch_of_unequal_shapes_is_refused(stylizer, frames):
-    with pytest.raises(ValueError, match="shape keys"):
-        stylizer(frames, [Controls(steps=1), Controls(steps=2), Controls(steps=1)])
-    with pytest.raises(ValueError, match="3 frames came with 2"):
-        stylizer(frames, [Controls(), Controls()])
+@pytest.fixture
+def with_i420(monkeypatch):
+    """As on CUDA."""
+    monkeypatch.setattr(Stylizer, "takes_i420", True)
 
 
-@pytest.mark.parametrize(
-    "frames",
-    [
-        np.zeros((64, 96, 3), np.uint8),
-        np.zeros((1, 64, 96, 4), np.uint8),
-        np.zeros((1, 64, 96, 3), np.float32),
-        np.zeros((1, 0, 96, 3), np.uint8),
-    ],
-)
-def test_frames_of_another_kind_are_refused(stylizer, frames):
-    with pytest.raises(ValueError, match="uint8"):
-        stylizer(frames, Controls())
-
-
-def test_live_gives_the_pictures_of_a_call_and_their_planes(stylizer, frames):
+def test_submit_gives_the_pictures_of_a_call_and_their_planes(stylizer, frames, with_i420):
     each = [Controls(prompt="a cat", seed=seed) for seed in range(3)]
-    pictures, planes = stylizer.live(frames, each)
-    assert np.array_equal(pictures, stylizer(frames, each))
-    assert np.array_equal(planes, color.to_i420(torch.from_numpy(pictures)).numpy())
-    assert planes.shape == (3, 96, 96)
+    pictures = submitted(stylizer, frames, each)
+    assert np.array_equal(pictures.rgb, stylizer(frames, each))
+    assert np.array_equal(pictures.i420, color.to_i420(torch.from_numpy(pictures.rgb)).numpy())
+    assert pictures.i420.shape == (3, 96, 96)
+    assert pictures.kind is None
 
 
-def test_live_takes_video_as_it_came(stylizer):
+def test_no_planes_are_made_where_nobody_asks_or_another_makes_them_faster(stylizer, frames, with_i420, monkeypatch):
+    controls, mask = Controls(prompt="a cat"), np.full(frames.shape[:3], 255, np.uint8)
+    masked = submitted(stylizer, frames, controls, mask=mask, i420=False)
+    assert masked.i420 is None
+    assert np.array_equal(masked.rgb, stylizer(frames, controls, mask=mask))
+    monkeypatch.setattr(Stylizer, "takes_i420", False)
+    assert submitted(stylizer, frames, controls).i420 is None
+
+
+def test_submit_takes_video_as_it_came(stylizer):
     came = rng.integers(16, 236, (2, 180, 160), np.uint8)
     rgb = np.stack([cv2.cvtColor(one, cv2.COLOR_YUV2RGB_I420) for one in came])
     for controls in (Controls(prompt="a cat"), Controls(bypass=True)):
-        assert np.array_equal(stylizer.live(came, controls)[0], stylizer(rgb, controls))
+        assert np.array_equal(submitted(stylizer, came, controls).rgb, stylizer(rgb, controls))
 
 
-def test_without_wait_a_call_gives_what_waits_for_its_pictures(stylizer, frames):
+def test_what_is_submitted_without_frames_is_imagined(stylizer):
+    each = [Controls(prompt="a cat", seed=seed, steps=2) for seed in (4, 5)]
+    assert np.array_equal(submitted(stylizer, None, each).rgb, stylizer.imagine(each[0], count=2))
+    apart = [each[0].merged({"strength": 0.0}), each[1].merged({"bypass": True})]
+    assert np.array_equal(submitted(stylizer, None, apart).rgb, submitted(stylizer, None, each).rgb)
+
+
+def test_the_pending_of_a_batch_gives_the_pictures_of_a_call(stylizer, frames):
+    """Whatever engine: with a device that runs ahead, it is what waits."""
     controls = Controls(prompt="a cat")
-    assert np.array_equal(stylizer(frames, controls, wait=False)(), stylizer(frames, controls))
-    tensor = torch.from_numpy(frames)
-    assert torch.equal(stylizer(tensor, controls, wait=False)(), stylizer(tensor, controls))
-    for ours, expected in zip(
-        stylizer.live(frames, controls, wait=False)(), stylizer.live(frames, controls), strict=True
-    ):
-        assert np.array_equal(ours, expected)
-    each = [controls.merged({"reuse": 2})] * len(frames)
-    pending, memories = stylizer.remembering(frames, each, [None] * len(frames), wait=False)
-    assert np.array_equal(pending(), stylizer.remembering(frames, each, [None] * len(frames))[0])
-    assert all(memory is not None for memory in memories)
+    pending = stylizer.submit(Batch(frames, (controls,) * 3))
+    assert pending.is_there()
+    assert np.array_equal(pending().rgb, stylizer(frames, controls))
+    reusing = stylizer.submit(Batch(frames, (controls.merged({"reuse": 2}),) * 3, streams=(1, 2, 3)))
+    assert np.array_equal(reusing().rgb, stylizer(frames, controls))
+    assert reusing().kind == "anew"
 
 
-def test_a_live_stream_batch_gives_what_live_gives(stylizer):
-    came, controls = rng.integers(16, 236, (1, 180, 160), np.uint8), Controls(prompt="a cat", steps=2)
-    batch = stylizer.stream_batch()
-    assert batch(came, controls, live=True) is None
-    for ours, expected in zip(batch(), stylizer.live(came, controls), strict=True):
-        assert np.array_equal(ours, expected)
-    with pytest.raises(ValueError, match="frames must be uint8"):
-        batch(came, controls)
+def test_where_a_shared_step_fails_all_that_were_under_way_say_so_and_others_go_on(stylizer, frames, monkeypatch):
+    controls = Controls(prompt="a cat", steps=3)
+    first = sharing_steps(stylizer, frames[:1], controls)
+    with monkeypatch.context() as failing:
+        failing.setattr(stylizer.painter.denoise, "forward", lambda *call: [][0])
+        with pytest.raises(IndexError):
+            sharing_steps(stylizer, frames[1:2], controls)
+    with pytest.raises(IndexError):
+        first()
+    assert np.array_equal(sharing_steps(stylizer, frames[:1], controls)().rgb, stylizer(frames[:1], controls))
 
 
-@pytest.mark.parametrize("shape", [(1, 179, 160), (1, 180, 161), (0, 180, 160), (1, 180, 160, 4)], ids=str)
-def test_live_refuses_what_is_neither_rgb_nor_i420(stylizer, shape):
-    with pytest.raises(ValueError, match=r"must be uint8 \[N, H"):
-        stylizer.live(np.zeros(shape, np.uint8), Controls())
-    with pytest.raises(ValueError, match="2 frames came with 1"):
-        stylizer.live(np.zeros((2, 180, 160), np.uint8), [Controls()])
+def test_frames_that_the_engine_was_told_to_forget_are_not_painted_later(stylizer, frames):
+    pending = sharing_steps(stylizer, frames[:1], Controls(steps=2))
+    stylizer.forget()
+    with pytest.raises(RuntimeError, match="let go"):
+        pending()
+
+
+def test_frames_under_way_are_finished_with_the_parts_they_began_with(stylizer, frames):
+    controls, painter = Controls(prompt="a cat", steps=2), stylizer.painter
+    pending = sharing_steps(stylizer, frames[:1], controls)
+    stylizer.use(painter.encode, painter.denoise, painter.decode)
+    assert np.array_equal(pending().rgb, stylizer(frames[:1], controls))
 
 
 def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
@@ -162,97 +169,24 @@ def test_a_frame_reads_nothing_back_from_the_device(stylizer, frames, scale):
     stylizer(frames, controls, scale=scale)
     with torch.profiler.profile() as profile:
         stylizer(frames, controls, scale=scale)
-        stylizer.live(i420, controls, scale)
+        submitted(stylizer, i420, controls, scale=scale)
     names = {event.key for event in profile.key_averages()}
     assert "aten::convolution" in names
     assert not names & {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero"}
 
 
 def test_features_follow_the_model(stylizer, tmp_path):
-    assert stylizer.features == {"guidance", "cfg"}
+    assert stylizer.capabilities.features == {"guidance", "cfg"}
     full = load(ModelSpec(str(tiny.checkpoint(tmp_path / "f", guidance_embedding=True)), width=64, height=64), "cpu")
-    assert full.features == {"guidance"}
+    assert full.capabilities.features == {"guidance"}
     net = str(tiny.controlnet(tmp_path / "net"))
     edges = load(
         ModelSpec(str(tiny.checkpoint(tmp_path / "b")), controlnet=net, width=64, height=64, dtype="float32"), "cpu"
     )
-    assert edges.features == {"guidance", "cfg", "control", "canny"}
+    assert edges.capabilities.features == {"guidance", "cfg", "control", "canny"}
     frame = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
     plain, held = (edges(frame, Controls(control_scale=scale)) for scale in (0.0, 2.0))
     assert not np.array_equal(plain, held)
-
-
-@pytest.fixture(scope="module")
-def mini():
-    return load(PRESETS["mini"], "cpu", compile=False)
-
-
-@pytest.fixture(scope="module")
-def photo():
-    with av.open(str(CARPHONE)) as clip:
-        return next(clip.decode(video=0)).to_ndarray(format="rgb24")[None]
-
-
-def test_a_smaller_size_gives_the_same_picture_more_coarsely_and_the_full_size_is_as_it_was(mini, photo):
-    controls = Controls(prompt="van gogh", steps=1)
-    before = mini(photo, controls)
-    assert mini.scales == (1.0, 0.75, 0.5)
-    for scale in mini.scales[1:]:
-        small = mini(photo, controls, scale=scale)
-        assert small.shape == before.shape
-        assert np.array_equal(small, mini(photo, controls, scale=scale)), "the noise is fixed by the seed"
-        assert not np.array_equal(small, mini(photo, controls.merged({"seed": 1}), scale=scale))
-        assert 0 < np.abs(coarse(small) - coarse(before)).mean() < 12
-    assert np.array_equal(mini(photo, controls), before)
-    source = mini(photo, controls.merged({"bypass": True}))
-    assert np.array_equal(mini(photo, controls.merged({"bypass": True}), scale=0.5), source)
-
-
-def coarse(pictures):
-    """Without the strokes: the mean of every 32 pixels."""
-    return pictures.astype(float).reshape(-1, 8, 32, 8, 32, 3).mean(axis=(2, 4))
-
-
-@pytest.mark.parametrize("unet", [tiny.SMALLEST, tiny.XL], ids=["sd", "xl"])
-def test_what_is_painted_smaller_is_what_a_model_of_that_size_paints(tmp_path, unet):
-    """Noise, sizes told to SDXL, control images, masks: all of the smaller picture."""
-    base = str(tiny.checkpoint(tmp_path / "base", unet=unet))
-    net = None if unet is tiny.XL else str(tiny.controlnet(tmp_path / "net", unet=unet))
-    large, small = (
-        load(ModelSpec(base, controlnet=net, width=width, height=height, dtype="float32"), "cpu", compile=False)
-        for width, height in ((160, 120), (120, 88))
-    )
-    frame = rng.integers(0, 256, (1, 120, 160, 3), np.uint8)
-    mask = np.zeros((1, 120, 160), np.uint8)
-    mask[:, :, :90] = 255
-    controls = Controls(prompt="a cat", steps=2, guidance=1.5)
-    reduced = scaled(frame, 120, 88)
-    assert np.array_equal(large(frame, controls, scale=0.75), scaled(small(reduced, controls), 160, 120, "bicubic"))
-    masked = large(frame, controls, mask=mask, scale=0.75)
-    reduced_mask = torch.nn.functional.interpolate(torch.from_numpy(mask)[:, None], (88, 120), mode="nearest-exact")
-    expected = small(reduced, controls, mask=reduced_mask[:, 0].numpy())
-    assert np.array_equal(masked, scaled(expected, 160, 120, "bicubic"))
-
-
-def scaled(frames, width, height, mode="bilinear"):
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    return color.scaled(pixels, width, height, mode).permute(0, 2, 3, 1).numpy()
-
-
-def test_no_size_is_offered_below_half_of_what_the_unet_was_trained_at(tmp_path):
-    base = tiny.checkpoint(tmp_path, unet={**tiny.SMALLEST, "sample_size": 32})
-    offered = {
-        size: load(ModelSpec(str(base), width=size, height=size), "cpu", compile=False).scales
-        for size in (256, 176, 128)
-    }
-    assert offered == {256: (1.0, 0.75, 0.5), 176: (1.0, 0.75), 128: (1.0,)}
-    stylizer = load(ModelSpec(str(base), width=128, height=128), "cpu", compile=False)
-    with pytest.raises(ValueError, match="does not paint at scale"):
-        stylizer(rng.integers(0, 256, (1, 64, 64, 3), np.uint8), Controls(), scale=0.5)
-
-
-class FullSize(Exception):
-    """Compiled code was called."""
 
 
 def test_a_model_that_is_let_go_frees_its_weights_at_once(tmp_path):
@@ -287,19 +221,6 @@ def test_what_ran_out_of_memory_is_freed_where_python_and_torch_keep_it(stylizer
     assert emptied == [True]
 
 
-@pytest.mark.parametrize(
-    ("error", "is_one"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_told_by_its_kind(error, is_one):
-    assert errors.is_out_of_memory(error) == is_one
-
-
 def test_graphs_are_refused_where_there_is_no_cuda(tmp_path):
     spec = ModelSpec(str(tiny.checkpoint(tmp_path, unet=tiny.SMALLEST)), width=64, height=64)
     with pytest.raises(LoadError, match="CUDA"):
@@ -307,24 +228,3 @@ def test_graphs_are_refused_where_there_is_no_cuda(tmp_path):
     stylizer = load(spec, "cpu", compile=False)
     stylizer.record(Controls(), lambda detail, progress: pytest.fail("there are none to record"))
     assert stylizer.record_next() is False
-
-
-def test_compiled_code_of_the_full_size_is_not_asked_for_another(stylizer, frames):
-    """Packages are for fixed shapes: a smaller picture goes through the modules they were made of."""
-    plain = stylizer(frames, Controls(), scale=0.5)
-    modules = {name: getattr(stylizer.painter, name) for name in compiling.PARTS}
-    recorders = {name: compiling._Recorder(module) for name, module in modules.items()}
-
-    def runner(present):
-        raise FullSize
-
-    try:
-        stylizer.use(**recorders)
-        stylizer(frames, Controls())
-        code = {name: dict.fromkeys(recorder.calls, runner) for name, recorder in recorders.items()}
-        stylizer.use(**{name: compiling.Compiled(modules[name], code[name]) for name in modules})
-        assert np.array_equal(stylizer(frames, Controls(), scale=0.5), plain)
-        with pytest.raises(FullSize):
-            stylizer(frames, Controls())
-    finally:
-        stylizer.use(**modules)

@@ -20,11 +20,13 @@ from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.pixels.annotators import ANNOTATORS, as_tensors
+from pipeline.batch import Batch
+from pipeline.pixels.annotators import ANNOTATORS, Annotator, as_tensors
 from pipeline.presets import TABLE
 from pipeline.runtime.graphs import Graphs
 from tests import tiny
-from tests.pipeline.runtime.test_graphs import Recorder
+from tests.pipeline.calls import sharing_steps
+from tests.pipeline.recorders import Recorder
 
 PROMPT, NEGATIVE = "an oil painting of a cat", "blurry, grey"
 SEED = 7
@@ -285,7 +287,8 @@ def test_a_control_image_shows(name):
 
 def test_two_extras_share_a_control_image(monkeypatch):
     seen = []
-    monkeypatch.setitem(ANNOTATORS, "grey", lambda pixels, controls: seen.append(len(pixels)) or pixels.float() / 255)
+    counting = Annotator(lambda pixels, controls: seen.append(len(pixels)) or pixels.float() / 255)
+    monkeypatch.setitem(ANNOTATORS, "grey", counting)
     net = ControlNet(str(weights("sd grey")), "grey")
     stylizer = load(
         ModelSpec(str(weights("sd")), controlnet=(net, net), width=64, height=64, dtype="float32"), "cpu", compile=False
@@ -363,7 +366,7 @@ def test_no_control_compiles_anything_anew(with_all_extras, monkeypatch):
 
 
 def test_a_recorded_frame_replays(with_all_extras, monkeypatch):
-    """As tests/pipeline/test_graphs.py, for other systems than SD1.5 with a ControlNet."""
+    """As tests/pipeline/test_replayed.py, for other systems than SD1.5 with a ControlNet."""
     (stylizer, of_a_mask), recorder = with_all_extras, Recorder()
     plain, recorded = stylizer.painter, Graphs(stylizer.painter, recorder)
     frames = pictures(96, 64)
@@ -398,26 +401,76 @@ def test_frames_that_share_calls_at_different_steps_are_painted_as_alone(name):
     own = {"mask": masks(*size), "control_frames": pictures(*size)[:, ::-1].copy()}
     with_each = [{extra: own[extra][(i + 1) % 3][None]} if extra else {} for i in range(len(each))]
     alone = [stylizer(*pair, **more) for *pair, more in zip(frames, each, with_each, strict=True)]
-    batch = stylizer.stream_batch()
-    shared = [*(batch(*pair, **more) for *pair, more in zip(frames, each, with_each, strict=True)), batch()]
-    assert shared[0] is None
-    for one, other in zip(alone, shared[1:], strict=True):
+    pendings = [
+        sharing_steps(stylizer, frame, controls, **more)
+        for frame, controls, more in zip(frames, each, with_each, strict=True)
+    ]
+    assert [pending.is_there() for pending in pendings] == [True] * (len(each) - 1) + [False]
+    shared = [pending().rgb for pending in pendings]
+    for one, other in zip(alone, shared, strict=True):
         assert np.abs(one.astype(int) - other).max() <= 1  # a batch's kernels may sum in another order
     assert np.abs(alone[0].astype(int) - alone[3]).max() > 5
 
 
-def test_frames_that_cannot_share_calls_are_refused():
-    stylizer, mask = ours("inpainting with any UNet", SIZES[0]), masks(*SIZES[0])[:1]
-    batch, frames, controls = stylizer.stream_batch(), pictures(*SIZES[0])[:1], Controls(steps=2)
-    batch(frames, controls)
-    for change in ({"steps": 3}, {"guidance": 2.0}, {"lora_weights": {"lcm": 0.5}}):
-        with pytest.raises(ValueError, match="finish those first"):
-            batch(frames, controls.merged(change))
-    with pytest.raises(ValueError, match="finish those first"):
-        batch(frames, controls, mask=mask)
-    with pytest.raises(ValueError, match="no steps to take"):
-        batch(frames, controls.merged({"bypass": True}))
-    assert np.abs(batch().astype(int) - stylizer(frames, controls)).max() <= 1
+@pytest.mark.parametrize(
+    ("change", "masked"),
+    [
+        ({"steps": 3}, False),
+        ({"guidance": 2.0}, False),
+        ({"lora_weights": {"sd lora": 0.5}}, False),
+        ({"bypass": True}, False),
+        ({"reuse": 1}, False),
+        ({}, True),
+    ],
+)
+def test_frames_that_cannot_share_calls_have_those_under_way_finished_first(change, masked):
+    name, size = "inpainting with any UNet", SIZES[0]
+    stylizer, frames, controls = ours(name, size), pictures(*size)[:1], Controls(prompt=PROMPT, steps=2)
+    if "lora_weights" in change:
+        change = {"lora_weights": {stylizer.loras[0]: 0.5}}
+    first = sharing_steps(stylizer, frames, controls)
+    assert not first.is_there()
+    own = {"mask": masks(*size)[:1]} if masked else {}
+    other = sharing_steps(stylizer, frames[:, ::-1].copy(), controls.merged(change), **own)
+    assert first.is_there()
+    expected = stylizer(frames[:, ::-1].copy(), controls.merged(change), **own)
+    assert np.abs(other().rgb.astype(int) - expected).max() <= 1
+    assert np.abs(first().rgb.astype(int) - stylizer(frames, controls)).max() <= 1
+
+
+def test_any_other_batch_has_those_under_way_finished_first():
+    stylizer, size = ours("inpainting with any UNet", SIZES[0]), SIZES[0]
+    frames, controls = pictures(*size)[:2], Controls(prompt=PROMPT, steps=2)
+    alone = stylizer(frames[:1], controls)
+    for other in (
+        Batch(frames[1:], (controls,), streams=("a",)),
+        Batch(frames, (controls,) * 2, streams=("a", "b"), behind=1),
+        Batch(frames[1:], (controls,), streams=("b",), behind=1),
+        Batch(None, (controls,), behind=1),
+    ):
+        stylizer.forget()
+        first = sharing_steps(stylizer, frames[:1], controls)
+        assert not first.is_there()
+        stylizer.submit(other)
+        assert first.is_there()
+        assert np.abs(first().rgb.astype(int) - alone).max() <= 1
+
+
+def test_what_cannot_be_painted_disturbs_nobody_under_way():
+    stylizer, size = ours("inpainting with any UNet", SIZES[0]), SIZES[0]
+    frames, controls = pictures(*size)[:1], Controls(prompt=PROMPT, steps=2)
+    first = sharing_steps(stylizer, frames, controls)
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        sharing_steps(stylizer, frames.astype(np.float32), controls)
+    assert not first.is_there()
+    assert np.abs(first().rgb.astype(int) - stylizer(frames, controls)).max() <= 1
+
+
+def test_how_deep_a_stream_may_go(monkeypatch):
+    stylizer = ours("inpainting with any UNet", SIZES[0])
+    monkeypatch.setattr(type(stylizer), "max_batch", 4)
+    changes = [{}, {"steps": 4}, {"steps": 5}, {"reuse": 1}, {"bypass": True}, {"strength": 0.0}]
+    assert [stylizer.depth(Controls(steps=2).merged(change)) for change in changes] == [2, 4, 1, 1, 1, 1]
 
 
 def test_settings_without_effect_are_named():
@@ -466,16 +519,3 @@ def test_a_preset_gives_no_cause_for_remarks(preset):
     assert ("lcm" in stylizer.loras) == any(lora.name == "lcm" for lora in row.spec.loras)
     assert len(spec.annotators) == len(row.spec.annotators)
     assert stylizer.remarks(row.defaults) == {}
-
-
-@pytest.mark.parametrize("name", sorted(ANNOTATORS))
-@pytest.mark.parametrize("size", [(96, 64), (63, 65)])
-def test_annotators_keep_size_and_range(name, size):
-    frames = torch.from_numpy(pictures(*size)[:2]).permute(0, 3, 1, 2)
-    images = ANNOTATORS[name](frames, as_tensors([Controls()] * 2, frames.device))
-    assert images.shape == frames.shape
-    assert images.dtype == torch.float32
-    assert 0 <= images.min() < images.max() <= 1
-    alone = ANNOTATORS[name](frames[1:], as_tensors([Controls()], frames.device))
-    assert torch.allclose(images[1:], alone, atol=1e-6)
-    assert not torch.equal(images[:1], alone)

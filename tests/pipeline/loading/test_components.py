@@ -16,7 +16,7 @@ from diffusers import ControlNetModel, MotionAdapter, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, load
+from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, capabilities, load
 from pipeline.loading import loras
 from pipeline.loading.checkpoints import called
 from pipeline.loading.families import SD, Traits, traits
@@ -70,7 +70,7 @@ class TestLoras:
     def test_weights_are_live_and_exact(self, base, picture, two):
         stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")
         assert stylizer.loras == ("ink", "gold")
-        assert "lora" in stylizer.features
+        assert "lora" in stylizer.capabilities.features
         both = stylizer(FRAME, CONTROLS)
         off = stylizer(FRAME, CONTROLS.merged({"lora_weights": {"ink": 0.0, "gold": 0.0}}))
         assert np.array_equal(off, picture)
@@ -175,7 +175,7 @@ class TestLoras:
     def test_an_unknown_name_is_refused(self, base, two):
         stylizer = load(ModelSpec(str(base), loras=tuple(two), **SIZE), "cpu")
         with pytest.raises(ValueError, match=r"'silver'.*ink, gold"):
-            stylizer.check(Controls(lora_weights={"silver": 1.0}))
+            capabilities.check(stylizer.capabilities, Controls(lora_weights={"silver": 1.0}))
 
     def test_a_lora_of_another_model_is_refused(self, base, tmp_path):
         wide = tiny.checkpoint(tmp_path / "wide", unet={**tiny.UNET, "block_out_channels": (8, 8, 8, 16)})
@@ -314,9 +314,9 @@ class TestRefusals:
         config = tmp_path / "short" / "scheduler" / "scheduler_config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "original_inference_steps": 4}))
         stylizer = load(ModelSpec(str(tmp_path / "short"), **SIZE), "cpu")
-        stylizer.check(Controls(steps=4))
+        capabilities.check(stylizer.capabilities, Controls(steps=4))
         with pytest.raises(ValueError, match="steps: this model's schedule holds 4"):
-            stylizer.check(Controls(steps=5))
+            capabilities.check(stylizer.capabilities, Controls(steps=5))
 
     def test_weights_cut_off_in_the_middle(self, base, tmp_path):
         shutil.copytree(base, tmp_path / "cut")

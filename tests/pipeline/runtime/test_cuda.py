@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from pipeline import ControlNet, Controls, Lora, ModelSpec, load
-from pipeline.loading.components import Components
 from pipeline.runtime.graphs import OFTEN
-from pipeline.stylizer import BATCHES, CAMERAS, Stylizer
+from pipeline.sampling.model import Components
+from pipeline.stylizer import Stylizer
+from pipeline.usual_shapes import BATCHES, CAMERAS
 from stream.engine import scheduler
 from tests import fake_cuda, lora_files, tiny
+from tests.pipeline.calls import sharing_steps, submitted
 
 HEIGHT, WIDTH = 64, 128
 FRAMES = np.zeros((2, 120, 160, 3), np.uint8)
@@ -101,18 +103,22 @@ class Way:
 
 
 def reusing(stylizer: Stylizer) -> Callable[[], Any]:
-    memories = [None]
-
-    def paint():
-        pictures, memories[:] = stylizer.remembering(FRAMES[:1], [LIVE.merged({"reuse": 1})], memories)
-        return pictures
-
-    return paint
+    return lambda: submitted(stylizer, FRAMES[:1], LIVE.merged({"reuse": 1}), streams=("a",))
 
 
 def in_stages(stylizer: Stylizer) -> Callable[[], Any]:
-    batch, controls = stylizer.stream_batch(), LIVE.merged({"steps": 2})
-    return lambda: batch(FRAMES, controls)
+    """The pictures of the frame before."""
+    controls, waiting = LIVE.merged({"steps": 2}), []
+
+    def paint() -> Any:
+        waiting.append(sharing_steps(stylizer, FRAMES[:1], controls))
+        if len(waiting) > 1:
+            pending = waiting.pop(0)
+            assert pending.is_there()
+            return pending()
+        return None
+
+    return paint
 
 
 TWO_STREAMS = [LIVE, LIVE.merged({"prompt": "a dog", "seed": 3})]
@@ -122,10 +128,10 @@ WAYS = {
     "guided": Way(lambda s: lambda: s(FRAMES, LIVE.merged({"guidance": 2.0}))),
     "masked": Way(lambda s: lambda: s(FRAMES, LIVE, mask=MASK), (FRAMES, MASK), 3),
     "smaller": Way(lambda s: lambda: s(FRAMES, LIVE, scale=0.5), recordings=4),
-    "live": Way(lambda s: lambda: s.live(FRAMES, TWO_STREAMS), recordings=3),
-    "live I420": Way(lambda s: lambda: s.live(I420, TWO_STREAMS), (I420,), 3),
-    "stream batch": Way(in_stages, recordings=4),
-    "reuse": Way(reusing, (FRAMES[:1],), recordings=3),
+    "live": Way(lambda s: lambda: submitted(s, FRAMES, TWO_STREAMS), recordings=3),
+    "live I420": Way(lambda s: lambda: submitted(s, I420, TWO_STREAMS), (I420,), 3),
+    "stream batch": Way(in_stages, (FRAMES[:1],), recordings=5),
+    "reuse": Way(reusing, (FRAMES[:1],), recordings=4),
     "imagine": Way(lambda s: lambda: s.imagine(LIVE), (), 1),
     "source": Way(lambda s: lambda: s(FRAMES, LIVE.merged({"bypass": True})), recordings=1),
 }
@@ -225,7 +231,7 @@ def test_what_a_server_will_be_asked_for_is_recorded_before_it_is(usual, machine
                 traffic.count_anew()
                 frames = np.zeros((size, height * 3 // 2, width), np.uint8)
                 each = [live.merged({"guidance": guidance, "seed": 4})] * size
-                stylizer.remembering(frames, each, [None] * size, live=True)
+                submitted(stylizer, frames, each, streams=tuple(range(size)))
                 assert not traffic.products  # as it was recorded
         assert traffic.recordings == count
         assert not stylizer.record_next()
@@ -241,16 +247,16 @@ def test_where_a_batch_does_not_fit_the_smaller_ones_are_recorded(machine, model
     with machine.running(monkeypatch) as traffic:
         stylizer = Stylizer(spec, parts)
         monkeypatch.setattr(stylizer, "free_memory", lambda: freed.append(True))
-        live = stylizer.remembering
+        submit = stylizer.submit
 
-        def scarce(frames, *rest, **options):
-            if len(frames) == 8:
+        def scarce(batch):
+            if len(batch.controls) == 8 and not batch.controls[0].bypass:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much.")
-            return live(frames, *rest, **options)
+            return submit(batch)
 
-        monkeypatch.setattr(stylizer, "remembering", scarce)
+        monkeypatch.setattr(stylizer, "submit", scarce)
         stylizer.record(LIVE, lambda detail, progress: None)
-        assert traffic.recordings == 6 + 2 + AROUND - 1
+        assert traffic.recordings == 6 + 2 + AROUND  # what passes through fits
     assert len(freed) == 2
     assert "CUDA out of memory" in caplog.text
 

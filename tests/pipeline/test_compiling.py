@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from pipeline import Controls, LoadError, Lora, ModelSpec, compiling, load
-from pipeline.runtime import devices, native
+from pipeline.runtime import native
+from pipeline.runtime.packages import Compiled
 from pipeline.stylizer import Stylizer
 from tests import tiny
+from tests.pipeline.calls import sharing_steps
 
 # An inpainting UNet of one block, and a ControlNet of its shape.
 UNET = {
@@ -88,9 +90,9 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
     def together() -> list[np.ndarray]:
         """Batches: with one prompt, with one for each frame, with CFG, at different steps."""
         prompts = [Controls(prompt=prompt, seed=seed) for seed, prompt in enumerate(("a cat", "a dog", "a hen"))]
-        stages = stylizer.stream_batch()
-        steps = [stages(frame[None], settings[1]) for frame in (*crowd, *crowd[:2])]
-        batches = [stylizer(crowd[:2], settings[0]), stylizer(crowd, prompts), stylizer(crowd, settings[2]), steps[-1]]
+        pendings = [sharing_steps(stylizer, frame[None], settings[1]) for frame in (*crowd, *crowd[:2])]
+        shared = pendings[1]().rgb  # its last steps with three others
+        batches = [stylizer(crowd[:2], settings[0]), stylizer(crowd, prompts), stylizer(crowd, settings[2]), shared]
         return [picture.astype(int) for picture in batches]
 
     before, before_together = [painted(one) for one in settings], together()
@@ -98,14 +100,14 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
     told = []
     swaps = []
     compiling.compile_beside(stylizer, lambda detail, progress: told.append(detail), swaps.append)
-    assert type(stylizer.painter.denoise) is not compiling.Compiled  # until the thread that runs frames says so
+    assert type(stylizer.painter.denoise) is not Compiled  # until the thread that runs frames says so
     assert len(swaps) == 2
     for swap in swaps:
         swap()
     assert {"Compiling", "Compiling for batches"} <= set(told)
     found = [runner for part in compiling.PARTS for runner in getattr(stylizer.painter, part).runners.values()]
     # Else a call would hold the interpreter lock, and the server would stand still for as long as a frame takes.
-    assert {type(runner.run) for runner in found} == {native.Library}
+    assert {type(runner.run) for runner in found} == {native.CompiledLibrary}
     assert "uncompiled" in stylizer.remarks(Controls(reuse=1))["reuse"]
     with monkeypatch.context() as uncompiled_forbidden:
         uncompiled_forbidden.setattr(
@@ -145,6 +147,22 @@ def test_the_cache_key_depends_on_shape_and_not_on_weights(weights, tmp_path):
     for change in ({"width": 128}, {"low_memory": True}):
         other = replace(spec(weights), **change)
         assert compiling.cache_key(load(other, "cpu", compile=False)) != first
+
+
+def test_the_cache_key_covers_the_sources_that_are_exported(weights, monkeypatch):
+    """Else a second start would run code of an older version."""
+    stylizer = load(spec(weights), "cpu", compile=False)
+    modules = [module for part in compiling.PARTS for module in getattr(stylizer.painter, part).modules()]
+    kinds = {kind for module in modules for kind in type(module).__mro__ if kind.__module__.startswith("pipeline.")}
+    home = Path(compiling.__file__).parent
+    assert {str(Path(inspect.getfile(kind)).relative_to(home)) for kind in kinds} <= {*compiling.EXPORTED_SOURCES}
+    key = compiling.cache_key(stylizer)
+    for name in compiling.EXPORTED_SOURCES:
+        changed = lambda file, name=name, read=Path.read_text: read(file) + "#" * (file == home / name)  # noqa: E731
+        with monkeypatch.context() as edited:
+            edited.setattr(Path, "read_text", changed)
+            assert compiling.cache_key(stylizer) != key, name
+    assert compiling.cache_key(stylizer) == key
 
 
 class Begun(Exception):
@@ -190,104 +208,6 @@ def test_a_child_that_nobody_waits_for_any_more_is_ended(weights, tmp_path, monk
     with pytest.raises(Begun):
         compiling.compile_beside(load(spec(weights), "cpu", compile=False), report, compiling.at_once)
     assert [child.poll() is not None for child in children] == [True]
-
-
-CGROUP_2 = {"memory.max": "9000\n", "memory.current": "7000\n", "memory.stat": "anon 5\ninactive_file 2500\n"}
-CGROUP_1 = {
-    "memory/memory.limit_in_bytes": "9000\n",
-    "memory/memory.usage_in_bytes": "8000\n",
-    "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 500\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("container", "free"),
-    [({}, 20 * 1024), (CGROUP_2, 4500), (CGROUP_1, 1500), (CGROUP_2 | {"memory.max": "max\n"}, 20 * 1024)],
-    ids=["no container", "version 2", "version 1", "no limit"],
-)
-def test_free_memory_is_what_another_process_could_have(container, free, tmp_path):
-    cpu = torch.device("cpu")
-    assert devices.free_bytes(cpu, tmp_path) is None
-    for name, text in {"proc/meminfo": "MemFree:  3 kB\nMemAvailable:   20 kB\n"}.items() | {
-        (f"sys/fs/cgroup/{name}", text) for name, text in container.items()
-    }:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert devices.free_bytes(cpu, tmp_path) == free
-
-
-def test_free_memory_of_a_card_is_what_its_driver_says(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 80) if device.index == 1 else None)
-    assert devices.free_bytes(torch.device("cuda:1")) == 7
-
-
-@pytest.mark.parametrize(
-    ("beside", "runs_alone"),
-    [([], True), (["m/x.wrapper_metadata.json"], True), (["m/x.wrapper.json"], False), (["m/y.so"], False)],
-    ids=["library", "and its metadata", "and operators for the loader", "two libraries"],
-)
-def test_only_a_library_that_needs_no_loader_is_taken_out_of_its_package(tmp_path, beside, runs_alone):
-    with zipfile.ZipFile(tmp_path / "x.pt2", "w") as package:
-        for name in ("m/x.wrapper.so", *beside):
-            package.writestr(name, name)
-    assert native.extract(tmp_path / "x.pt2", tmp_path / "x.so") == runs_alone
-    assert (tmp_path / "x.so").exists() == runs_alone
-
-
-def test_a_library_that_is_none_is_an_error_that_compiling_again_mends(tmp_path):
-    (tmp_path / "x.so").write_bytes(b"no library")
-    with pytest.raises(compiling.LOADING_FAILS):
-        native.Library(tmp_path / "x.so", {})
-
-
-@pytest.fixture
-def cuda_homes(tmp_path, monkeypatch):
-    """Where CUDA's headers may be, in order of preference; none is there."""
-    site = tmp_path / "site-packages"
-    homes = [tmp_path / "nvcc", tmp_path / "toolkit", site / "nvidia" / "cu13", site / "nvidia" / "cu12"]
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(homes[0]))
-    monkeypatch.setattr(compiling, "CUDA_TOOLKIT", homes[1])
-    monkeypatch.setattr(compiling.torch, "__file__", str(site / "torch" / "__init__.py"))
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: name)
-    monkeypatch.setattr(compiling, "_cuda_driver", lambda folder: {})
-    return homes
-
-
-def write_headers(home, *names):
-    for name in names:
-        file = home / "include" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-
-
-@pytest.mark.parametrize("whole", range(4))
-def test_cuda_code_is_compiled_with_the_first_headers_that_are_complete(cuda_homes, whole):
-    """A compiler called through a script misleads, and CUDA 13's wheels come without some."""
-    for home in cuda_homes[:whole]:
-        write_headers(home, "cuda.h", "cuda_fp16.h")
-    for home in cuda_homes[whole:]:
-        write_headers(home, *compiling.CUDA_HEADERS)
-    assert compiling._cuda_toolkit(torch.device("cuda")) == {"CUDA_HOME": str(cuda_homes[whole])}
-
-
-def test_without_cuda_headers_there_is_a_sentence(cuda_homes):
-    with pytest.raises(LoadError, match="CUDA_HOME"):
-        compiling._cuda_toolkit(torch.device("cuda"))
-    assert compiling._cuda_toolkit(torch.device("cpu")) == {}
-
-
-def test_the_linker_finds_the_driver_that_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("LIBRARY_PATH", "elsewhere")
-    driver = tmp_path / "libcuda.so.580.1"
-    driver.touch()
-    maps = tmp_path / "maps"
-    maps.write_text(f"7f00-7f01 r--p 00000000 00:1f 1 /usr/lib/libc.so.6\n7f02-7f03 r-xp 00000000 00:1f 2 {driver}\n")
-    for _ in range(2):
-        found = compiling._cuda_driver(tmp_path / "links", maps)
-        assert found == {"LIBRARY_PATH": f"{tmp_path / 'links'}:elsewhere"}
-        assert (tmp_path / "links" / "libcuda.so").samefile(driver)
-    maps.write_text("")
-    assert compiling._cuda_driver(tmp_path / "links", maps) == {}
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch):

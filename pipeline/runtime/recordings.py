@@ -1,0 +1,56 @@
+"""Those functions of an engine that are recorded, and when they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from pipeline.batch import Report
+from pipeline.errors import first_line, is_out_of_memory
+from pipeline.trees import TreeFunction
+
+from .graphs import Graphs, Record
+
+log = logging.getLogger(__name__)
+
+
+class RecordedFunctions:
+    """Makes functions that are recorded, by `record`; None leaves them as they are. graphs: those made so far."""
+
+    def __init__(self, record: Record | None):
+        self._record = record
+        self.graphs: list[Graphs] = []
+
+    def __call__(self, function: TreeFunction) -> TreeFunction:
+        if self._record is None:
+            return function
+        self.graphs.append(Graphs(function, self._record))
+        return self.graphs[-1]
+
+
+def make_calls(calls: Sequence[Callable[[], object]], free_memory: Callable[[], None]) -> None:
+    """Make each call as it is; one that runs out of memory is passed over, with a line in the log."""
+    for call in calls:
+        if (reason := _out_of_memory(call)) is not None:
+            free_memory()
+            log.warning("One of the usual shapes does not fit into memory, it is not recorded: %s", reason)
+
+
+def record_all_met(graphs: Sequence[Graphs], report: Report) -> None:
+    """Record every shape that was met, as far as there is room. Raises CaptureFailed."""
+    total, done = sum(each.waiting(1) for each in graphs), 0
+    for each in graphs:
+        while each.record_next(1, makes_room=False):
+            done += 1
+            report("Recording CUDA graphs", min(1.0, done / total))
+
+
+def _out_of_memory(call: Callable[[], object]) -> str | None:
+    """Make the call; why it ran out of memory, if it did, without the error, which would hold its tensors."""
+    try:
+        call()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return first_line(error)
+    return None
