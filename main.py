@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     environment.prepare()
-    logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
+    logging.basicConfig(handlers=[logs.StderrHandler()], level=logging.WARNING)
     commands = {"serve": _serve, "render": _render, "camera": _camera, "models": _models, "bench": _bench}
     try:
         options = parsed(list(sys.argv[1:] if arguments is None else arguments))

@@ -56,9 +56,9 @@ def ranges(stylizer: Stylizer) -> list[tuple[Any, str, str]]:
         (annotators, "annotate", "control"),
         (lcm, "noised", "noise"),
         (lcm, "denoised", "noise"),
-        (stylizer.painter, "encode", "encode"),
-        (stylizer.painter, "denoise", "UNet"),
-        (stylizer.painter, "decode", "decode"),
+        (stylizer.sampler, "encode", "encode"),
+        (stylizer.sampler, "denoise", "UNet"),
+        (stylizer.sampler, "decode", "decode"),
         *((extra, "prepare", "control") for extra in stylizer.components.extras),
     ]
 

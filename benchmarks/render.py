@@ -21,9 +21,9 @@ from pipeline import PRESETS, Controls, load
 from pipeline.presets import TABLE
 from pipeline.runtime.devices import prepared
 from render.clip import open_clip
-from render.muxing import Order, order_film
+from render.muxing import FilmSettings, film_for
 from render.painting import BATCH
-from render.rendering import Take, render
+from render.rendering import RenderSpec, render
 from tests.paths import CARPHONE
 
 CLIP = CARPHONE
@@ -45,9 +45,9 @@ def render_fps(stylizer, clip_path: Path, controls: Controls, batch: int, folder
     started_s = time.perf_counter()
     clip = open_clip(clip_path)
     size = stylizer.spec.width, stylizer.spec.height
-    film = order_film(Order(clip, folder / "film.mp4", size))
+    film = film_for(FilmSettings(clip, folder / "film.mp4", size))
     film.work.begin({})
-    render(Take(clip, controls, size, batch=batch), stylizer.submit, film)
+    render(RenderSpec(clip, controls, size, batch=batch), stylizer.submit, film)
     film.finish(True)
     pictures = film.work.done
     film.work.discard()

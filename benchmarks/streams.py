@@ -24,7 +24,7 @@ from benchmarks.engine import add_model_options, chosen
 from pipeline import Controls, compiling, load
 from pipeline.runtime.devices import compiling_pays, prepared
 from pipeline.stylizer import Stylizer
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.streams import Streams
 
 FPS_IN = 30.0
@@ -34,8 +34,8 @@ WARM_UP_S = 2.0
 
 def measure(stylizer: Stylizer, controls: Controls, count: int, seconds: float) -> list[list[float]]:
     """Ages in seconds of the pictures of each of `count` streams that were shown within `seconds`, warm."""
-    room = EngineRoom(lambda report: stylizer)
-    streams = Streams(room, controls)
+    engine = EngineRunner(lambda report: stylizer)
+    streams = Streams(engine, controls)
     ages_s: list[list[float]] = [[] for _ in range(count)]
     begin_s = time.monotonic() + WARM_UP_S
 
@@ -52,8 +52,8 @@ def measure(stylizer: Stylizer, controls: Controls, count: int, seconds: float) 
         stream = streams.get(f"stream-{number}")
         stream.watch(show_into(ages))
         publications.append(stream.publish(SimpleNamespace(kind="benchmark"))[0])
-    room.start()
-    room.wait_settled(10)
+    engine.start()
+    engine.wait_settled(10)
     size = (stylizer.capabilities.height, stylizer.capabilities.width, 3)
     frame = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     started_s, pause, number = time.monotonic(), threading.Event(), 0
@@ -61,7 +61,7 @@ def measure(stylizer: Stylizer, controls: Controls, count: int, seconds: float) 
         publications[number % count].put(frame)
         number += 1
         pause.wait(max(0.0, started_s + number / (count * FPS_IN) - time.monotonic()))
-    room.close()
+    engine.close()
     return ages_s
 
 

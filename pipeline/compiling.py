@@ -80,7 +80,7 @@ def compile_beside(stylizer: Stylizer, report: Report, put_in: PutIn, batches: b
     stylizer then goes on uncompiled. Should only batches fail, only these do, with a warning in the log.
     """
     folder = cache_folder() / cache_key(stylizer)
-    modules = {name: _uncompiled(getattr(stylizer.painter, name)) for name in PARTS}
+    modules = {name: _uncompiled(getattr(stylizer.sampler, name)) for name in PARTS}
     runners = _found_or_built(stylizer, modules, 1, folder / "single", report, "Compiling")
     put_in(partial(_swap_in, stylizer, modules, runners))
     if not (stylizer.max_batch > 1 if batches is None else batches):
@@ -200,7 +200,7 @@ def _swap_in(stylizer: Stylizer, modules: dict[str, torch.nn.Module], runners: d
 def build(stylizer: Stylizer, batch: int, folder: Path) -> None:
     """Compile every part of a stylizer for every signature it can be called with, into `folder`: for single frames, or
     with a batch of several for every such batch."""
-    recorders = {name: CallRecorder(_uncompiled(getattr(stylizer.painter, name))) for name in PARTS}
+    recorders = {name: CallRecorder(_uncompiled(getattr(stylizer.sampler, name))) for name in PARTS}
     stylizer.use(**recorders)
     frames = torch.zeros((batch, stylizer.spec.height, stylizer.spec.width, 3), dtype=torch.uint8)
     for guidance in (1.0, 2.0):  # without and with CFG; a full LCM takes both in one signature

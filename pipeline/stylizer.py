@@ -21,7 +21,7 @@ from pipeline.runtime.recordings import RecordedFunctions, make_calls, record_al
 from pipeline.runtime.transfers import Transfers
 from pipeline.sampling import animatediff, reuse
 from pipeline.sampling.conditioning import ConditioningCache
-from pipeline.sampling.deep_features import Keeping, Shallow
+from pipeline.sampling.deep_features import FeatureDenoiser, ShallowDenoiser
 from pipeline.sampling.denoiser import Denoiser
 from pipeline.sampling.model import Components
 from pipeline.sampling.sampler import Decoder, Encoder, Sampler
@@ -51,19 +51,19 @@ class Stylizer:
         self.device, self.dtype = parts.device, parts.dtype
         self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self.sizes = Sizes(spec, parts)
-        self.recipes = ConditioningCache(self.capabilities, parts, self.sizes)
-        self._animation = animatediff.Animation(parts, self.sizes, self.recipes)
+        self.conditionings = ConditioningCache(self.capabilities, parts, self.sizes)
+        self._animation = animatediff.Animation(parts, self.sizes, self.conditionings)
         self._transfers = Transfers(parts.device)
         self._around = self._new_recordings()
         sizes = {scale: self.sizes.picture(scale) for scale in self.scales}
         self._conversions = Conversions(sizes, self.dtype, self._around)
         annotate = {name: self._annotation(name) for name in spec.annotators}
         self._preparation = Preparation(
-            self.capabilities, self.sizes, self.recipes, self._transfers, self._conversions, annotate
+            self.capabilities, self.sizes, self.conditionings, self._transfers, self._conversions, annotate
         )
         outer = min(parts.family.outer, len(parts.unet.up_blocks))
-        self._keeping = Keeping(parts.unet, parts.extras, outer)
-        self._shallow = Shallow(parts.unet, parts.extras, outer)
+        self._keeping = FeatureDenoiser(parts.unet, parts.extras, outer)
+        self._shallow = ShallowDenoiser(parts.unet, parts.extras, outer)
         vae = folded(parts.vae) if self.device.type == "cpu" else parts.vae  # elsewhere its gain is not measured
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
 
@@ -73,7 +73,7 @@ class Stylizer:
 
         Whatever is raised leaves everything as it was.
         """
-        painter = Sampler(
+        sampler = Sampler(
             encode,
             denoise,
             decode,
@@ -85,12 +85,12 @@ class Stylizer:
             shallow=self._shallow,
         )
         recorded = self._new_recordings()
-        self.painter, self._within = painter, recorded
-        self._paint = recorded(painter)
+        self.sampler, self._within = sampler, recorded
+        self._paint = recorded(sampler)
         self._stream_batch = StreamBatch[Pictures](
-            recorded(painter.begin), recorded(painter.step_together), recorded(painter.finish)
+            recorded(sampler.begin), recorded(sampler.step_together), recorded(sampler.finish)
         )
-        self._reuse = reuse.Reuse(recorded(painter.keep), recorded(painter.reuse))
+        self._reuse = reuse.Reuse(recorded(sampler.keep), recorded(sampler.reuse))
 
     def _new_recordings(self) -> RecordedFunctions:
         return RecordedFunctions(record_in_one_pool(self.device) if self.graphs else None)
@@ -127,7 +127,7 @@ class Stylizer:
         return tuple(self.capabilities.loras)
 
     def remarks(self, controls: Controls) -> dict[str, str]:
-        compiled = not isinstance(self.painter.denoise, torch.nn.Module)
+        compiled = not isinstance(self.sampler.denoise, torch.nn.Module)
         return capabilities.remarks(self.capabilities, controls, compiled)
 
     def depth(self, controls: Controls) -> int:
@@ -138,7 +138,7 @@ class Stylizer:
     def stands_at(self, controls: Controls) -> bool:
         """Whether the LoRAs have the weights asked for, so that none are written for a call."""
         loras = self.components.loras
-        return loras is None or loras.stand_at(self.recipes.lora_weights(controls))
+        return loras is None or loras.stand_at(self.conditionings.lora_weights(controls))
 
     # -- painting ----------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Stylizer:
 
         Frames of streams with `controls.reuse` are painted on deep features kept of an earlier frame where these will
         do: `Pictures.kind` tells. With `behind` a single frame shares the steps of those of its stream that are under
-        way; any other batch has these finished first. Raises ValueError for what cannot be painted, and whatever goes
+        way; another that is painted has these finished first. Raises ValueError for what cannot be painted, and whatever goes
         wrong here or when the Pending is called; where a shared step fails, every Pending that was under way does.
         """
         self._refuse_motion()
@@ -183,7 +183,7 @@ class Stylizer:
             self._preparation.request(inputs),
             key,
             batch.behind,
-            partial(self.recipes.apply_loras, controls),
+            partial(self.conditionings.apply_loras, controls),
             lambda pictures: hand_over(enlarged(pictures)),
         )
 
@@ -200,7 +200,7 @@ class Stylizer:
         """What deep features depend on, besides frame and mask."""
         edges = (controls.canny_low, controls.canny_high)
         shape_key = capabilities.shape_key(self.capabilities, controls)
-        return self.recipes.key(controls, from_noise, scale), shape_key, edges
+        return self.conditionings.key(controls, from_noise, scale), shape_key, edges
 
     def _pictures(self, inputs: Inputs) -> Tensor:
         """uint8 [N, height, width, 3] on the device."""
@@ -277,12 +277,12 @@ class Stylizer:
         if self.spec.motion is None:
             raise ValueError("animate needs a motion adapter: load a ModelSpec with `motion`.")
         capabilities.check(self.capabilities, controls)
-        self.recipes.apply_loras(controls)
+        self.conditionings.apply_loras(controls)
         clips = None if frames is None else (self._preparation.fitted("frames", clip) for clip in _clips(frames))
         if clips is not None and not capabilities.paints(controls):
             pictures: Iterator[Tensor] = (clip.permute(0, 2, 3, 1) for clip in clips)
         else:
-            pictures = self._animation(self.painter, controls, clips, count, first)
+            pictures = self._animation(self.sampler, controls, clips, count, first)
         for piece in pictures:
             yield from self._transfers.to_host(piece)()
 

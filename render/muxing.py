@@ -28,7 +28,7 @@ HUNDREDTH_S = Fraction(1, 100)  # what a GIF tells times in
 
 
 @dataclass(frozen=True)
-class Order:
+class FilmSettings:
     """What film is to be made of a clip. size: (width, height) of its pictures."""
 
     clip: Clip
@@ -39,7 +39,7 @@ class Order:
     codec: str | None = None
     quality: int = codecs.DEFAULT_QUALITY
 
-    def settings(self, encoder: codecs.VideoEncoder) -> codecs.VideoSettings:
+    def video(self, encoder: codecs.VideoEncoder) -> codecs.VideoSettings:
         return codecs.VideoSettings(encoder, self.size, self.clip.time_base, self.clip.rate, self.quality)
 
 
@@ -59,37 +59,37 @@ class Film(Protocol):
         """Put no more, whatever happened; what was put stays in `work` as far as it can be written."""
 
 
-def order_film(order: Order) -> Film:
+def film_for(settings: FilmSettings) -> Film:
     """The kind of film that the file's name asks for. Raises FilmError."""
-    suffix = order.path.suffix.lower()
-    if order.codec is not None and suffix not in codecs.CONTAINERS:
-        raise FilmError(f"--codec is for videos: {order.path} is none.")
+    suffix = settings.path.suffix.lower()
+    if settings.codec is not None and suffix not in codecs.CONTAINERS:
+        raise FilmError(f"--codec is for videos: {settings.path} is none.")
     if suffix == ".gif":
-        return GifFilm(order)
+        return GifFilm(settings)
     if suffix in PICTURES:
-        return PictureFilm(order)
+        return PictureFilm(settings)
     if suffix in codecs.CONTAINERS:
-        return VideoFilm(order)
+        return VideoFilm(settings)
     known = ", ".join([*codecs.CONTAINERS, ".gif", ".png", ".jpg"])
-    raise FilmError(f"{order.path} is of no kind that can be written; end its name in {known}.")
+    raise FilmError(f"{settings.path} is of no kind that can be written; end its name in {known}.")
 
 
 class VideoFilm:
     """Video with the clip's own sound."""
 
-    def __init__(self, order: Order):
-        suffix = order.path.suffix.lower()
-        self.encoder = codecs.choose(order.codec or codecs.CONTAINERS[suffix], suffix)
-        if self.encoder.pixel_format.startswith(("yuv420", "nv12")) and (order.size[0] % 2 or order.size[1] % 2):
-            raise FilmError(f"{self.encoder.name} takes even sizes only, not {order.size[0]}x{order.size[1]}.")
+    def __init__(self, settings: FilmSettings):
+        suffix = settings.path.suffix.lower()
+        self.encoder = codecs.choose(settings.codec or codecs.CONTAINERS[suffix], suffix)
+        if self.encoder.pixel_format.startswith(("yuv420", "nv12")) and (settings.size[0] % 2 or settings.size[1] % 2):
+            raise FilmError(f"{self.encoder.name} takes even sizes only, not {settings.size[0]}x{settings.size[1]}.")
         self.description = self.encoder.name
-        self.work = WorkFolder(order.path)
-        self._order = order
-        self._settings = order.settings(self.encoder)
-        self._segments = SegmentEncoder(self.work, self._settings)
+        self.work = WorkFolder(settings.path)
+        self._settings = settings
+        self._video_settings = settings.video(self.encoder)
+        self._segments = SegmentEncoder(self.work, self._video_settings)
         self._sound = None
-        if isinstance(order.clip, VideoClip) and order.clip.has_sound:
-            self._sound = Soundtrack(order.clip, suffix)
+        if isinstance(settings.clip, VideoClip) and settings.clip.has_sound:
+            self._sound = Soundtrack(settings.clip, suffix)
 
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
         self._segments.put(picture, pts, duration)
@@ -99,32 +99,32 @@ class VideoFilm:
 
     def finish(self, complete: bool) -> None:
         self._segments.close()
-        order = self._order
+        settings = self._settings
         done = self.work.part()
         options = {}
-        if order.path.suffix.lower() in MP4_LIKE:
+        if settings.path.suffix.lower() in MP4_LIKE:
             # Edit lists, which say when a track begins, count in the movie's timescale: milliseconds unless told.
-            units = order.clip.time_base.denominator
+            units = settings.clip.time_base.denominator
             options = {"movflags": "+faststart", "movie_timescale": str(units * max(1, -(-90_000 // units)))}
         # A film of a part of the clip has that part of its sound.
-        end_s = order.end_s if complete else order.start_s + self._ends_s()
-        with av.open(url(done), "w", format=codecs.format_of(order.path.suffix.lower()), options=options) as output:
-            video = output.add_stream(self.encoder.name, rate=order.clip.rate)
+        end_s = settings.end_s if complete else settings.start_s + self._ends_s()
+        with av.open(url(done), "w", format=codecs.format_of(settings.path.suffix.lower()), options=options) as output:
+            video = output.add_stream(self.encoder.name, rate=settings.clip.rate)
             assert isinstance(video, av.VideoStream)
-            codecs.set_up(video.codec_context, self._settings)
-            if self.encoder.tag and order.path.suffix.lower() in MP4_LIKE:
+            codecs.set_up(video.codec_context, self._video_settings)
+            if self.encoder.tag and settings.path.suffix.lower() in MP4_LIKE:
                 video.codec_context.codec_tag = self.encoder.tag
             tracks = [self._video(video)]
             if self._sound is not None:
-                tracks.append(self._sound.add_to(output, order.start_s, end_s))
+                tracks.append(self._sound.add_to(output, settings.start_s, end_s))
             for packet in heapq.merge(*tracks, key=_decoded_at_s):
                 try:
                     output.mux(packet)
                 except (av.error.InvalidDataError, av.error.ArgumentError):
                     if packet.stream is video:
                         raise
-                    order.clip.damaged += 1  # a broken packet of sound is not worth a film
-        os.replace(done, order.path)
+                    settings.clip.damaged += 1  # a broken packet of sound is not worth a film
+        os.replace(done, settings.path)
 
     def _video(self, stream: av.VideoStream) -> Iterator[av.Packet]:
         delay, end = None, 0
@@ -142,7 +142,7 @@ class VideoFilm:
             yield packet
 
     def _ends_s(self) -> Fraction:
-        return max(_end(packet) for packet in self._segments.last_packets()) * self._order.clip.time_base
+        return max(_end(packet) for packet in self._segments.last_packets()) * self._settings.clip.time_base
 
 
 def _end(packet: av.Packet) -> int:
@@ -159,11 +159,11 @@ def _decoded_at_s(packet: av.Packet) -> Fraction:
 class GifFilm:
     """An animated GIF with one palette for all of it, made when all pictures are known."""
 
-    def __init__(self, order: Order):
+    def __init__(self, settings: FilmSettings):
         self.description = "gif"
-        self.work = WorkFolder(order.path)
-        self._order = order
-        self._segments = SegmentEncoder(self.work, order.settings(codecs.LOSSLESS))
+        self.work = WorkFolder(settings.path)
+        self._settings = settings
+        self._segments = SegmentEncoder(self.work, settings.video(codecs.LOSSLESS))
 
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
         self._segments.put(picture, pts, duration)
@@ -177,26 +177,26 @@ class GifFilm:
         done = self.work.part()
         options = {"loop": "0", "final_delay": str(self._last_delay())}
         with av.open(url(done), "w", format="gif", options=options) as output:
-            stream = output.add_stream("gif", rate=self._order.clip.rate)
-            stream.width, stream.height = self._order.size
+            stream = output.add_stream("gif", rate=self._settings.clip.rate)
+            stream.width, stream.height = self._settings.size
             stream.pix_fmt = "pal8"
             stream.codec_context.time_base = HUNDREDTH_S
             for frame in self._mapped(palette):
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
-        os.replace(done, self._order.path)
+        os.replace(done, self._settings.path)
 
     def _last_delay(self) -> int:
         """How long the last picture is shown, in hundredths of a second."""
         duration = self._segments.last_packets()[-1].duration
         assert duration is not None
-        return max(1, round(duration * self._order.clip.time_base / HUNDREDTH_S))
+        return max(1, round(duration * self._settings.clip.time_base / HUNDREDTH_S))
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         last = -1
         for frame in self._segments.decoded():
             assert frame.pts is not None
-            last = max(last + 1, round(frame.pts * self._order.clip.time_base / HUNDREDTH_S))
+            last = max(last + 1, round(frame.pts * self._settings.clip.time_base / HUNDREDTH_S))
             frame.pts, frame.time_base = last, HUNDREDTH_S
             yield frame
 
@@ -232,7 +232,7 @@ class GifFilm:
 
     def _graph(self) -> tuple[av.filter.Graph, FilterContext]:
         graph = av.filter.Graph()
-        return graph, _buffer(graph, self._order.size, codecs.LOSSLESS.pixel_format)
+        return graph, _buffer(graph, self._settings.size, codecs.LOSSLESS.pixel_format)
 
 
 def _buffer(graph: av.filter.Graph, size: tuple[int, int], pixel_format: str) -> FilterContext:
@@ -259,22 +259,24 @@ def _pulled(sink: FilterContext) -> Iterator[av.VideoFrame]:
 class PictureFilm:
     """One file for each picture, or one picture; every file appears whole under its name."""
 
-    def __init__(self, order: Order):
-        self._is_sequence = is_pattern(order.path)
+    def __init__(self, settings: FilmSettings):
+        self._is_sequence = is_pattern(settings.path)
         if self._is_sequence:
-            numbered(order.path, 1)
-        elif order.clip.expected(order.start_s, order.end_s) != 1:
-            raise FilmError(f"{order.path} holds one picture only; for many, put a number in its name: out/%05d.png.")
-        self.description = order.path.suffix[1:].lower()
-        self.work = WorkFolder(order.path)
-        self._order = order
+            numbered(settings.path, 1)
+        elif settings.clip.expected(settings.start_s, settings.end_s) != 1:
+            raise FilmError(
+                f"{settings.path} holds one picture only; for many, put a number in its name: out/%05d.png."
+            )
+        self.description = settings.path.suffix[1:].lower()
+        self.work = WorkFolder(settings.path)
+        self._settings = settings
 
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
-        file = self._order.path
+        file = self._settings.path
         if self._is_sequence:
             file = numbered(file, self.work.done + 1)
         part = self.work.part()
-        quality = {"quality": self._order.quality} if file.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+        quality = {"quality": self._settings.quality} if file.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
         Image.fromarray(picture).save(part, Image.registered_extensions()[file.suffix.lower()], **quality)
         os.replace(part, file)
         self.work.seal(1)

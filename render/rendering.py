@@ -33,7 +33,7 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Take:
+class RenderSpec:
     """What to render of a clip, and how. size: (width, height) of the painted picture.
 
     cuts: new noise for each shot; fresh: for each picture. ahead: submit returns before pictures are there. mask: a
@@ -66,7 +66,7 @@ class _Due:
 
 
 def render(
-    take: Take,
+    take: RenderSpec,
     paint: Submit | Animate,
     film: Film,
     progress: Callable[[], Any] = lambda: None,
@@ -124,7 +124,7 @@ def _prefetched(items: Iterator[_Due], reader: Executor, ahead: int) -> Generato
             future.cancel()
 
 
-def _due(take: Take, begin: int, should_stop: Callable[[], bool]) -> Iterator[_Due]:
+def _due(take: RenderSpec, begin: int, should_stop: Callable[[], bool]) -> Iterator[_Due]:
     """All frames from number `begin` on; the others are decoded and passed over."""
     detector = CutDetector()
     moments = take.clip.moments(take.start_s, take.end_s)
@@ -141,7 +141,7 @@ def _due(take: Take, begin: int, should_stop: Callable[[], bool]) -> Iterator[_D
             yield _Due(number, still, mask, shot)
 
 
-def _masks(take: Take) -> Iterator[Moment | None]:
+def _masks(take: RenderSpec) -> Iterator[Moment | None]:
     """The mask's moments, without end; None where there is no mask."""
     last = None
     if take.mask is not None:
@@ -158,7 +158,7 @@ def _batches(items: Iterator[_Due], size: int) -> Iterator[list[_Due]]:
 
 
 def _painted(
-    take: Take, submit: Submit, dues: Iterator[_Due], should_stop: Callable[[], bool]
+    take: RenderSpec, submit: Submit, dues: Iterator[_Due], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each, painted in batches."""
     given = _given(take, submit, dues, should_stop)
@@ -167,7 +167,7 @@ def _painted(
 
 
 def _given(
-    take: Take, submit: Submit, dues: Iterator[_Due], should_stop: Callable[[], bool]
+    take: RenderSpec, submit: Submit, dues: Iterator[_Due], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[list[_Due], Pending[Pictures]]]:
     """Batches that the engine has been given, each with its pictures to come."""
     for batch in _batches(dues, take.batch):
@@ -194,7 +194,7 @@ def _one_behind(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _animated(
-    take: Take, animate: Animate, dues: Iterator[_Due], should_stop: Callable[[], bool], done: int
+    take: RenderSpec, animate: Animate, dues: Iterator[_Due], should_stop: Callable[[], bool], done: int
 ) -> Iterator[tuple[np.ndarray, Still]]:
     """(picture, frame) of each from number `done` on; those before are only looked at."""
     waiting: deque[_Due] = deque()
@@ -214,7 +214,7 @@ def _animated(
             yield _shown(take, due, picture)
 
 
-def _shown(take: Take, due: _Due, picture: np.ndarray) -> tuple[np.ndarray, Still]:
+def _shown(take: RenderSpec, due: _Due, picture: np.ndarray) -> tuple[np.ndarray, Still]:
     """A new picture as it is shown, and its frame."""
     if due.mask is not None:
         picture = pasted(due.still.rgb, picture, due.mask, take.feather)

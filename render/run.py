@@ -22,10 +22,10 @@ from . import segments
 from .clip import Clip, VideoClip, open_clip
 from .errors import FilmError
 from .jobs import RenderJob, RenderSettings, check, existing_files
-from .muxing import Film, Order, order_film
+from .muxing import Film, FilmSettings, film_for
 from .painting import ANIMATED, Animate, FilmEngine, Submit, animated, from_text
 from .pictures import BlankClip, picture_files
-from .rendering import Take, render
+from .rendering import RenderSpec, render
 
 GIF_RATE = 50  # browsers take a delay of less than two hundredths of a second for ten
 
@@ -76,14 +76,14 @@ def _make(
     spec = _shaped(cache.spec, clip) if settings.clip_shape else cache.spec
     size = spec.width, spec.height
     film_size = (2 * size[0], size[1]) if settings.side_by_side else size
-    film = order_film(
-        Order(clip, job.target, film_size, settings.start_s, settings.end_s, settings.codec, settings.quality)
+    film = film_for(
+        FilmSettings(clip, job.target, film_size, settings.start_s, settings.end_s, settings.codec, settings.quality)
     )
     if settings.resume and not settings.overwrite and not segments.is_begun(job.target) and existing_files(job.target):
         print(f"{job.target} is there already, and nothing of it is left to resume.", file=sys.stderr)
         film.work.discard()
         return True
-    take = Take(
+    take = RenderSpec(
         clip,
         controls,
         size,
@@ -134,7 +134,7 @@ def _clip(job: RenderJob, settings: RenderSettings, cache: StylizerCache) -> Cli
     return open_clip(job.source, fps)
 
 
-def _painter(stylizer: FilmEngine, job: RenderJob, settings: RenderSettings, take: Take) -> Submit | Animate:
+def _painter(stylizer: FilmEngine, job: RenderJob, settings: RenderSettings, take: RenderSpec) -> Submit | Animate:
     if stylizer.spec.motion is not None:
         count = take.clip.expected(take.start_s, take.end_s) if job.source is None else None
         return animated(stylizer, take.controls, count)
@@ -157,7 +157,9 @@ def _in_words(job: RenderJob, film: Film) -> Iterator[None]:
         raise FilmError(f"{job.target} cannot be written: {reason}.{kept}") from error
 
 
-def _render(job: RenderJob, take: Take, paint: Submit | Animate, film: Film, interrupted: Callable[[], bool]) -> bool:
+def _render(
+    job: RenderJob, take: RenderSpec, paint: Submit | Animate, film: Film, interrupted: Callable[[], bool]
+) -> bool:
     expected = take.clip.expected(take.start_s, take.end_s)
     with tqdm(
         total=expected,

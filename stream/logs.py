@@ -41,7 +41,7 @@ class Repeats:
         return [(kind, count) for kind, count in counted if count]
 
 
-class Handler(logging.StreamHandler):
+class StderrHandler(logging.StreamHandler):
     """Writes to stderr. `clock` is for tests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from exits import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 
 
 def end_of_signals() -> asyncio.Future[int]:
@@ -28,7 +28,7 @@ def finish(end: asyncio.Future[int], code: int) -> None:
 
 
 async def until_told(
-    room: EngineRoom, end: asyncio.Future[int], say: Callable[[str], None] = lambda text: print(text, flush=True)
+    engine: EngineRunner, end: asyncio.Future[int], say: Callable[[str], None] = lambda text: print(text, flush=True)
 ) -> int:
     """Run the engine until `end` has a code or its model turns out not to load; `say` once frames flow.
 
@@ -39,8 +39,8 @@ async def until_told(
 
     def look() -> None:
         nonlocal announced
-        status = room.status()
-        if room.failure is not None:
+        status = engine.status()
+        if engine.failure is not None:
             finish(end, EXIT_BAD_INPUT)
         elif status["state"] == "ready" and not announced:
             announced = True
@@ -49,9 +49,9 @@ async def until_told(
     def on_status() -> None:
         loop.call_soon_threadsafe(look)
 
-    room.subscribe(on_status)
-    room.start()
+    engine.subscribe(on_status)
+    engine.start()
     code = await end
-    if room.failure is not None:
-        print(room.status()["detail"], file=sys.stderr)
+    if engine.failure is not None:
+        print(engine.status()["detail"], file=sys.stderr)
     return code

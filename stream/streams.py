@@ -16,7 +16,7 @@ from masks import Mask
 from pipeline.settings import Controls
 from stream.engine.frames import Frame, Picture, Sound
 from stream.engine.mailbox import Mailbox
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.engine.statistics import Statistics
 
 from .lag import Lag
@@ -50,13 +50,13 @@ class Recorder(Protocol):
 class Stream:
     """Frames go in through a Publication, pictures come out to sinks. Safe to use from any thread."""
 
-    def __init__(self, name: str, controls: Controls, engine_room: EngineRoom, metrics: Metrics):
+    def __init__(self, name: str, controls: Controls, engine: EngineRunner, metrics: Metrics):
         self.name = name
         self.mailbox: Mailbox[Frame] = Mailbox()
         self.waiting_since_s = 0.0
-        self.quality = 0  # rungs below what was asked: steps, then size; set by the engine room
-        self.scale = 1.0  # of the width and height at which it is painted; set by the engine room
-        self.fault: str | None = None  # why its last frame failed, set by the engine room
+        self.quality = 0  # rungs below what was asked: steps, then size; set by the engine
+        self.scale = 1.0  # of the width and height at which it is painted; set by the engine
+        self.fault: str | None = None  # why its last frame failed, set by the engine
         self.controls = controls
         self.mask: Mask | None = None
         self.publication: Publication | None = None
@@ -70,13 +70,13 @@ class Stream:
         self._sound_sinks: tuple[SoundSink, ...] = ()
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._lock = threading.Lock()
-        self._engine_room, self._metrics = engine_room, metrics
+        self._engine, self._metrics = engine, metrics
 
     # -- publisher ---------------------------------------------------------------------------------------------------
 
     def check_served(self) -> None:
         """Raises EngineFailed when nothing that is published will be painted."""
-        self._engine_room.check_serves()
+        self._engine.check_serves()
 
     def publish(self, publisher: Publisher, *, gives_way: bool = False) -> tuple[Publication, Publication | None]:
         """Start publishing, with counters at zero. The newest publisher wins, so a reloaded page is back at once.
@@ -105,7 +105,7 @@ class Stream:
         self._metrics.count(self.name, "in")
         if replaced is not None:
             self.drop(replaced)
-        self._engine_room.wake()
+        self._engine.wake()
         return True
 
     def skip(self, publication: Publication) -> None:
@@ -133,7 +133,7 @@ class Stream:
             self._sound_sinks = tuple(sink for sink in self._sound_sinks if self._takes(sink, sound))
         return True
 
-    # -- engine room -------------------------------------------------------------------------------------------------
+    # -- engine -------------------------------------------------------------------------------------------------
 
     def show(
         self,
@@ -163,7 +163,7 @@ class Stream:
         if engine_s is None:
             self._metrics.count(self.name, "skipped")
         self._metrics.observe(now_s - frame.arrived_s, engine_s)
-        # The last thing: a frame that could not be handed on is dropped by the engine room, and counted once.
+        # The last thing: a frame that could not be handed on is dropped by the engine, and counted once.
         frame.statistics.count_out(now_s, now_s - frame.arrived_s, engine_s)
 
     def _takes(self, sink: Callable[[Any], object], item: Picture | Sound) -> bool:
@@ -222,7 +222,7 @@ class Stream:
     def set_controls(self, controls: Controls) -> None:
         """Last value wins, from the next frame on. LoRAs that the loaded model does not have are left out."""
         with self._lock:
-            self.controls = self._engine_room.fitted(controls)
+            self.controls = self._engine.fitted(controls)
             self.last_used_s = time.monotonic()
         self._tell()
 
@@ -236,7 +236,7 @@ class Stream:
     def fit_controls(self) -> None:
         """The model is known now: leave out of the controls what it does not have."""
         with self._lock:
-            before, self.controls = self.controls, self._engine_room.fitted(self.controls)
+            before, self.controls = self.controls, self._engine.fitted(self.controls)
         if self.controls is not before:
             self._tell()
 
@@ -314,13 +314,13 @@ class Streams:
     """Every stream by its name. When there are too many, names that nobody uses are forgotten, longest unused first,
     and then those that are imagined for nobody."""
 
-    def __init__(self, engine_room: EngineRoom, defaults: Controls | None = None, *, max_names: int = MAX_NAMES):
+    def __init__(self, engine: EngineRunner, defaults: Controls | None = None, *, max_names: int = MAX_NAMES):
         self.defaults = Controls() if defaults is None else defaults
         self.metrics = Metrics()
-        self._engine_room, self._max_names = engine_room, max_names
+        self._engine, self._max_names = engine, max_names
         self._streams: dict[str, Stream] = {}
         self._lock = threading.Lock()
-        engine_room.subscribe(self._on_status)
+        engine.subscribe(self._on_status)
         self.metrics.gauge(
             streams=lambda: sum(stream.publication is not None for stream in self.all()),
             viewers=lambda: sum(stream.viewers for stream in self.all()),
@@ -337,8 +337,8 @@ class Streams:
         with self._lock:
             if name not in self._streams:
                 self._make_room()
-                self._streams[name] = stream = Stream(name, self.defaults, self._engine_room, self.metrics)
-                self._engine_room.attach(stream)
+                self._streams[name] = stream = Stream(name, self.defaults, self._engine, self.metrics)
+                self._engine.attach(stream)
             return self._streams[name]
 
     def all(self) -> list[Stream]:
@@ -352,10 +352,10 @@ class Streams:
 
     def _on_status(self) -> None:
         """Controls may be older than the model: what it cannot do must not make every later change and frame fail."""
-        if self._engine_room.status()["state"] != "ready":
+        if self._engine.status()["state"] != "ready":
             return
         with self._lock:
-            asked, self.defaults = self.defaults, self._engine_room.fitted(self.defaults)
+            asked, self.defaults = self.defaults, self._engine.fitted(self.defaults)
         if unknown := sorted(asked.lora_weights.keys() - self.defaults.lora_weights):
             log.warning("The model has no LoRA named %s: its weight is left out.", unknown[0])
         for stream in self.all():
@@ -374,7 +374,7 @@ class Streams:
         del self._streams[evicted.name]
         if evicted.publication is not None:
             evicted.publication.close_publisher()
-        self._engine_room.detach(evicted)
+        self._engine.detach(evicted)
         self.metrics.forget(evicted.name)
 
 

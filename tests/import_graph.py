@@ -1,4 +1,4 @@
-"""Which room imports which? Read from the sources, imports inside functions and for types alone included.
+"""The import graph of the product, read from the sources, imports inside functions and for types alone included.
 
     python -m tests.import_graph [--files]
 

@@ -79,7 +79,7 @@ class PaintingModel:
     def rebuilt(self, frames: np.ndarray) -> np.ndarray:
         """Encoded and decoded, nothing between."""
         x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        out = self.engine.painter.decode(self.engine.painter.encode(x.to(self.engine.dtype))).float()
+        out = self.engine.sampler.decode(self.engine.sampler.encode(x.to(self.engine.dtype))).float()
         return ((out.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 

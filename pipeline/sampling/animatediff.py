@@ -154,7 +154,7 @@ class Animation:
 
     @torch.inference_mode()
     def __call__(
-        self, painter: Sampler, controls: Controls, clips: Iterable[Tensor] | None, count: int, first: int
+        self, sampler: Sampler, controls: Controls, clips: Iterable[Tensor] | None, count: int, first: int
     ) -> Iterator[Tensor]:
         """Pictures, uint8 [up to CLIP_CHUNK, H, W, 3] at once, of a clip of any length.
 
@@ -167,7 +167,7 @@ class Animation:
             source = repeat(torch.zeros((1, *shape), device=parts.device), count - first)
         else:
             source = (
-                latents for clip in clips for latents in painter.encode(color.to_model(clip, parts.dtype)).split(1)
+                latents for clip in clips for latents in sampler.encode(color.to_model(clip, parts.dtype)).split(1)
             )
         begun = list(islice(source, self.longest + 1))
         if first == 0 and len(begun) <= self.longest:
@@ -181,8 +181,8 @@ class Animation:
         def call(step: int, x: Tensor) -> Tensor:
             each = embeds.repeat_interleave(x.shape[2], dim=0)
             x, t = x.to(parts.dtype), conditioning.timesteps[step]
-            return painter.denoise(x, t, each, conditioning.guidance, conditioning.timestep_cond)
+            return sampler.denoise(x, t, each, conditioning.guidance, conditioning.timestep_cond)
 
         x0 = denoise(chain(begun, source), noise, conditioning.rows, call, window)
         while part := list(islice(x0, CLIP_CHUNK)):
-            yield color.to_frames(painter.decode(torch.cat(part)))
+            yield color.to_frames(sampler.decode(torch.cat(part)))

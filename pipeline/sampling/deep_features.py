@@ -29,7 +29,7 @@ class OuterBlocks(UNetCall):
         self.outer = outer
 
 
-class Keeping(OuterBlocks):
+class FeatureDenoiser(OuterBlocks):
     """A whole call that also returns what its outer blocks were given from below."""
 
     def forward(
@@ -56,7 +56,7 @@ def input_of(block: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-class Shallow(OuterBlocks):
+class ShallowDenoiser(OuterBlocks):
     """A call of the outer blocks alone, on deep features that were kept."""
 
     def forward(

@@ -19,7 +19,7 @@ from pipeline.trees import joined
 
 from . import lcm
 from .adapters import Extra, Scene
-from .deep_features import Deep, Features, Keeping, Shallow
+from .deep_features import Deep, FeatureDenoiser, Features, ShallowDenoiser
 
 
 class Encoder(torch.nn.Module):
@@ -105,7 +105,7 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SourceBlend:
     """Where the source is put back after every step: share [B, 1, h, w], source and the noise it entered with."""
 
     share: Tensor
@@ -120,7 +120,7 @@ class SamplingState:
 
     x: Tensor
     conditions: tuple[Tensor, ...]
-    kept: Kept | None
+    kept: SourceBlend | None
 
 
 class Sampler:
@@ -142,8 +142,8 @@ class Sampler:
         keeps_source: bool,
         size: tuple[int, int],
         dtype: torch.dtype,
-        keeping: Keeping,
-        shallow: Shallow,
+        keeping: FeatureDenoiser,
+        shallow: ShallowDenoiser,
     ):
         self.encode, self.denoise, self.decode = encode, denoise, decode
         self.extras, self.keeps_source, self.size, self.dtype = extras, keeps_source, size, dtype
@@ -191,14 +191,14 @@ class Sampler:
         conditions = tuple(tensor for extra in self.extras for tensor in extra.prepare(scene))
         kept = None
         if mask is not None and self.keeps_source:
-            kept = Kept(1 - F.interpolate(mask, source.shape[2:]).float(), source, conditioning.noise[0])
+            kept = SourceBlend(1 - F.interpolate(mask, source.shape[2:]).float(), source, conditioning.noise[0])
         return SamplingState(source, conditions, kept)
 
     @torch.inference_mode()
     def step(
         self, state: SamplingState, conditioning: Conditioning, denoise: Callable[..., Tensor] | None = None
     ) -> Tensor:
-        """The next x. conditioning: of that step. denoise: in place of the painter's own."""
+        """The next x. conditioning: of that step. denoise: in place of the sampler's own."""
         (t,), (row,), (noise,), kept = conditioning.timesteps, conditioning.rows, conditioning.noise, state.kept
         x = lcm.noised(state.x, noise, row)
         if kept is not None:

@@ -16,7 +16,7 @@ from pipeline.settings import Controls
 
 from . import scheduler, similarity
 from .engine import Engine
-from .feeds import Asked, Feed, Served, Weights
+from .feeds import Asked, Feed, FeedState, Weights
 from .frames import Frame, Picture
 
 
@@ -94,7 +94,7 @@ def may_follow(feed: Feed) -> bool:
     return feed.mask is None and feed.controls.skip_similar == 0 and frame is not None and not frame.is_imagined
 
 
-def requested(engine: Engine, feed: Feed, frame: Frame, state: Served, now_s: float, budget_s: float) -> Request:
+def requested(engine: Engine, feed: Feed, frame: Frame, state: FeedState, now_s: float, budget_s: float) -> Request:
     """What the stream asks for now, at the quality that fits the budget. Raises what is wrong with its controls."""
     controls, mask = feed.controls, feed.mask  # streams with a mask are painted alone
     rungs = scheduler.ladder(controls.steps, engine.scales)
@@ -128,7 +128,7 @@ def _weights(model: Capabilities, controls: Controls) -> Weights:
     return tuple(sorted(lora_weights(model, controls).items())) if model.loras and paints(controls) else None
 
 
-def _compared(request: Request, state: Served, now_s: float) -> Request:
+def _compared(request: Request, state: FeedState, now_s: float) -> Request:
     """Told whether the stream's last picture may be shown for it. A source that passes through is always shown."""
     if request.frame.is_imagined or not paints(request.controls):
         return request

@@ -1,4 +1,4 @@
-"""Who is served: what the engine room asks of a stream, and what it remembers of each."""
+"""Who is served: what the engine asks of a stream, and what it remembers of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Weights = tuple[tuple[str, float], ...] | None  # LoRA and weight, by name; None
 
 
 class Feed(Protocol):
-    """What the engine room asks of a stream (streams.Stream)."""
+    """What the engine asks of a stream (streams.Stream)."""
 
     name: str
     mailbox: Mailbox[Frame]
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
 
 
 @dataclass
-class Served:
+class FeedState:
     """What the engine thread remembers of one stream. kind: of its last pictures (pipeline.batch.Pictures)."""
 
     quality: scheduler.Quality = field(default_factory=scheduler.Quality)
@@ -80,11 +80,11 @@ class Feeds:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.served: dict[Feed, Served] = {}
+        self.served: dict[Feed, FeedState] = {}
 
     def attach(self, feed: Feed) -> None:
         with self._lock:
-            self.served = {**self.served, feed: Served()}
+            self.served = {**self.served, feed: FeedState()}
 
     def detach(self, feed: Feed) -> None:
         with self._lock:
@@ -93,7 +93,7 @@ class Feeds:
     def start_over(self) -> None:
         """The engine is another: what its forerunner painted may not stand, nor count for what it took to."""
         with self._lock:
-            self.served = {feed: Served(asked=state.asked) for feed, state in self.served.items()}
+            self.served = {feed: FeedState(asked=state.asked) for feed, state in self.served.items()}
 
     def asked(self, now_s: float, within_s: float) -> Iterator[Asked]:
         """What streams asked for that had a frame waiting not long ago."""

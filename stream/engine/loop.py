@@ -21,7 +21,7 @@ from pipeline.settings import Controls
 from . import scheduler, similarity
 from .batches import Request, Workload, may_follow, requested, submitted
 from .engine import Engine
-from .feeds import Feed, Feeds, Served
+from .feeds import Feed, Feeds, FeedState
 from .frames import Frame
 from .status import sentence
 from .turns import WANTED_S, Turns
@@ -169,7 +169,7 @@ class ServingLoop:
         requests = {feed: self._requested(feed, served[feed], now_s) for feed in waiting}
         return {feed: request for feed, request in requests.items() if request is not None}
 
-    def _requested(self, feed: Feed, state: Served, now_s: float) -> Request | None:
+    def _requested(self, feed: Feed, state: FeedState, now_s: float) -> Request | None:
         """None when its frame is gone or its controls are at fault."""
         frame = feed.mailbox.peek()
         if frame is None:

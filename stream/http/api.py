@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from masks import BadMask, read_mask
 from pipeline.settings import Controls
-from stream.engine.room import EngineFailed, EngineRoom
-from stream.imagination import Imagination, imagination_of, remarks
+from stream.engine.runner import EngineFailed, EngineRunner
+from stream.imagine import ImaginePublisher, imagine_publication, remarks
 from stream.streams import Stream
 
 from .whip import STREAMS
 
-ENGINE_ROOM = web.AppKey("engine_room", EngineRoom)
+ENGINE = web.AppKey("engine", EngineRunner)
 PRESETS = web.AppKey("presets", list)
 DEFAULTS = web.AppKey("defaults", Controls)
 SOCKETS = web.AppKey("sockets", set)
@@ -65,7 +65,7 @@ def routes() -> list[web.RouteDef]:
 async def healthz(request: web.Request) -> web.Response:
     """503 once no frame will be painted any more."""
     try:
-        request.app[ENGINE_ROOM].check_serves()
+        request.app[ENGINE].check_serves()
     except EngineFailed as error:
         return web.json_response({"serving": False, "error": str(error)}, status=503)
     return web.json_response({"serving": True})
@@ -77,7 +77,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def status(request: web.Request) -> web.Response:
-    return web.json_response(request.app[ENGINE_ROOM].status())
+    return web.json_response(request.app[ENGINE].status())
 
 
 async def presets(request: web.Request) -> web.Response:
@@ -87,7 +87,7 @@ async def presets(request: web.Request) -> web.Response:
 async def schema(request: web.Request) -> web.Response:
     """The schema of Controls, its defaults being those the server was started with."""
     described = Controls.model_json_schema()
-    for name, value in request.app[ENGINE_ROOM].fitted(request.app[DEFAULTS]).model_dump().items():
+    for name, value in request.app[ENGINE].fitted(request.app[DEFAULTS]).model_dump().items():
         described["properties"][name]["default"] = value
     return web.json_response(described)
 
@@ -115,7 +115,7 @@ async def change_controls(request: web.Request) -> web.Response:
     before = found.controls if found else request.app[STREAMS].defaults
     try:
         changed = before.merged(changes)
-        request.app[ENGINE_ROOM].check(changed)
+        request.app[ENGINE].check(changed)
     except ValidationError as error:
         raise explained(error) from error
     except ValueError as error:
@@ -129,7 +129,7 @@ async def set_mask(request: web.Request) -> web.Response:
     """A PNG, white or opaque where to repaint; the rest of the picture stays the source's."""
     body = await request.read()
     try:
-        size = _painted_size(request.app[ENGINE_ROOM])
+        size = _painted_size(request.app[ENGINE])
         mask = await asyncio.get_running_loop().run_in_executor(MASK_READER, read_mask, body, size)
     except BadMask as error:
         raise web.HTTPUnprocessableEntity(text=str(error)) from error
@@ -137,9 +137,9 @@ async def set_mask(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-def _painted_size(room: EngineRoom) -> tuple[int, int] | None:
+def _painted_size(engine: EngineRunner) -> tuple[int, int] | None:
     """(width, height) of what the model paints; None until it is loaded."""
-    width, x, height = room.status().get("size", "").partition("x")
+    width, x, height = engine.status().get("size", "").partition("x")
     return (int(width), int(height)) if x else None
 
 
@@ -153,25 +153,25 @@ async def clear_mask(request: web.Request) -> web.Response:
 async def imagine(request: web.Request) -> web.Response:
     """Pictures from the controls alone, one whenever they change. Takes over from another publisher, as any does; 201
     when it begins, 200 where it goes on."""
-    request.app[ENGINE_ROOM].check_serves()
-    request.app[ENGINE_ROOM].check_imagines()
+    request.app[ENGINE].check_serves()
+    request.app[ENGINE].check_imagines()
     stream = request.app[STREAMS].get(request.match_info["stream"])
-    begins = imagination_of(stream) is None
+    begins = imagine_publication(stream) is None
     if begins:
-        Imagination(stream).begin()
+        ImaginePublisher(stream).begin()
     return web.json_response(stream.snapshot(), status=201 if begins else 200)
 
 
 async def stop_imagining(request: web.Request) -> web.Response:
     found = request.app[STREAMS].find(request.match_info["stream"])
-    if found is not None and (imagination := imagination_of(found)) is not None:
+    if found is not None and (imagination := imagine_publication(found)) is not None:
         imagination.close_publisher()
     return web.Response(status=204)
 
 
 async def events(request: web.Request) -> web.WebSocketResponse:
     """Statistics at 4 Hz; controls and status at the start and when they change, whoever changed them."""
-    name, room, sockets = request.match_info["stream"], request.app[ENGINE_ROOM], request.app[SOCKETS]
+    name, engine, sockets = request.match_info["stream"], request.app[ENGINE], request.app[SOCKETS]
     request.app[STREAMS].find(name)  # refuses a bad name
     socket = web.WebSocketResponse(heartbeat=20, max_msg_size=4096, timeout=GOODBYE_S)
     try:
@@ -194,10 +194,10 @@ async def events(request: web.Request) -> web.WebSocketResponse:
 
     # Before the handshake's await: from here on the socket counts and the stream cannot be evicted.
     sockets.add(socket)
-    leave = (watched.subscribe(on_change), room.subscribe(on_change))
+    leave = (watched.subscribe(on_change), engine.subscribe(on_change))
     try:
         await socket.prepare(request)
-        teller = asyncio.create_task(_tell(socket, watched, room, changed))
+        teller = asyncio.create_task(_tell(socket, watched, engine, changed))
         try:
             async for _ in socket:
                 pass  # nothing is expected of the listener; reading answers pings and notices that it left
@@ -212,7 +212,7 @@ async def events(request: web.Request) -> web.WebSocketResponse:
     return socket
 
 
-async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom, changed: asyncio.Event) -> None:
+async def _tell(socket: web.WebSocketResponse, watched: Stream, engine: EngineRunner, changed: asyncio.Event) -> None:
     """Only differences from what was told are sent: a slow listener skips states, it does not pile them up."""
     told: dict[str, Any] = {}
     next_stats_s = loop_time = asyncio.get_running_loop().time()
@@ -220,9 +220,9 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
         changed.clear()
         controls = watched.controls
         masked = watched.mask is not None
-        said = {**room.remarks(controls), **remarks(watched)}
+        said = {**engine.remarks(controls), **remarks(watched)}
         told_of_controls = {"controls": controls.model_dump(), "remarks": said, "masked": masked}
-        current = {"status": room.status(), "controls": told_of_controls}
+        current = {"status": engine.status(), "controls": told_of_controls}
         for kind, state in current.items():
             if told.get(kind) != state:
                 told[kind] = state
@@ -238,16 +238,16 @@ async def _tell(socket: web.WebSocketResponse, watched: Stream, room: EngineRoom
 async def dismiss_publishers(app: web.Application) -> AsyncIterator[None]:
     """While the application runs: with an engine that failed for good, whoever publishes is told by the end of the
     session. Viewers keep the last picture."""
-    loop, room = asyncio.get_running_loop(), app[ENGINE_ROOM]
+    loop, engine = asyncio.get_running_loop(), app[ENGINE]
 
     def dismiss() -> None:
-        if room.status()["state"] == "failed":
+        if engine.status()["state"] == "failed":
             app[STREAMS].dismiss_publishers()
 
     def on_status() -> None:
         loop.call_soon_threadsafe(dismiss)
 
-    leave = room.subscribe(on_status)
+    leave = engine.subscribe(on_status)
     yield
     leave()
 

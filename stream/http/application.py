@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from pipeline.settings import Controls
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.recording.recordings import FOLDER, Recordings
 from stream.streams import Streams
 from stream.webrtc.sessions import Sessions
@@ -26,7 +26,7 @@ BODY_S = 20.0  # for a whole body, however slowly it drips
 
 
 def make_app(
-    engine_room: EngineRoom,
+    engine: EngineRunner,
     streams: Streams,
     *,
     defaults: Controls | None = None,
@@ -38,14 +38,14 @@ def make_app(
     static: Path = pages.STATIC,
     recordings: Path = FOLDER,
 ) -> web.Application:
-    """Every route the README lists. The caller starts and closes `engine_room`; sessions end with the application.
+    """Every route the README lists. The caller starts and closes `engine`; sessions end with the application.
 
     defaults: what the schema names as default values, those of `streams` if None. host: the address it will listen on.
     recordings: the folder for films, made when the first one is recorded.
     """
     access = Access(host=host, token=token, allow_origins=allow_origins)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_guard(access)])
-    app[api.ENGINE_ROOM] = engine_room
+    app[api.ENGINE] = engine
     app[api.PRESETS] = presets or []
     app[api.DEFAULTS] = defaults or streams.defaults
     app[api.SOCKETS] = set()

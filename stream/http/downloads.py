@@ -16,7 +16,7 @@ from stream.recording import snapshots
 from stream.recording.recordings import Recordings
 from stream.streams import Stream
 
-from .api import ENGINE_ROOM
+from .api import ENGINE
 from .files import File, file
 from .whip import STREAMS
 
@@ -46,7 +46,7 @@ async def snapshot(request: web.Request) -> web.Response:
     found = _find(request)
     if found is None or (picture := found.last_picture) is None:
         raise web.HTTPNotFound(text=f"Stream {request.match_info['stream']} has no picture yet.")
-    status = request.app[ENGINE_ROOM].status()
+    status = request.app[ENGINE].status()
     model = PurePath(status["model"])
     # A picture is shown around: where the model lies on this machine is nobody's business.
     named = model.name if model.is_absolute() else status["model"]

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from stream.descriptors import OutOfDescriptors, none_left
 from stream.engine.batches import CannotImagine
-from stream.engine.room import EngineFailed
+from stream.engine.runner import EngineFailed
 from stream.recording.recordings import (
     AlreadyRecording,
     CannotRecord,

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from exits import EXIT_BAD_INPUT
 from pipeline.settings import Controls
-from stream.engine.room import Compile, EngineRoom, Load
+from stream.engine.runner import Compile, EngineRunner, Load
 from stream.local.virtual_camera import VirtualCamera, VirtualCameraError
 from stream.recording.recordings import FOLDER
 from stream.signals import end_of_signals, until_told
@@ -45,15 +45,15 @@ def serve(
     size: tuple[int, int] = (512, 512),
     recordings: Path = FOLDER,
 ) -> int:
-    """Serve until interrupted; returns the exit code. See EngineRoom for load and compile, make_app for the rest.
+    """Serve until interrupted; returns the exit code. See EngineRunner for load and compile, make_app for the rest.
 
     give_memory_back: called in a thread, once a minute where a session has ended since: an encoder goes with a viewer.
     virtual_camera: a device that is fed with the pictures of `from_stream`, of that `size` (width, height).
     """
-    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
-    streams = Streams(room, defaults)
+    engine = EngineRunner(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
+    streams = Streams(engine, defaults)
     app = make_app(
-        room,
+        engine,
         streams,
         defaults=defaults,
         presets=presets,
@@ -73,9 +73,9 @@ def serve(
             opened.callback(output.close)
             assert from_stream is not None  # the two go together
             streams.get(from_stream).watch(output.put)
-            output.start(lambda fault: room.tell(virtual_camera=fault))
+            output.start(lambda fault: engine.tell(virtual_camera=fault))
             notes.append(f"Virtual camera {output.device} shows stream {from_stream}.")
-        return asyncio.run(_serve(app, room, host, port, notes, give_memory_back))
+        return asyncio.run(_serve(app, engine, host, port, notes, give_memory_back))
 
 
 async def _give_memory_back(sessions: Sessions, give_memory_back: Callable[[], object]) -> None:
@@ -89,7 +89,7 @@ async def _give_memory_back(sessions: Sessions, give_memory_back: Callable[[], o
 
 async def _serve(
     app: web.Application,
-    room: EngineRoom,
+    engine: EngineRunner,
     host: str,
     port: int,
     notes: Sequence[str],
@@ -113,9 +113,9 @@ async def _serve(
                 print(note, flush=True)
             giving = asyncio.create_task(_give_memory_back(app[whip.SESSIONS], give_memory_back))
             try:
-                return await until_told(room, end)
+                return await until_told(engine, end)
             finally:
                 giving.cancel()
     finally:
         await runner.cleanup()
-        await asyncio.to_thread(room.close)
+        await asyncio.to_thread(engine.close)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from exits import EXIT_BAD_INPUT
 from pipeline.settings import Controls
 from sources import CameraError, Source
-from stream.engine.room import Compile, EngineRoom, Load
+from stream.engine.runner import Compile, EngineRunner, Load
 from stream.signals import end_of_signals, finish, until_told
 from stream.streams import Stream, Streams
 
@@ -43,19 +43,19 @@ def run_camera(
 ) -> int:
     """Run until interrupted; returns the exit code.
 
-    See EngineRoom for load and compile, Capture for open_source, VirtualCamera for the device. size: (width, height) of
-    the model's pictures.
+    See EngineRunner for load and compile, Capture for open_source, VirtualCamera for the device. size: (width, height)
+    of the pictures.
     """
-    room = EngineRoom(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
+    engine = EngineRunner(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
     try:
-        return asyncio.run(_run_camera(room, defaults, size, open_source, virtual_camera))
+        return asyncio.run(_run_camera(engine, defaults, size, open_source, virtual_camera))
     except (CameraError, VirtualCameraError) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_INPUT
 
 
 async def _run_camera(
-    room: EngineRoom,
+    engine: EngineRunner,
     defaults: Controls,
     size: tuple[int, int],
     open_source: Callable[[], Source],
@@ -65,7 +65,7 @@ async def _run_camera(
     with contextlib.ExitStack() as opened:  # closed in reverse: engine, virtual camera, camera
         if sys.platform == "linux" and sys.stderr.isatty():
             opened.enter_context(undisturbed())
-        stream = Streams(room, defaults).get(STREAM)
+        stream = Streams(engine, defaults).get(STREAM)
         capture = Capture(open_source, stream.publish(CameraPublisher())[0])
         opened.callback(capture.close)
         output = VirtualCamera(*size, capture.rate_hz, virtual_camera)
@@ -73,12 +73,12 @@ async def _run_camera(
         if output.device == capture.address:
             raise CameraError(f"{output.device} would show its own picture: choose another --camera.")
         stream.watch(output.put)
-        opened.callback(room.close)
+        opened.callback(engine.close)
         line = StatusLine()
         line.say(f"{capture.name} -> virtual camera {output.device}, {size[0]}x{size[1]}. Ctrl+C ends it.")
         output.start()
         capture.start()
-        telling = asyncio.create_task(_tell(line, room, stream, capture, output, end))
+        telling = asyncio.create_task(_tell(line, engine, stream, capture, output, end))
 
         def untold(_: asyncio.Future) -> None:  # before until_told says why
             telling.cancel()
@@ -86,17 +86,17 @@ async def _run_camera(
 
         end.add_done_callback(untold)
         try:
-            return await until_told(room, end, line.say)
+            return await until_told(engine, end, line.say)
         finally:
             end.cancel()
 
 
 async def _tell(
-    line: StatusLine, room: EngineRoom, stream: Stream, capture: Capture, output: VirtualCamera, end: asyncio.Future
+    line: StatusLine, engine: EngineRunner, stream: Stream, capture: Capture, output: VirtualCamera, end: asyncio.Future
 ) -> None:
     """Keep the line current; ends the run with a virtual camera that stopped."""
     while True:
         if output.fault is not None:
             finish(end, EXIT_BAD_INPUT)
-        line.show(status_text(room.status(), stream.snapshot(), capture.trouble), time.monotonic())
+        line.show(status_text(engine.status(), stream.snapshot(), capture.trouble), time.monotonic())
         await asyncio.sleep(STATUS_EVERY_S)

@@ -16,7 +16,7 @@ ERASE_TO_END = b"\x1b[K"
 
 
 def status_text(status: dict[str, Any], stream: dict[str, Any], trouble: str | None = None) -> str:
-    """status: of the EngineRoom. stream: a Stream's snapshot. trouble: why no frames come in."""
+    """status: of the EngineRunner. stream: a Stream's snapshot. trouble: why no frames come in."""
     if status["state"] != "ready":
         parts = [f"{status['state']} {status['model']} on {status['device']}: {_progress(status)}"]
         return " | ".join([*parts, trouble] if trouble else parts)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.engine.frames import Picture, Sound
-from stream.imagination import imagination_of
+from stream.imagine import imagine_publication
 from stream.streams import Stream
 
 from .backlog import Backlog
@@ -178,7 +178,7 @@ class Recording:
     def _add_picture(self, picture: Picture) -> None:
         if self._muxer is None:
             if picture.captured_s < self._started_s:
-                imagination = imagination_of(self.stream)
+                imagination = imagine_publication(self.stream)
                 if imagination is None or picture.captured_s < imagination.began_s:
                     return
                 # It stays until a setting changes: the film begins with it.

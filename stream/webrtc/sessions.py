@@ -13,7 +13,7 @@ from aiortc.exceptions import OperationError
 
 from stream.clocks import MediaClock
 from stream.descriptors import OutOfDescriptors, none_left
-from stream.engine.room import EngineFailed
+from stream.engine.runner import EngineFailed
 from stream.publications import Publication
 from stream.streams import Stream
 

@@ -165,6 +165,6 @@ def test_the_base_own_autoencoder_kl_takes_the_mode(tmp_path, frames):
     vae = StableDiffusionImg2ImgPipeline.from_pretrained(base).vae
     with torch.inference_mode():
         expected = vae.encode(picture).latent_dist.mode() * vae.config.scaling_factor
-        torch.testing.assert_close(stylizer.painter.encode(picture), expected)
+        torch.testing.assert_close(stylizer.sampler.encode(picture), expected)
     controls = Controls(prompt=PROMPT)
     assert np.array_equal(stylizer(frames, controls), stylizer(frames, controls))

@@ -47,7 +47,7 @@ def stylizer(tmp_path_factory):
 @pytest.fixture
 def recorder(stylizer, monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(stylizer, "_paint", Graphs(stylizer.painter, recorder))
+    monkeypatch.setattr(stylizer, "_paint", Graphs(stylizer.sampler, recorder))
     return recorder
 
 
@@ -73,7 +73,7 @@ def test_replayed_pictures_equal_plain_ones_whatever_is_turned(stylizer, recorde
     replayed.append(stylizer(FRAMES[7], two_streams, mask=mask))
     assert recorder.count == 1
 
-    monkeypatch.setattr(stylizer, "_paint", stylizer.painter)
+    monkeypatch.setattr(stylizer, "_paint", stylizer.sampler)
     plain = [stylizer(FRAMES[i], base.merged(change), mask=mask) for i, change in enumerate(LIVE)]
     plain.append(stylizer(FRAMES[7], two_streams, mask=mask))
     for ours, expected in zip(replayed, plain, strict=True):
@@ -95,7 +95,7 @@ def test_a_recorded_stream_batch_gives_the_same_pictures(stylizer, recorder, mon
     plain = painted()
     batch = stylizer._stream_batch
     for way, part in (("_begin", "begin"), ("_step", "step_together"), ("_finish", "finish")):
-        monkeypatch.setattr(batch, way, Graphs(getattr(stylizer.painter, part), recorder))
+        monkeypatch.setattr(batch, way, Graphs(getattr(stylizer.sampler, part), recorder))
     painted()
     for graphs in (batch._begin, batch._step, batch._finish):
         while graphs.record_next():
@@ -114,7 +114,7 @@ def test_no_call_records_and_a_shape_that_has_come_to_stay_waits_for_its_moment(
         recorded.append(work)
         return replayed(work)
 
-    graphs = Graphs(stylizer.painter, record)
+    graphs = Graphs(stylizer.sampler, record)
     monkeypatch.setattr(stylizer, "_paint", graphs)
     shapes = [{"steps": 1}, {"steps": 3}, {"steps": 1, "guidance": 2.0}]
     for _ in range(OFTEN):
@@ -206,9 +206,9 @@ def replace_annotator(extra, name):
 def test_a_frame_needs_no_look_at_a_value_and_keeps_no_memory(stylizer, controls):
     """A value read by the host would be a wait for the device; memory that stays would grow with every frame."""
     order = seen_order(stylizer, controls)
-    stylizer.painter(order)
+    stylizer.sampler(order)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
-        out = stylizer.painter(order)
+        out = stylizer.sampler(order)
     names = {event.key for event in traced.key_averages()}
     assert "aten::convolution" in names
     assert not names & {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal"}

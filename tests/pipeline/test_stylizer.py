@@ -121,7 +121,7 @@ def test_where_a_shared_step_fails_all_that_were_under_way_say_so_and_others_go_
     controls = Controls(prompt="a cat", steps=3)
     first = sharing_steps(stylizer, frames[:1], controls)
     with monkeypatch.context() as failing:
-        failing.setattr(stylizer.painter.denoise, "forward", lambda *call: [][0])
+        failing.setattr(stylizer.sampler.denoise, "forward", lambda *call: [][0])
         with pytest.raises(IndexError):
             sharing_steps(stylizer, frames[1:2], controls)
     with pytest.raises(IndexError):
@@ -137,7 +137,7 @@ def test_frames_that_the_engine_was_told_to_forget_are_not_painted_later(stylize
 
 
 def test_frames_under_way_are_finished_with_the_parts_they_began_with(stylizer, frames):
-    controls, painter = Controls(prompt="a cat", steps=2), stylizer.painter
+    controls, painter = Controls(prompt="a cat", steps=2), stylizer.sampler
     pending = sharing_steps(stylizer, frames[:1], controls)
     stylizer.use(painter.encode, painter.denoise, painter.decode)
     assert np.array_equal(pending().rgb, stylizer(frames[:1], controls))
@@ -152,7 +152,7 @@ def test_the_negative_prompt_acts_only_with_guidance(stylizer, frames):
 
 def test_a_prompt_is_encoded_once(stylizer, frames, monkeypatch):
     calls = []
-    (encoder,) = stylizer.recipes.prompts.text_encoders
+    (encoder,) = stylizer.conditionings.prompts.text_encoders
     encode = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda *a, **k: calls.append(1) or encode(*a, **k))
     for strength in (0.3, 0.5, 0.7):

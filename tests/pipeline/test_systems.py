@@ -246,7 +246,7 @@ def test_equals_diffusers(system, steps, guidance, strength, size):
     name = next(name for name, row in SYSTEMS.items() if row is system)
     frames, mask = pictures(*size), masks(*size)
     stylizer = ours(name, size)
-    uses_negative = guidance > 1 and stylizer.recipes.guidance_embedding_dim is None
+    uses_negative = guidance > 1 and stylizer.conditionings.guidance_embedding_dim is None
     controls = Controls(
         prompt=PROMPT,
         negative_prompt=NEGATIVE if uses_negative and steps != 1 else "",
@@ -350,7 +350,7 @@ def test_no_control_compiles_anything_anew(with_all_extras, monkeypatch):
     stylizer, of_a_mask = with_all_extras
     frames, counter = pictures(96, 64), CompileCounter()
     torch._dynamo.reset()
-    painter = stylizer.painter
+    painter = stylizer.sampler
     monkeypatch.setattr(painter, "denoise", torch.compile(painter.denoise, backend=counter, dynamic=False))
     compiled = []
     for guidance in (1.0, 1.5):  # CFG doubles the batch: the one difference in shape
@@ -368,7 +368,7 @@ def test_no_control_compiles_anything_anew(with_all_extras, monkeypatch):
 def test_a_recorded_frame_replays(with_all_extras, monkeypatch):
     """As tests/pipeline/test_replayed.py, for other systems than SD1.5 with a ControlNet."""
     (stylizer, of_a_mask), recorder = with_all_extras, Recorder()
-    plain, recorded = stylizer.painter, Graphs(stylizer.painter, recorder)
+    plain, recorded = stylizer.sampler, Graphs(stylizer.sampler, recorder)
     frames = pictures(96, 64)
     changes = [Controls(prompt=PROMPT), Controls(prompt=PROMPT), Controls(prompt="another", seed=3, strength=0.8)]
     for controls in [*changes, Controls(seed=4, guidance=1.0)]:

@@ -14,9 +14,9 @@ from pipeline.batch import Batch, Pending, Pictures, there
 from pipeline.settings import Controls
 from render.clip import open_clip
 from render.errors import FilmError
-from render.muxing import Order, order_film
+from render.muxing import FilmSettings, film_for
 from render.painting import Animate
-from render.rendering import Take, render
+from render.rendering import RenderSpec, render
 from render.segments import PacketFile
 
 from .clips import CARPHONE, assert_same_film, carphone, constant, flash_and_beep_s, look, make_clip, pictures_of
@@ -87,13 +87,13 @@ def paint(
     part = {name: take[name] for name in ("start_s", "end_s") if name in take}
     codec = take.pop("codec", None)
     width = 2 * size[0] if take.get("side_by_side") else size[0]
-    film = order_film(Order(clip, target, (width, size[1]), codec=codec, **part))
+    film = film_for(FilmSettings(clip, target, (width, size[1]), codec=codec, **part))
     film.work.resume({}) if resume else film.work.begin({})
     painter = painter or Painter()
     stops = iter([False] * stop_after + [True]) if stop_after is not None else None
     try:
         complete = render(
-            Take(clip, Controls(), size, batch=batch, **take),
+            RenderSpec(clip, Controls(), size, batch=batch, **take),
             painter,
             film,
             should_stop=(lambda: next(stops)) if stops else (lambda: False),
@@ -349,7 +349,7 @@ def test_a_long_last_picture_stays_long(tmp_path):
 
 def test_other_settings_do_not_resume(tmp_path):
     clip = make_clip(tmp_path / "in.mp4", carphone(8), constant(8, Fraction(25)))
-    film = order_film(Order(open_clip(clip), tmp_path / "out.mp4", SIZE))
+    film = film_for(FilmSettings(open_clip(clip), tmp_path / "out.mp4", SIZE))
     film.work.begin({"strength": 0.5, "codec": "x"})
     film.work.close()
     with pytest.raises(FilmError, match=r"--resume: strength was 0\.5 and is 0\.6 now"):

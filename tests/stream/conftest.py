@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.http import listening, whip
 from stream.http.application import make_app
 from stream.streams import Streams
@@ -21,7 +21,7 @@ from .fakes import FakeStylizer
 class Server:
     url: str
     http: aiohttp.ClientSession
-    room: EngineRoom
+    engine: EngineRunner
     streams: Streams
     sessions: Sessions
     runner: web.AppRunner
@@ -49,28 +49,28 @@ async def start_server():
     async def start(stylizer: FakeStylizer | None = None, *, load=None, wait=True, room_options=None, **options):
         max_connections = options.pop("max_connections", None)
         stylizer = stylizer or FakeStylizer()
-        room = EngineRoom(load or (lambda report: stylizer), model="fake", **(room_options or {}))
-        streams = Streams(room, options.pop("stream_defaults", None), max_names=options.pop("max_names", 256))
-        app = make_app(room, streams, **options)
+        engine = EngineRunner(load or (lambda report: stylizer), model="fake", **(room_options or {}))
+        streams = Streams(engine, options.pop("stream_defaults", None), max_names=options.pop("max_names", 256))
+        app = make_app(engine, streams, **options)
         runner = web.AppRunner(app, shutdown_timeout=2)
         await runner.setup()
         sockets = listening.bind("127.0.0.1", 0)
         door = listening.accepting(runner.server, sockets, limit=max_connections)
         await door.__aenter__()
-        room.start()
+        engine.start()
         if wait:
-            room.wait_settled(10)
+            engine.wait_settled(10)
         http = aiohttp.ClientSession()
         port = sockets[0].getsockname()[1]
-        cleanups.append((http, door, runner, room))
-        return Server(f"http://127.0.0.1:{port}", http, room, streams, app[whip.SESSIONS], runner, stylizer)
+        cleanups.append((http, door, runner, engine))
+        return Server(f"http://127.0.0.1:{port}", http, engine, streams, app[whip.SESSIONS], runner, stylizer)
 
     yield start
-    for http, door, runner, room in reversed(cleanups):
+    for http, door, runner, engine in reversed(cleanups):
         await http.close()
         await door.__aexit__(None, None, None)
         await runner.cleanup()
-        room.close()
+        engine.close()
 
 
 @pytest.fixture

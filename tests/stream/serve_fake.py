@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.http import listening
 from stream.http.application import make_app
 from stream.streams import Streams
@@ -15,9 +15,9 @@ from .fakes import FakeStylizer
 
 
 async def main() -> None:
-    room = EngineRoom(lambda report: FakeStylizer(), model="fake")
-    room.start()
-    runner = web.AppRunner(make_app(room, Streams(room)))
+    engine = EngineRunner(lambda report: FakeStylizer(), model="fake")
+    engine.start()
+    runner = web.AppRunner(make_app(engine, Streams(engine)))
     await runner.setup()
     sockets = listening.bind("127.0.0.1", 0)
     async with listening.accepting(runner.server, sockets):

@@ -7,14 +7,14 @@ import logging
 
 import pytest
 
-from stream.logs import EVERY_S, Handler, Repeats
+from stream.logs import EVERY_S, Repeats, StderrHandler
 
 
 @pytest.fixture
 def log():
     """(a logger, its lines so far, its clock) as main() sets one up."""
     clock, written = [0.0], io.StringIO()
-    handler = Handler(clock=lambda: clock[0])
+    handler = StderrHandler(clock=lambda: clock[0])
     handler.setStream(written)
     logger = logging.Logger("stream.somewhere")
     logger.addHandler(handler)

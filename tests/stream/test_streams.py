@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from masks import Mask
 from pipeline.settings import Controls
 from stream.engine.mailbox import Mailbox
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.engine.statistics import WINDOW_S, Statistics, percentiles_ms, rate_hz
 from stream.streams import MAX_IDLE_PICTURES, BadStreamName, NoFreeStream, Streams
 
@@ -27,11 +27,11 @@ class Source:
 @pytest.fixture
 def streams():
     """Nobody runs the engine: the tests take its part."""
-    return Streams(EngineRoom(lambda report: FakeStylizer()), max_names=3)
+    return Streams(EngineRunner(lambda report: FakeStylizer()), max_names=3)
 
 
 def serve(stream, engine_s=0.01):
-    """What the engine room does with a waiting frame."""
+    """What the engine does with a waiting frame."""
     frame = stream.mailbox.take()
     stream.show(frame, frame.rgb(), engine_s)
 
@@ -75,7 +75,7 @@ def test_names_in_use_are_kept_and_a_full_house_is_told(streams):
 
 
 def test_only_so_many_idle_streams_keep_a_picture_and_a_mask():
-    streams = Streams(EngineRoom(lambda report: FakeStylizer()))
+    streams = Streams(EngineRunner(lambda report: FakeStylizer()))
     kept = MAX_IDLE_PICTURES + 4
     for number in range(kept + 1):
         stream = streams.get(f"s{number}")
@@ -173,7 +173,7 @@ def test_a_new_viewer_is_not_left_with_an_older_picture_than_the_engine_shows_me
 
 @given(st.lists(st.sampled_from(["put", "skip", "serve", "fail", "take over", "end"]), max_size=60))
 def test_in_is_out_plus_dropped_plus_what_is_in_flight(steps):
-    stream = Streams(EngineRoom(lambda report: FakeStylizer())).get("a")
+    stream = Streams(EngineRunner(lambda report: FakeStylizer())).get("a")
     publication, _ = stream.publish(Source())
     for step in steps:
         if step == "put":

@@ -62,7 +62,7 @@ def low_memory(spec: ModelSpec) -> ModelSpec:
 def test_a_text_encoder_only_visits(spec):
     """CPU number 0 is a device of its own to torch: what goes there is copied, as to a GPU."""
     stylizer = load(spec, "cpu", compile=False)
-    prompts, encoders = stylizer.recipes.prompts, stylizer.components.text_encoders
+    prompts, encoders = stylizer.conditionings.prompts, stylizer.components.text_encoders
     at_home = prompts("a cat")
     prompts.forget()
     before = [weight.data_ptr() for encoder in encoders for weight in encoder.parameters()]

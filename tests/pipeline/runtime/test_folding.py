@@ -37,7 +37,7 @@ def test_folding_changes_nothing_but_the_work(blocks):
 def test_a_cpu_paints_with_the_folded_one_and_the_model_stays_as_it_was_loaded():
     stylizer = load(PRESETS["mini"], "cpu", compile=False)
     loaded = stylizer.components.vae
-    for part, half in ((stylizer.painter.encode, "encoder"), (stylizer.painter.decode, "decoder")):
+    for part, half in ((stylizer.sampler.encode, "encoder"), (stylizer.sampler.decode, "decoder")):
         assert len(getattr(part.vae, half).layers) < len(getattr(loaded, half).layers)
     assert len(loaded.decoder.layers) == len(AutoencoderTiny.from_config(dict(loaded.config)).decoder.layers)
 

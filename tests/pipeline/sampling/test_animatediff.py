@@ -133,8 +133,8 @@ def long(frames):
 def whole_clip(stylizer, controls, frames):
     """AnimateDiff with everything in memory: at every step all windows are cut out of one tensor and blended."""
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    source = stylizer.painter.encode(color.to_model(pixels, torch.float32)).transpose(0, 1)[None]
-    conditioning = stylizer.recipes([controls], [False])
+    source = stylizer.sampler.encode(color.to_model(pixels, torch.float32)).transpose(0, 1)[None]
+    conditioning = stylizer.conditionings([controls], [False])
     noise = animatediff.endless_noise(controls.seed, controls.steps, stylizer.sizes.latents())
     begins = [*range(0, len(frames) - 16, 12), len(frames) - 16]
     nearest_end = torch.minimum(torch.arange(16) + 1, 16 - torch.arange(16)).clamp(max=4)[:, None, None]
@@ -145,10 +145,10 @@ def whole_clip(stylizer, controls, frames):
         for begin in begins:
             part = slice(begin, begin + 16)
             embeds = torch.cat(conditioning.embeds).repeat_interleave(16, dim=0)
-            said[:, :, part] += nearest_end * stylizer.painter.denoise(x[:, :, part], t, embeds, conditioning.guidance)
+            said[:, :, part] += nearest_end * stylizer.sampler.denoise(x[:, :, part], t, embeds, conditioning.guidance)
             weights[part] += nearest_end
         x = row[0, 2] * x + row[0, 3] * said / weights
-    return color.to_frames(stylizer.painter.decode(x[0].transpose(0, 1))).numpy()
+    return color.to_frames(stylizer.sampler.decode(x[0].transpose(0, 1))).numpy()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.25])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline import Controls, ModelSpec, load
-from pipeline.sampling.deep_features import Keeping, Shallow
+from pipeline.sampling.deep_features import FeatureDenoiser, ShallowDenoiser
 from tests import tiny
 
 SIZE = (96, 64)  # latents of 12 x 8, no multiple of what the UNets scale by
@@ -37,7 +37,7 @@ def orders(stylizer, monkeypatch, frames, *controls: Controls):
     """What the painter is given for these controls."""
     seen = []
     with monkeypatch.context() as listening:
-        listening.setattr(stylizer, "_paint", lambda order: seen.append(order) or stylizer.painter(order))
+        listening.setattr(stylizer, "_paint", lambda order: seen.append(order) or stylizer.sampler(order))
         for each in controls:
             stylizer(frames, each)
     return seen
@@ -48,13 +48,13 @@ def test_with_its_own_features_a_frame_is_painted_as_a_whole_call_does(system, t
     stylizer = SYSTEMS[system](tmp_path)
     unet, extras = stylizer.components.unet, stylizer.components.extras
     for order in orders(stylizer, monkeypatch, FRAME, Controls(steps=1), Controls(steps=1, guidance=3.0)):
-        whole = stylizer.painter(order)
+        whole = stylizer.sampler(order)
         for outer in (1, 2):
-            monkeypatch.setattr(stylizer.painter, "keeping", Keeping(unet, extras, outer))
-            monkeypatch.setattr(stylizer.painter, "shallow", Shallow(unet, extras, outer))
-            pictures, deep = stylizer.painter.keep(order)
+            monkeypatch.setattr(stylizer.sampler, "keeping", FeatureDenoiser(unet, extras, outer))
+            monkeypatch.setattr(stylizer.sampler, "shallow", ShallowDenoiser(unet, extras, outer))
+            pictures, deep = stylizer.sampler.keep(order)
             assert np.array_equal(pictures, whole)
             with monkeypatch.context() as below:  # what lies there does not run
                 for block in (*unet.down_blocks[outer:], *unet.up_blocks[:-outer]):
                     below.setattr(block, "forward", None)
-                assert np.array_equal(stylizer.painter.reuse((order, deep)), whole)
+                assert np.array_equal(stylizer.sampler.reuse((order, deep)), whole)

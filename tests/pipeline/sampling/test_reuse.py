@@ -183,7 +183,7 @@ def test_recorded_reuse_equals_the_plain_one(stylizer, monkeypatch):
         return [painted(stylizer, frame, controls).rgb for frame in frames]
 
     plain = clip()
-    keep, reuse = Graphs(stylizer.painter.keep, keeping), Graphs(stylizer.painter.reuse, reusing)
+    keep, reuse = Graphs(stylizer.sampler.keep, keeping), Graphs(stylizer.sampler.reuse, reusing)
     monkeypatch.setattr(stylizer._reuse, "_keep", keep)
     monkeypatch.setattr(stylizer._reuse, "_reuse", reuse)
     clip()
@@ -197,7 +197,7 @@ def test_recorded_reuse_equals_the_plain_one(stylizer, monkeypatch):
 
 def test_a_batchs_features_fall_apart_into_each_pictures_own(stylizer, monkeypatch):
     (order,) = orders(stylizer, monkeypatch, SMOOTH[:3], LIVE.merged({"guidance": 2.0}))
-    _, deep = stylizer.painter.keep(order)
+    _, deep = stylizer.sampler.keep(order)
     assert [len(step) for step in deep] == [2, 2]  # with CFG without and with the prompt
     assert {len(features) for step in part(deep, 1) for features in step} == {1}
 

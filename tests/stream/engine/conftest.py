@@ -1,4 +1,4 @@
-"""Engine rooms that are closed when a test ends."""
+"""Engines that are closed when a test ends."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import pytest
 from stream.engine import scheduler
 from tests.stream.fakes import FakeStylizer
 
-from .houses import House
+from .harness import Harness
 
 
 @pytest.fixture
 def house():
-    houses = []
+    harness = []
 
     def build(*args, **options):
-        houses.append(House(*args, **options))
-        return houses[-1]
+        harness.append(Harness(*args, **options))
+        return harness[-1]
 
     yield build
-    for one in houses:
+    for one in harness:
         one.stylizer.gate.set()
-        one.room.close()
+        one.engine.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from stream.engine.batches import Workload
 from stream.engine.i420 import to_i420
 from tests.stream.fakes import FakeStylizer, solid
 
-from .houses import PATIENCE_S, AheadStylizer, TakesI420, works
+from .harness import PATIENCE_S, AheadStylizer, TakesI420, works
 
 
 def test_where_the_engine_takes_i420_frames_go_in_as_they_came_and_planes_come_out(house):

@@ -16,7 +16,7 @@ from stream.engine import loop as serving_loop
 from stream.engine.compiling import swap_in
 from tests.stream.fakes import FakeStylizer, solid
 
-from .houses import PATIENCE_S, accounts, hold, wait_for
+from .harness import PATIENCE_S, accounts, hold, wait_for
 
 
 def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
@@ -29,13 +29,13 @@ def test_compiling_runs_beside_the_frames_and_its_states_are_told(house):
 
     one = house(compile=compile)
     begun.wait(PATIENCE_S)
-    status = one.room.status()
+    status = one.engine.status()
     assert (status["state"], status["compiled"], status["detail"]) == ("ready", "compiling", "Compiling the UNet.")
     _, publication, shown = one.open("a")
     publication.put(solid(10, 0, 0))
     assert shown.take(PATIENCE_S) is not None
     finish.set()
-    wait_for(lambda: one.room.status()["compiled"] == "yes")
+    wait_for(lambda: one.engine.status()["compiled"] == "yes")
 
 
 def test_a_failed_compilation_leaves_the_engine_running(house):
@@ -43,8 +43,8 @@ def test_a_failed_compilation_leaves_the_engine_running(house):
         raise RuntimeError("No C++ compiler was found.")
 
     one = house(compile=compile)
-    wait_for(lambda: "No C++ compiler" in one.room.status()["detail"])
-    assert (one.room.status()["state"], one.room.status()["compiled"]) == ("ready", "no")
+    wait_for(lambda: "No C++ compiler" in one.engine.status()["detail"])
+    assert (one.engine.status()["state"], one.engine.status()["compiled"]) == ("ready", "no")
     _, publication, shown = one.open("a")
     publication.put(solid(10, 0, 0))
     assert shown.take(PATIENCE_S) is not None
@@ -55,8 +55,8 @@ def test_a_compiler_that_wants_to_end_the_program_is_told_of(house):
         raise SystemExit("g++ is too old.")
 
     one = house(compile=compile)
-    wait_for(lambda: "g++ is too old" in one.room.status()["detail"])
-    assert (one.room.status()["state"], one.room.status()["compiled"]) == ("ready", "no")
+    wait_for(lambda: "g++ is too old" in one.engine.status()["detail"])
+    assert (one.engine.status()["state"], one.engine.status()["compiled"]) == ("ready", "no")
 
 
 def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_code(house):
@@ -90,10 +90,10 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
     publication.put(solid(2, 0, 0))
     wait_for(lambda: stream.mailbox.peek() is None)
     go_on.set()
-    wait_for(lambda: len(one.room._loop.callbacks) == 3)  # two swaps, and the word that it is done
-    assert one.room.status()["compiled"] == "compiling"
+    wait_for(lambda: len(one.engine._loop.callbacks) == 3)  # two swaps, and the word that it is done
+    assert one.engine.status()["compiled"] == "compiling"
     stylizer.gate.set()
-    wait_for(lambda: one.room.status()["compiled"] == "yes")
+    wait_for(lambda: one.engine.status()["compiled"] == "yes")
     painted = ("paint", 2)
     again = [("record", 2), ("record", 3)]  # what is in use goes first
     assert stylizer.story == [("record", 3), painted, painted, "single", *again, "batch", *again]
@@ -107,9 +107,9 @@ def test_compiled_code_that_cannot_be_put_in_leaves_the_engine_as_it_was_and_is_
             put_in(lambda number=number: 1 / 0 if number in fails else None)
 
     one = house(compile=compile)
-    wait_for(lambda: one.room.status()["compiled"] == ("no" if len(fails) == 3 else "yes"))
-    wait_for(lambda: not one.room._loop.callbacks and one.room.status()["compiled"] != "compiling")
-    status = one.room.status()
+    wait_for(lambda: one.engine.status()["compiled"] == ("no" if len(fails) == 3 else "yes"))
+    wait_for(lambda: not one.engine._loop.callbacks and one.engine.status()["compiled"] != "compiling")
+    status = one.engine.status()
     because = "Ready, uncompiled: compiled code could not be put in (division by zero)"
     assert (status["state"], status["detail"]) == ("ready", because if len(fails) == 3 else "Ready.")
     assert len([record for record in caplog.records if "division by zero" in record.getMessage()]) == len(fails)
@@ -139,11 +139,11 @@ def test_what_is_in_use_is_recorded_once_for_all_lora_weights_and_goes_on_where_
         publication.put(solid(1, 0, 0))
         assert shown.take(PATIENCE_S)
     go_on.set()
-    wait_for(lambda: one.room.status()["compiled"] == "yes")
+    wait_for(lambda: one.engine.status()["compiled"] == "yes")
     assert [(one.steps, one.lora_weights) for one in one.stylizer.recorded[1:]] == [
         (steps, {}) for steps in (1, 4, Controls().steps)
     ]
-    assert one.room.status()["detail"] == "Ready."
+    assert one.engine.status()["detail"] == "Ready."
 
 
 def test_compiled_code_waits_for_frames_in_flight_together(sharing):
@@ -151,7 +151,7 @@ def test_compiled_code_waits_for_frames_in_flight_together(sharing):
     stream.set_controls(Controls(steps=3))
     hold(sharing, stream, publication, 10)
     seen = []
-    loop = sharing.room._loop
+    loop = sharing.engine._loop
     loop.call_soon(partial(swap_in, loop, lambda: seen.append(shown.peek()), Controls()))
     publication.put(solid(20, 0, 0))
     sharing.stylizer.gate.set()
@@ -201,22 +201,22 @@ def test_a_capture_that_breaks_off_ends_with_the_engine_loaded_anew_without_grap
         del stylizer
 
     one = house(FakeStylizer(), load=load, compile=compile if where == "swap" else None)
-    one.room.subscribe(lambda: told.append(one.room.status()["state"]))
+    one.engine.subscribe(lambda: told.append(one.engine.status()["state"]))
     stream, publication, shown = one.open("a")
     assert loads.wait(PATIENCE_S)
-    status = one.room.status()
+    status = one.engine.status()
     assert (status["state"], status["compiled"]) == ("loading", "no")
     assert "without CUDA graphs: The driver broke a capture off." in status["detail"]
     for level in (10, 20):
         publication.put(solid(level, 0, 0))  # the newest waits
     go_on.set()
-    assert one.room.wait_settled(PATIENCE_S)
+    assert one.engine.wait_settled(PATIENCE_S)
     assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 20
     one.settle(stream)
     assert accounts(stream)["frames_dropped"] == 1
-    wait_for(lambda: one.room.status()["compiled"] == ("yes" if where == "swap" else "no"))
-    assert (one.room.status()["state"], len(made)) == ("ready", 2)
-    assert "goes on without CUDA graphs: The driver broke a capture off." in one.room.status()["detail"]
+    wait_for(lambda: one.engine.status()["compiled"] == ("yes" if where == "swap" else "no"))
+    assert (one.engine.status()["state"], len(made)) == ("ready", 2)
+    assert "goes on without CUDA graphs: The driver broke a capture off." in one.engine.status()["detail"]
     assert "failed" not in told
 
 
@@ -240,9 +240,9 @@ def test_a_compilation_for_an_engine_that_is_replaced_ends_before_the_next_is_lo
             time.sleep(0.01)
 
     one = house(FakeStylizer(), load=load, compile=compile)
-    wait_for(lambda: "uncompiled" in one.room.status()["detail"])
+    wait_for(lambda: "uncompiled" in one.engine.status()["detail"])
     assert compiled == [[], [None]], "there are never two"
-    assert one.room.status()["detail"] == (
+    assert one.engine.status()["detail"] == (
         "Ready, uncompiled: compiling failed (No compiler.); it goes on without CUDA graphs: "
         "The driver broke a capture off."
     )
@@ -257,6 +257,6 @@ def test_an_engine_that_does_not_load_without_graphs_either_has_failed(house, mo
         return Captures("idle")
 
     one = house(FakeStylizer(), load=load)
-    wait_for(lambda: one.room.status()["state"] == "failed")
-    assert one.room.status()["detail"] == "The engine does not load again (The card is gone): start the server again."
-    assert not one.room.wait_settled(PATIENCE_S)
+    wait_for(lambda: one.engine.status()["state"] == "failed")
+    assert one.engine.status()["detail"] == "The engine does not load again (The card is gone): start the server again."
+    assert not one.engine.wait_settled(PATIENCE_S)

@@ -18,7 +18,7 @@ from pipeline.batch import Batch, Pending, Pictures
 from pipeline.settings import Controls
 from tests.stream.fakes import FakeStylizer, solid
 
-from .houses import PATIENCE_S, TakesI420, wait_for
+from .harness import PATIENCE_S, TakesI420, wait_for
 
 
 def test_all_that_is_submitted_survives_being_pickled(house):
@@ -97,4 +97,4 @@ def test_an_engine_in_another_thread_or_process_serves_streams(house, pool):
         assert [one.settle(stream)["frames_out"] for stream, _, _ in feeds] == [5, 5, 5]
         if isinstance(workers, ProcessPoolExecutor):
             assert workers.submit(os.getpid).result() != os.getpid()
-        one.room.close()
+        one.engine.close()

@@ -15,7 +15,7 @@ from pipeline.settings import Controls
 from stream.engine import loop as serving_loop
 from tests.stream.fakes import SIZE, FakeStylizer, solid
 
-from .houses import PATIENCE_S, OutOfMemoryError, in_flight, wait_for
+from .harness import PATIENCE_S, OutOfMemoryError, in_flight, wait_for
 
 
 def test_a_frame_goes_in_and_its_picture_comes_out(house):

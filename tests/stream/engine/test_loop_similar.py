@@ -11,7 +11,7 @@ from stream.engine import similarity
 from stream.engine.mailbox import Mailbox
 from tests.stream.fakes import solid
 
-from .houses import PATIENCE_S, Source
+from .harness import PATIENCE_S, Source
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_it_is_compared_with_what_was_painted_so_a_slow_change_is_seen(still):
         lambda one, stream: stream.set_controls(Controls(skip_similar=3, steps=3)),
         lambda one, stream: stream.set_controls(Controls(skip_similar=3, lora_weights={"ink": 0.5})),
         lambda one, stream: stream.set_mask(Mask(np.full((8, 8), 255, np.uint8))),
-        lambda one, stream: one.room._loop.start_over(),
+        lambda one, stream: one.engine._loop.start_over(),
     ],
     ids=["prompt", "steps", "lora", "mask", "compiled"],
 )

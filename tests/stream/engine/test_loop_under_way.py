@@ -17,7 +17,7 @@ from stream.engine import scheduler
 from stream.engine.i420 import to_i420
 from tests.stream.fakes import solid
 
-from .houses import PATIENCE_S, AheadStylizer, OutOfMemoryError, TakesI420, TheEnd, accounts, hold, wait_for
+from .harness import PATIENCE_S, AheadStylizer, OutOfMemoryError, TakesI420, TheEnd, accounts, hold, wait_for
 
 
 def test_frames_at_different_steps_share_calls_and_none_is_stuck(sharing):
@@ -147,7 +147,7 @@ def ahead(house):
         stream.controls = Controls(prompt=name)
         publication.put(solid(1, 2, 3))
         assert shown.take(PATIENCE_S) is not None
-    wait_for(lambda: not one.room._loop.under_way)
+    wait_for(lambda: not one.engine._loop.under_way)
     one.stylizer.told.clear()
     return one
 
@@ -187,7 +187,7 @@ def test_what_is_there_sooner_than_was_expected_is_shown_at_once(ahead, bypass):
     """A first call that took long would else hold back all that follow, and seem to be right."""
     stream, _, shown = ahead.feeds["a"]
     stream.controls = Controls(prompt="a", bypass=bypass)
-    (times,) = ahead.room._loop.batch_times.values()
+    (times,) = ahead.engine._loop.batch_times.values()
     times.__init__()
     times.add(time.monotonic(), 1, 10 * PATIENCE_S)
     send(ahead, "a")
@@ -259,7 +259,7 @@ def test_a_room_that_closes_hands_over_what_the_engine_is_at(ahead):
     ahead.stylizer.ready.clear()
     send(ahead, "a")
     told(ahead, "launched a", "waiting for a")
-    closing = threading.Thread(target=ahead.room.close)
+    closing = threading.Thread(target=ahead.engine.close)
     closing.start()
     ahead.stylizer.ready.set()
     closing.join()

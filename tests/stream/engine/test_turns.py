@@ -10,7 +10,7 @@ from stream.engine import scheduler
 from stream.engine import turns as turns_module
 from tests.stream.fakes import FakeStylizer, solid
 
-from .houses import PATIENCE_S, accounts, wait_for, works
+from .harness import PATIENCE_S, accounts, wait_for, works
 
 
 class Rewrites(FakeStylizer):
@@ -37,7 +37,7 @@ def test_streams_of_other_lora_weights_are_painted_in_turns_and_the_status_says_
     feeds = [one.open(name) for name in ("as-loaded", "light", "light-too")]
     for stream, _, _ in feeds[1:]:
         stream.set_controls(Controls(lora_weights={"ink": 0.5}))
-    assert one.room.status()["lora_dwell_s"] == 0
+    assert one.engine.status()["lora_dwell_s"] == 0
     story = one.stylizer.story
     deadline_s = time.monotonic() + 60
     while len(story) < 150:
@@ -45,9 +45,9 @@ def test_streams_of_other_lora_weights_are_painted_in_turns_and_the_status_says_
             publication.put(solid(1, 2, 3))
         time.sleep(0.01)
         assert time.monotonic() < deadline_s
-    dwell_s = one.room.status()["lora_dwell_s"]
+    dwell_s = one.engine.status()["lora_dwell_s"]
     assert dwell_s > 0
-    assert f"turns of {dwell_s:.2g} s" in one.room.remarks(Controls())["lora_weights"]
+    assert f"turns of {dwell_s:.2g} s" in one.engine.remarks(Controls())["lora_weights"]
     turns = [len(list(turn)) for _, turn in groupby(story)]
     assert len(turns) > 2, "each has its turn"
     assert sum(turns[1:-1]) / len(turns[1:-1]) > 3, "of more than a frame"
@@ -60,8 +60,8 @@ def test_streams_of_other_lora_weights_are_painted_in_turns_and_the_status_says_
     _, publication, shown = feeds[0]
     publication.put(solid(1, 2, 3))
     assert shown.take(PATIENCE_S)
-    wait_for(lambda: one.room.status()["lora_dwell_s"] == 0)
-    assert "lora_weights" not in one.room.remarks(Controls())
+    wait_for(lambda: one.engine.status()["lora_dwell_s"] == 0)
+    assert "lora_weights" not in one.engine.remarks(Controls())
 
 
 def test_streams_that_come_to_an_engine_whose_rewrites_are_not_known_share_batches(house):
@@ -114,11 +114,11 @@ def test_a_launch_that_fails_leaves_weights_that_nobody_takes_for_what_was_asked
     bad.set_controls(Controls(lora_weights={"ink": 0.5}, prompt="fail"))
     bad_in.put(solid(1, 2, 3))
     one.settle(bad)
-    assert one.room._loop.turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is None
+    assert one.engine._loop.turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is None
     good_in.put(solid(1, 2, 3))
     assert shown.take(PATIENCE_S)
     one.settle(good)
-    assert one.room._loop.turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is not None
+    assert one.engine._loop.turns.dwell(time.monotonic(), {(("ink", 0.5),), "others"}) is not None
 
 
 def test_a_stream_alone_may_change_its_weights_with_every_frame(house, monkeypatch):

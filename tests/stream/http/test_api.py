@@ -114,7 +114,7 @@ async def test_a_lora_asked_for_before_the_model_was_known_does_not_stand_in_the
     )
     assert (await server.patch(CONTROLS, lora_weights={"ink": 0.25, "oil": 0.5}))[0] == 200
     loaded.set()
-    await until(lambda: server.room.status()["state"] == "ready")
+    await until(lambda: server.engine.status()["state"] == "ready")
     assert (await server.get(CONTROLS))[1]["lora_weights"] == {"ink": 0.25}
     assert (await server.patch(CONTROLS, steps=3))[0] == 200
     status, body = await server.patch("/api/streams/other/controls", steps=3)
@@ -203,7 +203,7 @@ async def test_a_mistake_of_ours_is_a_sentence_without_a_traceback_and_the_serve
     def stumble():
         raise KeyError("secret detail")
 
-    monkeypatch.setattr(server.room, "status", stumble)
+    monkeypatch.setattr(server.engine, "status", stumble)
     status, body = await server.get("/api/status")
     assert status == 500
     assert "secret" not in json.dumps(body)
@@ -223,7 +223,7 @@ async def test_events_tell_status_controls_and_statistics_and_changes_by_others(
         told = await wait_for_event(socket, "controls")
         assert told["controls"]["prompt"] == "by another"
         assert (told["remarks"], told["masked"]) == ({}, False)
-        server.room._status.change(compiled="compiling")
+        server.engine._status.change(compiled="compiling")
         assert (await wait_for_event(socket, "status"))["compiled"] == "compiling"
         async with Publisher(server.http, f"{server.url}/whip/one"):
             while (stats := await wait_for_event(socket, "stats"))["frames_out"] < 2:
@@ -279,9 +279,9 @@ async def test_who_publishes_while_the_engine_fails_is_sent_away_too(server, mon
     async def slowly(peer, offer):
         monkeypatch.setattr(scheduler, "plan", lambda *args: 1 / 0)
         for _ in range(3):
-            server.room.wake()
+            server.engine.wake()
             await asyncio.sleep(0.05)
-        await until(lambda: server.room.status()["state"] == "failed")
+        await until(lambda: server.engine.status()["state"] == "failed")
         return await negotiate(peer, offer)
 
     monkeypatch.setattr(server.sessions, "_negotiate", slowly)
@@ -391,7 +391,7 @@ async def test_leaving_sockets_and_sessions_do_not_hold_up_the_end(start_server)
 
 def test_an_application_can_be_made_before_any_loop_runs(tmp_path):
     (tmp_path / "index.html").write_text("")
-    from stream.engine.room import EngineRoom
+    from stream.engine.runner import EngineRunner
 
-    room = EngineRoom(lambda report: None)
-    assert make_app(room, Streams(room), static=tmp_path)
+    engine = EngineRunner(lambda report: None)
+    assert make_app(engine, Streams(engine), static=tmp_path)

@@ -26,7 +26,7 @@ from stream import logs
 from stream.http.serving import serve
 from tests.stream.fakes import FakeStylizer
 
-logging.basicConfig(handlers=[logs.Handler()], level=logging.WARNING)
+logging.basicConfig(handlers=[logs.StderrHandler()], level=logging.WARNING)
 if "few-descriptors" in sys.argv:
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))

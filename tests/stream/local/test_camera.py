@@ -11,7 +11,7 @@ import pytest
 
 from render.playback import LoopedFile
 from sources import CameraError, Source
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.local import camera, capture
 from stream.local.camera import cameras, capture_options
 from stream.local.capture import Capture
@@ -134,13 +134,13 @@ class Feeder:
 @pytest.fixture
 def pictures():
     """(stream, queue of its pictures) with the fake engine behind."""
-    room = EngineRoom(lambda report: FakeStylizer(), model="fake")
-    stream = Streams(room).get("camera")
+    engine = EngineRunner(lambda report: FakeStylizer(), model="fake")
+    stream = Streams(engine).get("camera")
     shown = queue.Queue()
     stream.watch(shown.put)
-    room.start()
+    engine.start()
     yield stream, shown
-    room.close()
+    engine.close()
 
 
 def test_a_clip_comes_out_painted(pictures):

@@ -645,15 +645,15 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.recording.recordings import Recordings
 from stream.streams import Streams
 from tests.stream.fakes import FakeStylizer, solid
 from tests.stream.films import tone
 
-room = EngineRoom(lambda report: FakeStylizer())
-room.start()
-stream = Streams(room).get("one")
+engine = EngineRunner(lambda report: FakeStylizer())
+engine.start()
+stream = Streams(engine).get("one")
 Recordings(Path(sys.argv[1])).start(stream)
 publication, _ = stream.publish(type("Source", (), {"kind": "test"})())
 for number in range(10_000):

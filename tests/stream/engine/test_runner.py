@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.settings import Controls
 from stream.engine import scheduler
-from stream.engine.room import EngineFailed, EngineRoom
+from stream.engine.runner import EngineFailed, EngineRunner
 from stream.streams import Stream
 from tests.stream.fakes import SIZE, FakeStylizer, solid
 
-from .houses import PATIENCE_S, TheEnd, accounts, in_flight, wait_for
+from .harness import PATIENCE_S, TheEnd, accounts, in_flight, wait_for
 
 
 def test_frames_put_before_the_model_is_ready_wait_newest_wins_and_then_flow(house):
@@ -28,8 +28,8 @@ def test_frames_put_before_the_model_is_ready_wait_newest_wins_and_then_flow(hou
     stream, publication, shown = one.open("a")
     for level in (10, 20, 30):
         publication.put(solid(level, 0, 0))
-    wait_for(lambda: one.room.status()["progress"] == 0.5)
-    assert one.room.status() == {
+    wait_for(lambda: one.engine.status()["progress"] == 0.5)
+    assert one.engine.status() == {
         "state": "loading",
         "model": "fake",
         "device": "",
@@ -38,9 +38,9 @@ def test_frames_put_before_the_model_is_ready_wait_newest_wins_and_then_flow(hou
         "compiled": "no",
     }
     loaded.set()
-    assert one.room.wait_settled(PATIENCE_S)
+    assert one.engine.wait_settled(PATIENCE_S)
     assert shown.take(PATIENCE_S).rgb[0, 0, 2] == 30
-    status = one.room.status()
+    status = one.engine.status()
     assert (status["state"], status["size"], status["loras"]) == ("ready", f"{SIZE}x{SIZE}", ["ink"])
     assert status["lora_weights"] == {"ink": 0.55}
     assert one.settle(stream)["frames_dropped"] == 2
@@ -51,10 +51,10 @@ def test_a_model_that_cannot_load_is_told_in_one_sentence(house):
         raise FileNotFoundError("No model at weights.safetensors;\n  run python main.py models pull mini.")
 
     one = house(load=load)
-    assert not one.room.wait_settled(PATIENCE_S)
-    assert one.room.status()["state"] == "failed"
-    assert one.room.status()["detail"] == "No model at weights.safetensors; run python main.py models pull mini."
-    assert isinstance(one.room.failure, FileNotFoundError)
+    assert not one.engine.wait_settled(PATIENCE_S)
+    assert one.engine.status()["state"] == "failed"
+    assert one.engine.status()["detail"] == "No model at weights.safetensors; run python main.py models pull mini."
+    assert isinstance(one.engine.failure, FileNotFoundError)
     stream, publication, _ = one.open("a")
     for _ in range(5):
         publication.put(solid(0, 0, 0))
@@ -70,26 +70,26 @@ def test_closing_does_not_wait_for_a_load_and_nobody_is_told_of_it_any_more():
         report("Still reading.", 0.9)
         return FakeStylizer()
 
-    room = EngineRoom(load)
-    room.subscribe(lambda: told.append(room.status()["detail"]))
-    room.start()
+    engine = EngineRunner(load)
+    engine.subscribe(lambda: told.append(engine.status()["detail"]))
+    engine.start()
     assert loading.wait(PATIENCE_S)
-    room.close(timeout_s=60)
-    assert room.status()["state"] == "loading", "closing waited for the load, which goes on only below"
+    engine.close(timeout_s=60)
+    assert engine.status()["state"] == "loading", "closing waited for the load, which goes on only below"
     go_on.set()
-    assert room.wait_settled(PATIENCE_S)
+    assert engine.wait_settled(PATIENCE_S)
     assert told == []
 
 
 def test_status_changes_reach_subscribers_until_they_leave(house):
     told = []
-    room = EngineRoom(lambda report: FakeStylizer())
-    leave = room.subscribe(lambda: told.append(room.status()["state"]))
-    room.start()
-    room.wait_settled(PATIENCE_S)
+    engine = EngineRunner(lambda report: FakeStylizer())
+    leave = engine.subscribe(lambda: told.append(engine.status()["state"]))
+    engine.start()
+    engine.wait_settled(PATIENCE_S)
     wait_for(lambda: "ready" in told)
     leave()
-    room.close()
+    engine.close()
 
 
 class Breaking(FakeStylizer):
@@ -135,7 +135,7 @@ def test_an_engine_that_breaks_down_is_started_again_and_every_frame_is_accounte
     one = house(break_down(monkeypatch, where, times=2))
     (stream, publication, shown), (_, other, other_shown) = one.open("a"), one.open("b")
     stream.set_controls(Controls(prompt=where))
-    assert one.room.wait_settled(PATIENCE_S)
+    assert one.engine.wait_settled(PATIENCE_S)
     deadline_s = time.monotonic() + PATIENCE_S
     while (picture := shown.take(0.02)) is None:
         publication.put(solid(200, 0, 0))
@@ -145,9 +145,9 @@ def test_an_engine_that_breaks_down_is_started_again_and_every_frame_is_accounte
     one.settle(stream)
     stats = accounts(stream)
     assert (stats["in_flight"], stats["detail"]) == (0, "")
-    assert one.room.status()["state"] == "ready"
-    assert one.room.wait_settled(0)
-    one.room.check_serves()
+    assert one.engine.status()["state"] == "ready"
+    assert one.engine.wait_settled(0)
+    one.engine.check_serves()
     assert "Traceback" in caplog.text
 
 
@@ -157,24 +157,24 @@ def test_an_engine_that_breaks_down_again_and_again_has_failed_and_says_why(hous
     stream, publication, _ = one.open("a")
     stream.set_controls(Controls(prompt=where))
     deadline_s = time.monotonic() + PATIENCE_S
-    while one.room.status()["state"] != "failed":
+    while one.engine.status()["state"] != "failed":
         publication.put(solid(200, 0, 0))
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
-    one.room._thread.join(PATIENCE_S)
+    one.engine._thread.join(PATIENCE_S)
     assert one.stylizer.times == 99 - 3
     reason = {"forget": "No forgetting", "exit": "A library thought"}.get(where, "division by zero")
-    for told in (one.room.status()["detail"], accounts(stream)["detail"]):
+    for told in (one.engine.status()["detail"], accounts(stream)["detail"]):
         assert reason in told
         assert told.endswith("start the server again.")
-    assert one.room.failure is None, "the model did load"
-    assert not one.room.wait_settled(PATIENCE_S)
+    assert one.engine.failure is None, "the model did load"
+    assert not one.engine.wait_settled(PATIENCE_S)
     with pytest.raises(EngineFailed, match=reason):
-        one.room.check_serves()
+        one.engine.check_serves()
     for _ in range(5):
         publication.put(solid(0, 0, 0))
     assert accounts(stream)["in_flight"] <= 1
-    assert one.streams.get("late").snapshot()["detail"] == one.room.status()["detail"]
+    assert one.streams.get("late").snapshot()["detail"] == one.engine.status()["detail"]
 
 
 class Unspeakable(Exception):
@@ -195,7 +195,7 @@ def test_an_error_that_has_no_words_is_told_by_its_name(house, monkeypatch):
     _, publication, shown = one.open("a")
     publication.put(solid(10, 0, 0))
     assert shown.take(PATIENCE_S)
-    assert one.room.status()["detail"].endswith("broke down: Unspeakable without a message.")
+    assert one.engine.status()["detail"].endswith("broke down: Unspeakable without a message.")
 
 
 def test_an_engine_that_cannot_even_be_started_again_says_that_it_failed(house, monkeypatch):
@@ -203,8 +203,8 @@ def test_an_engine_that_cannot_even_be_started_again_says_that_it_failed(house, 
     one = house(break_down(monkeypatch, "plan", times=1))
     stream, publication, _ = one.open("a")
     publication.put(solid(10, 0, 0))
-    wait_for(lambda: one.room.status()["state"] == "failed")
-    assert "list index out of range" in one.room.status()["detail"]
+    wait_for(lambda: one.engine.status()["state"] == "failed")
+    assert "list index out of range" in one.engine.status()["detail"]
     wait_for(lambda: in_flight(stream) == 0)
     publication.put(solid(20, 0, 0))  # by a publisher who has not heard of it yet
     assert accounts(stream)["frames_dropped"] == 2
@@ -215,6 +215,6 @@ def test_a_library_that_wants_to_end_the_program_while_it_loads_does_not_leave_i
         raise SystemExit("CUDA_HOME is not set.")
 
     one = house(load=load)
-    assert not one.room.wait_settled(PATIENCE_S)
-    assert (one.room.status()["state"], one.room.status()["detail"]) == ("failed", "CUDA_HOME is not set.")
-    assert isinstance(one.room.failure, SystemExit)
+    assert not one.engine.wait_settled(PATIENCE_S)
+    assert (one.engine.status()["state"], one.engine.status()["detail"]) == ("failed", "CUDA_HOME is not set.")
+    assert isinstance(one.engine.failure, SystemExit)

@@ -1,4 +1,4 @@
-"""An engine room with its streams, in one process and without a network; engines that behave as others do."""
+"""An engine with its streams, in one process and without a network; engines that behave as others do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.batch import Pending, Pictures
 from pipeline.capabilities import paints
 from stream.engine.i420 import to_i420
 from stream.engine.mailbox import Mailbox
-from stream.engine.room import EngineRoom
+from stream.engine.runner import EngineRunner
 from stream.streams import Streams
 from tests.stream.fakes import FakeStylizer, solid
 
@@ -24,14 +24,14 @@ class Source:
     kind = "test"
 
 
-class House:
-    """An engine room, its streams, and shorthands."""
+class Harness:
+    """An engine, its streams, and shorthands."""
 
     def __init__(self, stylizer=None, *, load=None, **options):
         self.stylizer = stylizer or FakeStylizer()
-        self.room = EngineRoom(load or (lambda report: self.stylizer), model="fake", **options)
-        self.streams = Streams(self.room)
-        self.room.start()
+        self.engine = EngineRunner(load or (lambda report: self.stylizer), model="fake", **options)
+        self.streams = Streams(self.engine)
+        self.engine.start()
 
     def open(self, name):
         stream, shown = self.streams.get(name), Mailbox()
@@ -72,7 +72,7 @@ def accounts(stream):
 def works(one):
     """What was measured: by what was run, the numbers of batches of one frame."""
     now_s = time.monotonic()
-    return {work: len(times.of(1, now_s)) for work, times in one.room._loop.batch_times.items() if times.of(1, now_s)}
+    return {work: len(times.of(1, now_s)) for work, times in one.engine._loop.batch_times.items() if times.of(1, now_s)}
 
 
 def hold(one, stream, publication, red):

@@ -1,4 +1,4 @@
-"""The engine room: the life of the engine, and what everyone may ask of it.
+"""The engine: the life of the engine, and what everyone may ask of it.
 
 One thread loads the model and then serves (stream.engine.loop); where that breaks down, it is started again.
 """
@@ -43,7 +43,7 @@ class EngineFailed(RuntimeError):
     """The engine does not paint any more; the sentence says why."""
 
 
-class EngineRoom:
+class EngineRunner:
     """Serves any number of streams with one engine.
 
     load(report) -> Engine runs in the engine thread; once more, with graphs=False, where a capture broke off.

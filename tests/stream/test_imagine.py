@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from stream import imagination
+from stream import imagine
 from stream.streams import MAX_IDLE_PICTURES
 
 from .fakes import FakeStylizer
@@ -120,8 +120,8 @@ async def test_a_fault_is_told_and_the_next_change_mends_it(server):
 
 
 async def test_who_left_without_a_word_does_not_keep_the_stream(server, monkeypatch):
-    monkeypatch.setattr(imagination, "ABANDONED_S", 0.2)
-    monkeypatch.setattr(imagination, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(imagine, "ABANDONED_S", 0.2)
+    monkeypatch.setattr(imagine, "LOOK_EVERY_S", 0.05)
     stream = server.streams.get("one")
     leave = stream.watch(lambda picture: None)
     await ask(server, "PUT")

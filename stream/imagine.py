@@ -21,7 +21,7 @@ FEW_STEPS = f"Few without a picture to start from: {USUAL_STEPS} are usual."
 _INDIFFERENT = {name: Controls.model_fields[name].default for name in REMARKS}
 
 
-class Imagination:
+class ImaginePublisher:
     """Publishes from `begin` until `end`, until another publisher takes over, or until it is abandoned; sooner where
     nobody watches and another stream needs the room.
 
@@ -62,14 +62,14 @@ class Imagination:
             self.end()
 
 
-def imagination_of(stream: Stream) -> Publication | None:
+def imagine_publication(stream: Stream) -> Publication | None:
     """The publication whose pictures are imagined; None where something else or nobody publishes."""
     publication = stream.publication
-    return publication if publication is not None and publication.publisher.kind == Imagination.kind else None
+    return publication if publication is not None and publication.publisher.kind == ImaginePublisher.kind else None
 
 
 def remarks(stream: Stream) -> dict[str, str]:
     """control -> a sentence, for each that does nothing while the stream is imagined, or too little."""
-    if imagination_of(stream) is None:
+    if imagine_publication(stream) is None:
         return {}
     return REMARKS | ({"steps": FEW_STEPS} if stream.controls.steps < USUAL_STEPS else {})
