@@ -148,8 +148,9 @@ class Stylizer:
 
         Frames of streams with `controls.reuse` are painted on deep features kept of an earlier frame where these will
         do: `Pictures.kind` tells. With `behind` a single frame shares the steps of those of its stream that are under
-        way; another that is painted has these finished first. Raises ValueError for what cannot be painted, and whatever goes
-        wrong here or when the Pending is called; where a shared step fails, every Pending that was under way does.
+        way; another that is painted has these finished first. Raises ValueError for what cannot be painted, and
+        whatever goes wrong here or when the Pending is called; where a shared step fails, every Pending that was under
+        way does.
         """
         self._refuse_motion()
         if batch.streams and len(batch.streams) != len(batch.controls):
