@@ -418,7 +418,6 @@ def test_frames_that_share_calls_at_different_steps_are_painted_as_alone(name):
         ({"steps": 3}, False),
         ({"guidance": 2.0}, False),
         ({"lora_weights": {"sd lora": 0.5}}, False),
-        ({"bypass": True}, False),
         ({"reuse": 1}, False),
         ({}, True),
     ],
@@ -435,6 +434,17 @@ def test_frames_that_cannot_share_calls_have_those_under_way_finished_first(chan
     assert first.is_there()
     expected = stylizer(frames[:, ::-1].copy(), controls.merged(change), **own)
     assert np.abs(other().rgb.astype(int) - expected).max() <= 1
+    assert np.abs(first().rgb.astype(int) - stylizer(frames, controls)).max() <= 1
+
+
+def test_what_passes_through_leaves_those_under_way_alone():
+    """A masked stream asks for its source beside each frame."""
+    stylizer, size = ours("inpainting with any UNet", SIZES[0]), SIZES[0]
+    frames, controls = pictures(*size)[:1], Controls(prompt=PROMPT, steps=2)
+    first = sharing_steps(stylizer, frames, controls)
+    source = stylizer.submit(Batch(frames, (controls.merged({"bypass": True}),)))
+    assert not first.is_there()
+    assert np.array_equal(source().rgb, stylizer(frames, controls.merged({"bypass": True})))
     assert np.abs(first().rgb.astype(int) - stylizer(frames, controls)).max() <= 1
 
 
