@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -30,7 +31,7 @@ from pipeline.sampling.stream_batch import StreamBatch
 
 from . import capabilities
 from .batch import Batch, Pending, Pictures, Report
-from .preparation import Frames, Inputs, Preparation, from_words
+from .preparation import Frames, Inputs, Preparation
 from .settings import Controls, ModelSpec
 from .trees import TreeFunction
 from .usual_shapes import painting, usual_shapes
@@ -155,8 +156,9 @@ class Stylizer:
         self._refuse_motion()
         if batch.streams and len(batch.streams) != len(batch.controls):
             raise ValueError(f"{len(batch.controls)} controls came with {len(batch.streams)} streams.")
-        controls = batch.controls if batch.frames is not None else [from_words(one) for one in batch.controls]
-        inputs = self._preparation.inputs(batch.frames, controls, batch.mask, batch.control_frames, batch.scale)
+        frames = batch.frames
+        controls = batch.controls if frames is not None else [capabilities.from_text(one) for one in batch.controls]
+        inputs = self._preparation.inputs(frames, controls, batch.mask, batch.control_frames, batch.scale, video=True)
         in_both_ways = batch.i420 and self.takes_i420
         hand_over = partial(self._hand_over, in_both_ways=in_both_ways)
         reuses = batch.frames is not None and inputs.controls[0].reuse > 0
@@ -174,6 +176,7 @@ class Stylizer:
     def _share_steps(
         self, batch: Batch, inputs: Inputs, hand_over: Callable[[Tensor], Pending[Pictures]]
     ) -> Pending[Pictures]:
+        self._reuse.forget(batch.streams)
         (controls,) = inputs.controls
         shape_key = capabilities.shape_key(self.capabilities, controls)
         key = (batch.streams, shape_key, inputs.mask is None, inputs.scale)
@@ -213,14 +216,14 @@ class Stylizer:
     def _hand_over(self, rgb: Tensor, kind: Hashable = None, *, in_both_ways: bool) -> Pending[Pictures]:
         """With one download. rgb: uint8 [N, height, width, 3]."""
         if not in_both_ways:
-            return self._transfers.to_host(rgb).then(lambda pictures: Pictures(pictures, kind=kind))
+            return replace(self._transfers.to_host(rgb), kind=kind).then(lambda rgb: Pictures(rgb, kind=kind))
         (_, height, width, _), pixels = rgb.shape, rgb[0].numel()
 
         def split(both: np.ndarray) -> Pictures:
             pictures, planes = np.split(both, [pixels], 1)
             return Pictures(pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width), kind)
 
-        return self._transfers.to_host(self._conversions.in_both_ways(rgb)).then(split)
+        return replace(self._transfers.to_host(self._conversions.in_both_ways(rgb)), kind=kind).then(split)
 
     @torch.inference_mode()
     def __call__(
@@ -292,10 +295,12 @@ class Stylizer:
         yields of those is not to be used."""
         return animatediff.needed_from(done, controls.steps, self._animation.longest)
 
-    def forget(self) -> None:
-        """Let go of all that is remembered between frames: frames under way, deep features."""
-        self._stream_batch.forget()
-        self._reuse.forget()
+    def forget(self, streams: Iterable[Hashable] | None = None) -> None:
+        """Let go of what is remembered of these streams' frames for later ones; by default of all that is, and of
+        frames under way."""
+        if streams is None:
+            self._stream_batch.forget()
+        self._reuse.forget(streams)
 
     def free_memory(self) -> None:
         """What a call that ran out of memory left behind. Its error must be let go of before: it holds tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from pipeline.batch import Batch, Pending, Pictures, Report
@@ -39,8 +40,9 @@ class Engine(Protocol):
     def depth(self, controls: Controls) -> int:
         """At how many batches of one stream it can be at once with a possible gain, each of one frame."""
 
-    def forget(self) -> None:
-        """Drop all that is remembered between frames, and what is under way."""
+    def forget(self, streams: Iterable[Hashable] | None = None) -> None:
+        """Drop what is remembered of these streams' frames for later ones; by default all that is, and what is under
+        way."""
 
     def stands_at(self, controls: Controls) -> bool:
         """No LoRA weights would have to be written."""

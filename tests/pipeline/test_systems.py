@@ -246,7 +246,7 @@ def test_equals_diffusers(system, steps, guidance, strength, size):
     name = next(name for name, row in SYSTEMS.items() if row is system)
     frames, mask = pictures(*size), masks(*size)
     stylizer = ours(name, size)
-    uses_negative = guidance > 1 and stylizer.conditionings.guidance_embedding_dim is None
+    uses_negative = guidance > 1 and not stylizer.capabilities.guidance_embedding
     controls = Controls(
         prompt=PROMPT,
         negative_prompt=NEGATIVE if uses_negative and steps != 1 else "",

@@ -65,11 +65,13 @@ class FakeStylizer:
     def depth(self, controls: Controls) -> int:
         return controls.steps if paints(controls) and not controls.reuse else 1
 
-    def forget(self) -> None:
-        self.flight = []
+    def forget(self, streams=None) -> None:
+        if streams is None:
+            self.flight = []
 
     def submit(self, batch: Batch) -> Pending[Pictures]:
-        if self.flight and (not batch.behind or _key(self.flight[0].batch) != _key(batch)):
+        passes_through = batch.frames is not None and not paints(batch.controls[0])
+        if self.flight and not passes_through and (not batch.behind or _key(self.flight[0].batch) != _key(batch)):
             self._finish()
         if not batch.behind:
             return there(self.paint(batch))
