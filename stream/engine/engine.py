@@ -47,11 +47,11 @@ class Engine(Protocol):
     def stands_at(self, controls: Controls) -> bool:
         """No LoRA weights would have to be written."""
 
-    def record(self, controls: Controls, report: Report) -> None:
-        """Record what is soon asked for as CUDA graphs, where there are any. Raises CaptureFailed."""
+    def capture(self, controls: Controls, report: Report) -> None:
+        """Capture what is soon asked for as CUDA graphs, where there are any. Raises CaptureFailed."""
 
-    def record_next(self) -> bool:
-        """Record one more shape that was met often; False when there is none. Raises CaptureFailed."""
+    def capture_next(self) -> bool:
+        """Capture one more shape that was met often; False when there is none. Raises CaptureFailed."""
 
     def free_memory(self) -> None:
         """Of what a call that ran out of it has left behind."""

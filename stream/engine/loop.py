@@ -98,7 +98,7 @@ class ServingLoop:
                 idle_s = IDLE_S
                 continue
             self._tell_dwell(time.monotonic(), 0.0)
-            if not self.engine.record_next():
+            if not self.engine.capture_next():
                 idle_s = None
         self.collect_all()
 

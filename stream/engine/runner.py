@@ -192,7 +192,7 @@ class EngineRunner:
         if self._graphs:
             gc.collect()  # of the engine before
         engine = self._load(self._status.report, **self._graphs)
-        engine.record(self._controls, self._status.report)
+        engine.capture(self._controls, self._status.report)
         model = self._capabilities = engine.capabilities
         tell_dwell = DwellTold(lambda dwell_s: self._status.change(lora_dwell_s=dwell_s))
         loop = ServingLoop(engine, self._feeds, self.budget_s, self._work, self._closing, tell_dwell)
