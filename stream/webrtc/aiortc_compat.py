@@ -293,20 +293,32 @@ def tell_handshake_failure(transport: RTCDtlsTransport, on_failure: Callable[[st
     """Call on_failure with the reason when the DTLS handshake fails, of which aiortc tells only its debug log; before
     the transport is connected.
 
-    Recheck: RTCDtlsTransport.__log_debug gets "x DTLS handshake failed (...)", with OpenSSL's error as its argument.
+    Recheck: RTCDtlsTransport.__log_debug gets "x DTLS handshake failed (...)"; _do_handshake has a Connection in _ssl,
+    and what OpenSSL says of a failure comes with that one's recv(), whose errors are passed over.
     """
     inside: Any = transport
-    log_debug = inside._RTCDtlsTransport__log_debug
+    log_debug, do_handshake = inside._RTCDtlsTransport__log_debug, inside._do_handshake
+    reasons: list[str] = []
+
+    async def do_and_note() -> None:
+        receive = inside._ssl.recv
+
+        def receive_and_note(size: int) -> bytes:
+            try:
+                data: bytes = receive(size)
+            except SSL.Error as error:  # of (library, function, reason)
+                reasons.extend(said[-1] for said in (error.args[0] if error.args else []))
+                raise
+            return data
+
+        inside._ssl.recv = receive_and_note
+        await do_handshake()
+        inside._ssl.recv = receive
 
     def log_and_tell(message: str, *arguments: object) -> None:
         log_debug(message, *arguments)
         if message.startswith(_HANDSHAKE_FAILED):
-            on_failure(_reason(message.removeprefix(_HANDSHAKE_FAILED).removesuffix(")"), *arguments))
+            said = message.removeprefix(_HANDSHAKE_FAILED).removesuffix(")").replace("%s", "in OpenSSL")
+            on_failure(reasons[-1] if reasons else said)
 
-    inside._RTCDtlsTransport__log_debug = log_and_tell
-
-
-def _reason(said: str, error: object = None) -> str:
-    """OpenSSL's are lists of (library, function, reason)."""
-    reasons = error.args[0] if isinstance(error, SSL.Error) and error.args else None
-    return str(reasons[-1][-1]) if isinstance(reasons, list) and reasons else said
+    inside._RTCDtlsTransport__log_debug, inside._do_handshake = log_and_tell, do_and_note
