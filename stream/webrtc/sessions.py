@@ -278,6 +278,8 @@ class Sessions:
     async def _expect_connection(self, session: Session) -> None:
         await asyncio.sleep(CONNECT_S)
         if session.peer.connectionState != "connected":
+            if session.peer.iceConnectionState == "completed":
+                self._tell_handshake(session, f"the peer did not finish it within {CONNECT_S:g} s")
             log.info("The peer of a session of stream %s never connected.", session.stream.name)
             self.close_soon(session)
 
