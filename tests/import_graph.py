@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     "render": {"pipeline.base", "shared"},
     "stream.engine": {"pipeline.base", "shared"},
     "stream": {"pipeline.base", "shared", "stream.engine"},
-    "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream"},
+    "stream.webrtc.negotiation": set(),
+    "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream", "stream.webrtc.negotiation"},
     "stream.recording": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.local": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.http": {  # the server: it ties the rooms beside it together
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "stream.engine",
         "stream",
         "stream.webrtc",
+        "stream.webrtc.negotiation",
         "stream.recording",
         "stream.local",
     },

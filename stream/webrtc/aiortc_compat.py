@@ -9,20 +9,34 @@ At an upgrade of either package: run tests/stream, and read again what each "Rec
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioice import Connection, ice, stun
-from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs
+from aiortc import (
+    RTCCertificate,
+    RTCDtlsTransport,
+    RTCPeerConnection,
+    RTCRtpReceiver,
+    RTCRtpSender,
+    codecs,
+    rtcrtpsender,
+    rtp,
+)
 from aiortc.codecs import h264, vpx
+from aiortc.codecs.base import Encoder
 from aiortc.jitterbuffer import JitterFrame
-from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from aiortc.rtcdtlstransport import SRTPProtectionProfile
+from aiortc.rtcrtpparameters import ParametersDict, RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame
 from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
+from OpenSSL import SSL
 
 from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
+from .h264_encoder import AgreedH264Encoder
 from .reports import SenderReports, ntp_time
 from .sound import BITRATE_BPS, MusicEncoder
 
@@ -35,8 +49,8 @@ _host_addresses = ice.get_host_addresses
 def apply() -> None:
     """Change what aiortc and aioice hold once for the process: call it before the first peer is made.
 
-    Our answers offer VP8 up to MAX_MACROBLOCKS (RFC 7741, 6.1; those of H264 name level 3.1, and senders may exceed
-    it), and of sound Opus alone, in stereo (RFC 7587, 6.1), which is encoded as music.
+    Our answers offer VP8 up to MAX_MACROBLOCKS (RFC 7741, 6.1; those of H264 say what the offer does, and senders may
+    exceed it), and of sound Opus alone, in stereo (RFC 7587, 6.1), which is encoded as music.
 
     Recheck: `codecs.CODECS` is what answers are made of, `codecs.get_encoder` finds OpusEncoder in its own module, and
     `ice.Connection` finds get_host_addresses in its own.
@@ -49,6 +63,7 @@ def apply() -> None:
     codecs.CODECS["audio"] = opus
     codecs.OpusEncoder = MusicEncoder  # type: ignore[misc]  # a class is no variable to mypy
     ice.get_host_addresses = _addresses_or_loopback
+    _apply_negotiation()
 
 
 def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
@@ -217,3 +232,93 @@ async def _answers(connection: Connection, pair: ice.CandidatePair) -> bool:
     except stun.TransactionError:
         return False
     return True
+
+
+# -- negotiation and DTLS --------------------------------------------------------------------------------------------
+
+# aiortc's own are for peers with ECDSA certificates. GStreamer's have RSA: as servers they need a suite that says so.
+_RSA_SUITES = b"ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-CHACHA20-POLY1305:ECDHE-RSA-AES256-GCM-SHA384"
+_ECDSA_SUITES = (
+    b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA"
+)
+_HANDSHAKE_FAILED = "x DTLS handshake failed ("
+
+
+def _apply_negotiation() -> None:
+    """RSA suites; H264 as single NAL units, too, each encoder for the level and mode that were agreed on; and payload
+    types from 35 on, which senders take where 96 to 127 are not enough (RFC 5761, 4).
+
+    Recheck: RTCCertificate._create_ssl_context makes each transport's context; rtcrtpsender finds get_encoder in its
+    own module; find_common_codecs takes the payload types of rtp.DYNAMIC_PAYLOAD_TYPES from the offer, and tells H264's
+    formats apart by mode and profile.
+    """
+    inside: Any = RTCCertificate
+    create = inside._create_ssl_context
+
+    def create_with_rsa(certificate: RTCCertificate, srtp_profiles: list[SRTPProtectionProfile]) -> SSL.Context:
+        context = create(certificate, srtp_profiles)
+        context.set_cipher_list(_ECDSA_SUITES + b":" + _RSA_SUITES)
+        return context
+
+    inside._create_ssl_context = create_with_rsa
+    rtp.DYNAMIC_PAYLOAD_TYPES = range(35, 128)
+    unused = max(codec.payloadType or 0 for codec in codecs.CODECS["video"]) + 1
+    for codec in [one for one in codecs.CODECS["video"] if one.mimeType == "video/H264"]:
+        single = copy.deepcopy(codec)
+        single.payloadType, single.parameters["packetization-mode"] = unused, "0"
+        retransmitted = RTCRtpCodecParameters("video/rtx", codec.clockRate, None, unused + 1, [], {"apt": unused})
+        codecs.CODECS["video"] += [single, retransmitted]
+        unused += 2
+    rtcrtpsender.get_encoder = _encoder_for
+
+
+def _encoder_for(codec: RTCRtpCodecParameters) -> Encoder:
+    return AgreedH264Encoder(codec) if codec.mimeType.lower() == "video/h264" else codecs.get_encoder(codec)
+
+
+def agree_on(peer: RTCPeerConnection, parameters: Mapping[tuple[str, int], ParametersDict]) -> None:
+    """What the answer says of codecs, by mid and payload type, and what their encoders go by; in place of aiortc's own
+    parameters. After setRemoteDescription, before createAnswer.
+
+    Recheck: RTCRtpTransceiver._codecs are copies made for that transceiver, which the answer names, and of which the
+    sender gets the first.
+    """
+    for transceiver in peer.getTransceivers():
+        inside: Any = transceiver
+        for codec in inside._codecs:
+            codec.parameters = parameters.get((transceiver.mid or "", codec.payloadType), codec.parameters)
+
+
+def tell_handshake_failure(transport: RTCDtlsTransport, on_failure: Callable[[str], None]) -> None:
+    """Call on_failure with the reason when the DTLS handshake fails, of which aiortc tells only its debug log; before
+    the transport is connected.
+
+    Recheck: RTCDtlsTransport.__log_debug gets "x DTLS handshake failed (...)"; _do_handshake has a Connection in _ssl,
+    and what OpenSSL says of a failure comes with that one's recv(), whose errors are passed over.
+    """
+    inside: Any = transport
+    log_debug, do_handshake = inside._RTCDtlsTransport__log_debug, inside._do_handshake
+    reasons: list[str] = []
+
+    async def do_and_note() -> None:
+        receive = inside._ssl.recv
+
+        def receive_and_note(size: int) -> bytes:
+            try:
+                data: bytes = receive(size)
+            except SSL.Error as error:  # of (library, function, reason)
+                reasons.extend(said[-1] for said in (error.args[0] if error.args else []))
+                raise
+            return data
+
+        inside._ssl.recv = receive_and_note
+        await do_handshake()
+        inside._ssl.recv = receive
+
+    def log_and_tell(message: str, *arguments: object) -> None:
+        log_debug(message, *arguments)
+        if message.startswith(_HANDSHAKE_FAILED):
+            said = message.removeprefix(_HANDSHAKE_FAILED).removesuffix(")").replace("%s", "in OpenSSL")
+            on_failure(reasons[-1] if reasons else said)
+
+    inside._RTCDtlsTransport__log_debug, inside._do_handshake = log_and_tell, do_and_note
