@@ -11,18 +11,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioice import Connection, ice, stun
 from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs
-from aiortc.codecs import h264, vpx
+from aiortc.codecs import h264, is_rtx, vpx
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame
-from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
+from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpSrPacket, RtpPacket
 
+from .bitstream import Malformed, coded_size
 from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
+from .jitter_buffer import EncodedFrame, Payload, read_payload
+from .layers import Layers
+from .network import ReceiverStatistics
+from .receiver import Outcome, VideoReceiver
 from .reports import SenderReports, ntp_time
 from .sound import BITRATE_BPS, MusicEncoder
 
@@ -108,8 +114,12 @@ def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
     return bounded
 
 
-def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
+def sender_reports(
+    receiver: RTCRtpReceiver, clock_hz: int, ssrc: Callable[[], int | None] = lambda: None
+) -> SenderReports:
     """What the receiver's sender reports tell, from now on; aiortc itself does not pass them on.
+
+    ssrc: whose reports count, where there are several.
 
     Recheck: RTCRtpReceiver._handle_rtcp_packet gets every report; __timestamp_mapper turns RTP timestamps into pts, of
     which `_last` is the newest timestamp and `_origin` that of pts 0.
@@ -119,12 +129,168 @@ def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
     reports = SenderReports(clock_hz, lambda: None if mapper._last is None else (mapper._last, mapper._origin))
 
     async def read_and_handle(packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, RtcpSrPacket):
+        if isinstance(packet, RtcpSrPacket) and ssrc() in (None, packet.ssrc):
             reports.add(packet.sender_info)
         await handle(packet)
 
     inside._handle_rtcp_packet = read_and_handle
     return reports
+
+
+# -- a receiver of video ---------------------------------------------------------------------------------------------
+
+_NO_CODEC = -1  # a payload type that no codec has: aiortc counts such a packet for its estimate of the bitrate alone
+
+
+class VideoIntake:
+    """Puts a VideoReceiver and Layers of ours into aiortc's receiver, in the place of its jitter buffer and of its
+    NACKs; before that starts. Bitrate estimation, receiver reports and the unwrapping of RTX stay aiortc's.
+
+    retransmissions: SSRC of what is sent again -> SSRC of what it is of, as the offer says it: aiortc reads this only
+    where there are two SSRCs. on_layer: called where another SSRC is taken.
+
+    Recheck: RTCRtpReceiver._handle_rtp_packet gets every packet, and leaves those of unknown payload types once they
+    are estimated. It unwraps RTX by __rtx_ssrc and __codecs, gives each packet to __nack_generator.add, then calls
+    __jitter_buffer.add, and sends a PLI where __decoder_error.is_set(), which the decoder thread sets; the thread gets
+    that when it starts. __timestamp_mapper.map makes pts, __decoder_queue takes (codec, JitterFrame), __decoder_thread
+    is None once the receiver has stopped. _send_rtcp_nack and _send_rtcp_pli send; _handle_rtcp_packet ends the track
+    on BYE.
+    """
+
+    def __init__(
+        self,
+        receiver: RTCRtpReceiver,
+        layers: Layers,
+        retransmissions: Mapping[int, int],
+        on_layer: Callable[[], None] = lambda: None,
+    ):
+        inside: Any = receiver
+        self._inside, self.layers, self._on_layer = inside, layers, on_layer
+        self.video = VideoReceiver()
+        self.heard_s: float | None = None  # when the last packet came, on time.monotonic's clock
+        self._outcome = Outcome()
+        self._is_again = self._wants_keyframe = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task] = set()
+        self._handle_rtp, self._handle_rtcp = inside._handle_rtp_packet, inside._handle_rtcp_packet
+        inside._RTCRtpReceiver__rtx_ssrc.update(retransmissions)
+        inside._RTCRtpReceiver__nack_generator = inside._RTCRtpReceiver__jitter_buffer = self._Seams(self)
+        inside._RTCRtpReceiver__decoder_error = self._Seams(self)
+        inside._handle_rtp_packet, inside._handle_rtcp_packet = self._receive, self._take_report
+
+    class _Seams:
+        """What aiortc calls: of the NACK generator, of the jitter buffer, and of the event of the decoder's errors."""
+
+        def __init__(self, intake: VideoIntake):
+            self._intake = intake
+
+        def add(self, packet: RtpPacket) -> Any:
+            if hasattr(packet, "_data"):  # for the jitter buffer
+                return False, None
+            self._intake._take_in(packet)
+            return False
+
+        def set(self) -> None:
+            self._intake._wants_keyframe = True
+
+        def is_set(self) -> bool:
+            return False
+
+    def statistics(self) -> ReceiverStatistics:
+        return self.video.statistics(self.layers.ignored)
+
+    def ask_for_keyframe(self) -> None:
+        self._wants_keyframe = True
+
+    async def _receive(self, packet: RtpPacket, arrival_time_ms: int) -> None:
+        self.heard_s = now_s = time.monotonic()
+        codec = self._inside._RTCRtpReceiver__codecs.get(packet.payload_type)
+        if codec is not None and not self._takes(packet, codec, now_s):
+            packet.payload_type = _NO_CODEC
+        if self._wants_keyframe:
+            self._wants_keyframe = False
+            self.video.want_keyframe(now_s)
+        await self._handle_rtp(packet, arrival_time_ms=arrival_time_ms)
+        outcome, self._outcome = self._outcome, Outcome()
+        await self._send(outcome)
+        if (ssrc := self.layers.ask(now_s)) is not None:
+            await self._inside._send_rtcp_pli(ssrc)
+        self._wind_up()
+
+    def _takes(self, packet: RtpPacket, codec: RTCRtpCodecParameters, now_s: float) -> bool:
+        self._is_again = is_rtx(codec)
+        if self._is_again:
+            known = self._inside._RTCRtpReceiver__rtx_ssrc
+            if packet.ssrc not in known and len(packet.payload) > 2 and self.layers.current is not None:
+                if self.video.is_asked_for(int.from_bytes(packet.payload[:2])):  # the offer did not say whose it is
+                    known[packet.ssrc] = self.layers.current
+            return known.get(packet.ssrc) == self.layers.current
+        payload, size = read_payload(codec.name, packet.payload), None
+        if payload.begins_key:
+            try:
+                size = coded_size(codec.name, payload.data)
+            except Malformed:
+                size = None
+        before = self.layers.current
+        is_taken = self.layers.take(packet.ssrc, payload.begins_key, size, now_s)
+        if before not in (None, self.layers.current):
+            self.video.restart()
+            self._on_layer()
+        return is_taken
+
+    def _take_in(self, packet: RtpPacket) -> None:
+        codec = self._inside._RTCRtpReceiver__codecs[packet.payload_type]
+        outcome = self.video.receive(
+            packet.sequence_number,
+            packet.timestamp,
+            bool(packet.marker),
+            codec.name,
+            packet.payload_type,
+            read_payload(codec.name, packet.payload),
+            time.monotonic(),
+            self._is_again,
+        )
+        self._decode(outcome.frames)
+        self._outcome = outcome
+
+    def _decode(self, frames: list[EncodedFrame]) -> None:
+        inside = self._inside
+        for frame in frames:
+            if inside._RTCRtpReceiver__decoder_thread:
+                timestamp = inside._RTCRtpReceiver__timestamp_mapper.map(frame.timestamp)
+                codec = inside._RTCRtpReceiver__codecs[frame.payload_type]
+                inside._RTCRtpReceiver__decoder_queue.put((codec, JitterFrame(frame.data, timestamp)))
+
+    async def _send(self, outcome: Outcome) -> None:
+        if self.layers.current is not None:
+            if outcome.nacks:
+                await self._inside._send_rtcp_nack(self.layers.current, outcome.nacks)
+            if outcome.pli:
+                await self._inside._send_rtcp_pli(self.layers.current)
+
+    def _wind_up(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_s = self.video.due_s()
+        if due_s is not None and self._inside._RTCRtpReceiver__decoder_thread:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, due_s - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        outcome = self.video.tick(time.monotonic())
+        self._decode(outcome.frames)
+        if outcome.nacks or outcome.pli:
+            task = asyncio.ensure_future(self._send(outcome))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        self._wind_up()
+
+    async def _take_report(self, packet: AnyRtcpPacket) -> None:
+        if isinstance(packet, RtcpByePacket) and not self.layers.ends_with(packet.sources, time.monotonic()):
+            return
+        await self._handle_rtcp(packet)
 
 
 # -- a sender --------------------------------------------------------------------------------------------------------

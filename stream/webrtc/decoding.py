@@ -62,7 +62,7 @@ class EncodedQueue(queue.Queue):
         super().__init__()
         self.on_skip = on_skip
         self.on_oversize: Callable[[int, int], None] = lambda width, height: None
-        self._ask_for_keyframe = ask_for_keyframe
+        self.ask_for_keyframe = ask_for_keyframe
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=MAX_IN_DECODER)
         self._keyframe_until_s = 0.0  # until then only a keyframe is let in
         self._size = (0, 0)  # of the frames that come in
@@ -100,7 +100,7 @@ class EncodedQueue(queue.Queue):
                 self._keyframe_until_s = now_s + KEYFRAME_WITHIN_S
             if now_s < self._keyframe_until_s and not is_keyframe(codec.name, encoded.data):
                 self.on_skip()
-                self._ask_for_keyframe()
+                self.ask_for_keyframe()
                 return
             self._keyframe_until_s = 0.0
             self._arrivals.append((encoded.timestamp, now_s))
