@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,14 +22,13 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame
 from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpSrPacket, RtpPacket
 
-from .bitstream import Malformed, coded_size
 from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
-from .jitter_buffer import EncodedFrame, Payload, read_payload
-from .layers import Layers
-from .network import ReceiverStatistics
-from .receiver import Outcome, VideoReceiver
+from .receiving.intake import VideoIntake
+from .receiving.jitter_buffer import EncodedFrame, read_payload
 from .reports import SenderReports, ntp_time
 from .sound import BITRATE_BPS, MusicEncoder
+
+_NO_CODEC = -1  # a payload type that no codec has
 
 # -- the process -----------------------------------------------------------------------------------------------------
 
@@ -139,158 +137,84 @@ def sender_reports(
 
 # -- a receiver of video ---------------------------------------------------------------------------------------------
 
-_NO_CODEC = -1  # a payload type that no codec has: aiortc counts such a packet for its estimate of the bitrate alone
 
+class _VideoSeams:
+    """What stands in the place of a receiver's NACK generator, its jitter buffer, and the event of decoding errors.
 
-class VideoIntake:
-    """Puts a VideoReceiver and Layers of ours into aiortc's receiver, in the place of its jitter buffer and of its
-    NACKs; before that starts. Bitrate estimation, receiver reports and the unwrapping of RTX stay aiortc's.
-
-    retransmissions: SSRC of what is sent again -> SSRC of what it is of, as the offer says it: aiortc reads this only
-    where there are two SSRCs. on_layer: called where another SSRC is taken.
-
-    Recheck: RTCRtpReceiver._handle_rtp_packet gets every packet, and leaves those of unknown payload types once they
-    are estimated. It unwraps RTX by __rtx_ssrc and __codecs, gives each packet to __nack_generator.add, then calls
-    __jitter_buffer.add, and sends a PLI where __decoder_error.is_set(), which the decoder thread sets; the thread gets
-    that when it starts. __timestamp_mapper.map makes pts, __decoder_queue takes (codec, JitterFrame), __decoder_thread
-    is None once the receiver has stopped. _send_rtcp_nack and _send_rtcp_pli send; _handle_rtcp_packet ends the track
-    on BYE.
+    Recheck: RTCRtpReceiver gives each packet, RTX unwrapped, to __nack_generator.add, sets RtpPacket._data, calls
+    __jitter_buffer.add, and sends a PLI where __decoder_error.is_set(); the decoder thread sets that.
     """
 
-    def __init__(
-        self,
-        receiver: RTCRtpReceiver,
-        layers: Layers,
-        retransmissions: Mapping[int, int],
-        on_layer: Callable[[], None] = lambda: None,
-    ):
-        inside: Any = receiver
-        self._inside, self.layers, self._on_layer = inside, layers, on_layer
-        self.video = VideoReceiver()
-        self.heard_s: float | None = None  # when the last packet came, on time.monotonic's clock
-        self._outcome = Outcome()
-        self._is_again = self._wants_keyframe = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._sending: set[asyncio.Task] = set()
-        self._handle_rtp, self._handle_rtcp = inside._handle_rtp_packet, inside._handle_rtcp_packet
-        inside._RTCRtpReceiver__rtx_ssrc.update(retransmissions)
-        inside._RTCRtpReceiver__nack_generator = inside._RTCRtpReceiver__jitter_buffer = self._Seams(self)
-        inside._RTCRtpReceiver__decoder_error = self._Seams(self)
-        inside._handle_rtp_packet, inside._handle_rtcp_packet = self._receive, self._take_report
+    def __init__(self, take_in: Callable[[RtpPacket], None], on_error: Callable[[], None]):
+        self._take_in, self.set = take_in, on_error
 
-    class _Seams:
-        """What aiortc calls: of the NACK generator, of the jitter buffer, and of the event of the decoder's errors."""
+    def add(self, packet: RtpPacket) -> Any:
+        if hasattr(packet, "_data"):  # it is the jitter buffer that is called
+            return False, None
+        self._take_in(packet)
+        return False
 
-        def __init__(self, intake: VideoIntake):
-            self._intake = intake
+    def is_set(self) -> bool:
+        return False
 
-        def add(self, packet: RtpPacket) -> Any:
-            if hasattr(packet, "_data"):  # for the jitter buffer
-                return False, None
-            self._intake._take_in(packet)
-            return False
 
-        def set(self) -> None:
-            self._intake._wants_keyframe = True
+def take_video(receiver: RTCRtpReceiver, sent_again: Mapping[int, int], intake: VideoIntake) -> None:
+    """Let an intake of ours decide what becomes of a receiver's packets; before it starts. Estimating the bitrate,
+    receiver reports and unwrapping RTX stay aiortc's.
 
-        def is_set(self) -> bool:
-            return False
+    sent_again: SSRC of RTX -> SSRC of what it is of: aiortc reads that from an offer only where there are two SSRCs.
 
-    def statistics(self) -> ReceiverStatistics:
-        return self.video.statistics(self.layers.ignored)
+    Recheck: RTCRtpReceiver._handle_rtp_packet gets every packet, and leaves one of an unknown payload type once its
+    bitrate is estimated; it unwraps RTX by __rtx_ssrc and __codecs. The decoder thread gets __decoder_error when it
+    starts; __decoder_thread is None again once the receiver has stopped. __timestamp_mapper.map makes pts,
+    __decoder_queue takes (codec, JitterFrame). _handle_rtcp_packet ends the track on BYE.
+    """
+    inside: Any = receiver
+    codecs_of = inside._RTCRtpReceiver__codecs
+    rtx_ssrc = inside._RTCRtpReceiver__rtx_ssrc
+    mapper = inside._RTCRtpReceiver__timestamp_mapper
+    handle_rtp, handle_rtcp = inside._handle_rtp_packet, inside._handle_rtcp_packet
+    is_again = False
 
-    def ask_for_keyframe(self) -> None:
-        self._wants_keyframe = True
+    def take_in(packet: RtpPacket) -> None:
+        codec, marker = codecs_of[packet.payload_type].name, bool(packet.marker)
+        about = (packet.sequence_number, packet.timestamp, marker, codec, packet.payload_type)
+        intake.take_in(*about, read_payload(codec, packet.payload), is_again=is_again)
 
-    async def _receive(self, packet: RtpPacket, arrival_time_ms: int) -> None:
-        self.heard_s = now_s = time.monotonic()
-        codec = self._inside._RTCRtpReceiver__codecs.get(packet.payload_type)
-        if codec is not None and not self._takes(packet, codec, now_s):
-            packet.payload_type = _NO_CODEC
-        if self._wants_keyframe:
-            self._wants_keyframe = False
-            self.video.want_keyframe(now_s)
-        await self._handle_rtp(packet, arrival_time_ms=arrival_time_ms)
-        outcome, self._outcome = self._outcome, Outcome()
-        await self._send(outcome)
-        if (ssrc := self.layers.ask(now_s)) is not None:
-            await self._inside._send_rtcp_pli(ssrc)
-        self._wind_up()
+    async def receive(packet: RtpPacket, arrival_time_ms: int) -> None:
+        nonlocal is_again
+        codec = codecs_of.get(packet.payload_type)
+        if codec is not None:
+            is_again = is_rtx(codec)
+            if is_again:
+                first = int.from_bytes(packet.payload[:2])
+                ssrc = intake.retransmitted(rtx_ssrc.get(packet.ssrc), first)
+                is_taken = ssrc is not None and ssrc == intake.layers.current
+                if is_taken:
+                    rtx_ssrc[packet.ssrc] = ssrc
+            else:
+                is_taken = intake.takes(packet.ssrc, codec.name, read_payload(codec.name, packet.payload))
+            if not is_taken:
+                packet.payload_type = _NO_CODEC
+        await handle_rtp(packet, arrival_time_ms=arrival_time_ms)
+        await intake.answer()
 
-    def _takes(self, packet: RtpPacket, codec: RTCRtpCodecParameters, now_s: float) -> bool:
-        self._is_again = is_rtx(codec)
-        if self._is_again:
-            known = self._inside._RTCRtpReceiver__rtx_ssrc
-            if packet.ssrc not in known and len(packet.payload) > 2 and self.layers.current is not None:
-                if self.video.is_asked_for(int.from_bytes(packet.payload[:2])):  # the offer did not say whose it is
-                    known[packet.ssrc] = self.layers.current
-            return known.get(packet.ssrc) == self.layers.current
-        payload, size = read_payload(codec.name, packet.payload), None
-        if payload.begins_key:
-            try:
-                size = coded_size(codec.name, payload.data)
-            except Malformed:
-                size = None
-        before = self.layers.current
-        is_taken = self.layers.take(packet.ssrc, payload.begins_key, size, now_s)
-        if before not in (None, self.layers.current):
-            self.video.restart()
-            self._on_layer()
-        return is_taken
+    async def take_report(packet: AnyRtcpPacket) -> None:
+        if not isinstance(packet, RtcpByePacket) or intake.ends_with(packet.sources):
+            await handle_rtcp(packet)
 
-    def _take_in(self, packet: RtpPacket) -> None:
-        codec = self._inside._RTCRtpReceiver__codecs[packet.payload_type]
-        outcome = self.video.receive(
-            packet.sequence_number,
-            packet.timestamp,
-            bool(packet.marker),
-            codec.name,
-            packet.payload_type,
-            read_payload(codec.name, packet.payload),
-            time.monotonic(),
-            self._is_again,
-        )
-        self._decode(outcome.frames)
-        self._outcome = outcome
+    def decode(frame: EncodedFrame) -> None:
+        if inside._RTCRtpReceiver__decoder_thread is not None:
+            encoded = JitterFrame(frame.data, mapper.map(frame.timestamp))
+            inside._RTCRtpReceiver__decoder_queue.put((codecs_of[frame.payload_type], encoded))
 
-    def _decode(self, frames: list[EncodedFrame]) -> None:
-        inside = self._inside
-        for frame in frames:
-            if inside._RTCRtpReceiver__decoder_thread:
-                timestamp = inside._RTCRtpReceiver__timestamp_mapper.map(frame.timestamp)
-                codec = inside._RTCRtpReceiver__codecs[frame.payload_type]
-                inside._RTCRtpReceiver__decoder_queue.put((codec, JitterFrame(frame.data, timestamp)))
-
-    async def _send(self, outcome: Outcome) -> None:
-        if self.layers.current is not None:
-            if outcome.nacks:
-                await self._inside._send_rtcp_nack(self.layers.current, outcome.nacks)
-            if outcome.pli:
-                await self._inside._send_rtcp_pli(self.layers.current)
-
-    def _wind_up(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        due_s = self.video.due_s()
-        if due_s is not None and self._inside._RTCRtpReceiver__decoder_thread:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, due_s - time.monotonic()), self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        outcome = self.video.tick(time.monotonic())
-        self._decode(outcome.frames)
-        if outcome.nacks or outcome.pli:
-            task = asyncio.ensure_future(self._send(outcome))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-        self._wind_up()
-
-    async def _take_report(self, packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, RtcpByePacket) and not self.layers.ends_with(packet.sources, time.monotonic()):
-            return
-        await self._handle_rtcp(packet)
+    seams = _VideoSeams(take_in, intake.want_keyframe)
+    inside._RTCRtpReceiver__nack_generator = inside._RTCRtpReceiver__jitter_buffer = seams
+    inside._RTCRtpReceiver__decoder_error = seams
+    rtx_ssrc.update(sent_again)
+    intake.decode, intake.nack, intake.pli = decode, inside._send_rtcp_nack, inside._send_rtcp_pli
+    intake.is_open = lambda: inside._RTCRtpReceiver__decoder_thread is not None
+    inside._handle_rtp_packet, inside._handle_rtcp_packet = receive, take_report
 
 
 # -- a sender --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint32_add
 
-from .bitstream import Malformed, coded_size, is_keyframe, macroblocks
+from .receiving.bitstream import Malformed, coded_size, is_keyframe, macroblocks
 
 MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
 KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none

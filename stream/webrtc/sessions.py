@@ -19,7 +19,8 @@ from stream.streams import Stream
 
 from . import aiortc_compat, sdp
 from .decoding import SoundBuffer
-from .layers import Layers, retransmissions
+from .receiving.intake import VideoIntake
+from .receiving.layers import Layers, retransmissions
 from .sound import CLOCK_HZ as SOUND_HZ
 from .sound import SoundTrack, drain_sound
 from .tracks import CLOCK_HZ as VIDEO_HZ
@@ -161,12 +162,13 @@ class Sessions:
             if track is picture:
                 encoded.on_skip = publication.skip
                 encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
-                intake = aiortc_compat.VideoIntake(receiver, Layers(session.stream.painted_size), sent_again)
-                encoded.ask_for_keyframe = intake.ask_for_keyframe
+                intake = VideoIntake(Layers(session.stream.painted_size))
+                aiortc_compat.take_video(receiver, sent_again, intake)
+                encoded.ask_for_keyframe = intake.want_keyframe
                 publication.network = intake.statistics
-                reports = aiortc_compat.sender_reports(receiver, VIDEO_HZ, lambda: intake.layers.current)
+                reports = aiortc_compat.sender_reports(receiver, VIDEO_HZ, intake.ssrc)
                 publication.clock.wall_origin_s = reports.wall_origin_s
-                work = drain_video(track, publication, encoded.arrived_s, CONNECT_S, lambda: intake.heard_s)
+                work = drain_video(track, publication, encoded.arrived_s, CONNECT_S, intake.last_heard_s)
                 self._until_done(session, work)
             elif track is sound:
                 aiortc_compat.set_packet_buffer(receiver, SoundBuffer())

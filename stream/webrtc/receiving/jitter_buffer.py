@@ -229,7 +229,11 @@ class JitterBuffer:
     def _note_keyframe(self, number: int) -> None:
         """A packet came behind a gap: it may complete a keyframe, or show where one beside it begins or ends."""
         for at in (number - 1, number, number + 1):
-            if at not in self._packets or (at < number and not self._ends(at)) or (at > number and not self._begins(at)):
+            if (
+                at not in self._packets
+                or (at < number and not self._ends(at))
+                or (at > number and not self._begins(at))
+            ):
                 continue
             span = self._span(at)
             if span is None or (self._keyframe is not None and span[0] <= self._keyframe):
@@ -240,13 +244,14 @@ class JitterBuffer:
                 self._keyframe = span[0]
 
     def _note_lying_marker(self, packet: Packet) -> None:
-        for first, second in ((packet.number - 1, packet.number), (packet.number, packet.number + 1)):
-            one, other = self._packets.get(first), self._packets.get(second)
-            if one is None and self._last is not None and self._last.number == first:
-                one = self._last
-            if one and other and one.marker and one.timestamp == other.timestamp:
-                if other.payload.data and one.payload.data and not other.payload.begins:
-                    self.trusts_markers = False
+        before = self._packets.get(packet.number - 1)
+        if before is None and self._last is not None and self._last.number == packet.number - 1:
+            before = self._last
+        for one, other in ((before, packet), (packet, self._packets.get(packet.number + 1))):
+            if one is None or other is None or not one.marker or one.timestamp != other.timestamp:
+                continue
+            if one.payload.data and other.payload.data and not other.payload.begins:
+                self.trusts_markers = False
 
 
 def _is_broken(frame: list[Packet]) -> bool:

@@ -58,12 +58,13 @@ class Layers:
         """The SSRC of a layer that is not taken and whose keyframe is wanted now, if there is one."""
         is_silent = self._is_silent(now_s)
         for ssrc, layer in self._layers.items():
+            if ssrc == self.current or now_s - layer.heard_s >= SILENT_S:
+                continue
             fits_better = layer.size is None or self._is_better(layer, now_s)
-            wanted = is_silent or (fits_better and layer.asked < MOST_ASKED)
-            if ssrc != self.current and wanted and now_s - layer.heard_s < SILENT_S:
-                if now_s - layer.asked_s >= (SILENT_S if is_silent else ASK_EVERY_S):
-                    layer.asked_s, layer.asked = now_s, layer.asked + 1
-                    return ssrc
+            is_wanted = is_silent or (fits_better and layer.asked < MOST_ASKED)
+            if is_wanted and now_s - layer.asked_s >= (SILENT_S if is_silent else ASK_EVERY_S):
+                layer.asked_s, layer.asked = now_s, layer.asked + 1
+                return ssrc
         return None
 
     def ends_with(self, ssrcs: Collection[int], now_s: float) -> bool:
@@ -92,7 +93,9 @@ class Layers:
         return current is None or now_s - current.heard_s >= SILENT_S
 
     def _forget(self, now_s: float) -> None:
-        gone = [ssrc for ssrc, layer in self._layers.items() if now_s - layer.heard_s >= GONE_S and ssrc != self.current]
+        gone = [
+            ssrc for ssrc, layer in self._layers.items() if now_s - layer.heard_s >= GONE_S and ssrc != self.current
+        ]
         for ssrc in gone:
             del self._layers[ssrc]
 
