@@ -128,7 +128,7 @@ def sender_reports(
 
     async def read_and_handle(packet: AnyRtcpPacket) -> None:
         if isinstance(packet, RtcpSrPacket) and ssrc() in (None, packet.ssrc):
-            reports.add(packet.sender_info)
+            reports.add(packet.sender_info, packet.ssrc)
         await handle(packet)
 
     inside._handle_rtcp_packet = read_and_handle

@@ -20,6 +20,7 @@ PACES = 2.5  # how many times the longest pause within its frames a sender is gi
 DEAF_S = 2.0
 FREEZE_S = 0.2
 MAX_DROPOUT = 3000  # packets; who jumps farther than that has started anew (RFC 3550, A.1)
+OVERTAKEN_S = 10  # by which no packet is overtaken
 RESTART_WITHIN = 16  # and sends its next packets from there on
 
 
@@ -71,7 +72,7 @@ class VideoReceiver:
         """is_again: it was sent again, and says so (RTX, RFC 4588)."""
         rest = (timestamp, marker, codec, payload_type, payload)
         number = self._number(sequence_number)
-        if number is not None:
+        if number is not None and not self._is_alien(number, timestamp):
             self._strange = None
             self._take_in(number, rest, now_s, is_again)
         elif self._strange is None or uint16_add(sequence_number, -self._strange[0]) > RESTART_WITHIN or is_again:
@@ -155,6 +156,13 @@ class VideoReceiver:
             return sequence_number + (0x10000 if self._highest is None else (self._highest & ~0xFFFF) + 0x10000)
         apart = uint16_add(sequence_number - self._highest, 0x8000) - 0x8000
         return self._highest + apart if abs(apart) <= MAX_DROPOUT else None
+
+    def _is_alien(self, number: int, timestamp: int) -> bool:
+        """Its number says that it was overtaken, and its timestamp that it was not."""
+        newest = self._newest
+        if newest is None or number >= newest.number:
+            return False
+        return (newest.timestamp - timestamp) & 0xFFFFFFFF > OVERTAKEN_S * 90_000
 
     def _take_in(self, number: int, rest: tuple, now_s: float, is_again: bool) -> None:
         timestamp, marker, codec, payload_type, payload = rest
