@@ -21,6 +21,7 @@ DEAF_S = 2.0
 FREEZE_S = 0.2
 MAX_DROPOUT = 3000  # packets; who jumps farther than that has started anew (RFC 3550, A.1)
 OVERTAKEN_S = 10  # by which no packet is overtaken
+STRAGGLING_S = 3.0  # for which packets of a count that was left still come
 RESTART_WITHIN = 16  # and sends its next packets from there on
 
 
@@ -46,6 +47,8 @@ class VideoReceiver:
         self._highest: int | None = None
         self._has_jumped = True  # the next packet tells where its count begins
         self._strange: tuple[int, tuple] | None = None  # a packet from far away, that may be the first of a new count
+        self._former: Packet | None = None  # the newest of the count before this one
+        self._former_until_s = 0.0
         self._newest: Packet | None = None
         self._newest_s = self._pace_s = 0.0
         self._has_rtx = False
@@ -71,6 +74,8 @@ class VideoReceiver:
     ) -> Outcome:
         """is_again: it was sent again, and says so (RTX, RFC 4588)."""
         rest = (timestamp, marker, codec, payload_type, payload)
+        if self._is_straggler(sequence_number, timestamp, now_s):
+            return self.tick(now_s)
         number = self._number(sequence_number)
         if number is not None and not self._is_alien(number, timestamp):
             self._strange = None
@@ -80,7 +85,9 @@ class VideoReceiver:
                 self._strange = sequence_number, rest
         else:
             strange, self._strange = self._strange, None
+            former = self._newest
             self.restart()
+            self._former, self._former_until_s = former, now_s + STRAGGLING_S
             for sequence, about in (strange, (sequence_number, rest)):
                 number = self._number(sequence)
                 assert number is not None
@@ -156,6 +163,14 @@ class VideoReceiver:
             return sequence_number + (0x10000 if self._highest is None else (self._highest & ~0xFFFF) + 0x10000)
         apart = uint16_add(sequence_number - self._highest, 0x8000) - 0x8000
         return self._highest + apart if abs(apart) <= MAX_DROPOUT else None
+
+    def _is_straggler(self, sequence_number: int, timestamp: int, now_s: float) -> bool:
+        """It is of the count that was left, and came too late."""
+        former = self._former
+        if former is None or now_s > self._former_until_s:
+            return False
+        is_near = uint16_add(former.number - sequence_number, MAX_DROPOUT) <= 2 * MAX_DROPOUT
+        return is_near and (former.timestamp - timestamp + 90_000) & 0xFFFFFFFF <= (OVERTAKEN_S + 1) * 90_000
 
     def _is_alien(self, number: int, timestamp: int) -> bool:
         """Its number says that it was overtaken, and its timestamp that it was not."""

@@ -193,6 +193,7 @@ class Relay:
     async def _serve(self) -> None:
         self._done = asyncio.Event()
         app = web.Application(client_max_size=1 << 20)
+        app.router.add_get("/empty", lambda request: web.Response(text="<!doctype html>", content_type="text/html"))
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         async with ClientSession(auto_decompress=False) as self._http:

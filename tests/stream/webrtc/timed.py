@@ -19,23 +19,23 @@ import numpy as np
 
 ROOT = Path(__file__).parents[3]
 COLUMNS, ROWS, BITS = 8, 4, 24  # of fields; behind the time come eight bits that prove it
-WIDTH, HEIGHT = 640, 480
 
 # Publishes what a canvas shows: the camera, and over its upper half the time in black and white fields.
 PUBLISH = """async ([url, codec, fps, options]) => {
+    const {width, height, still, kbps, startKbps, rids, layers} = {width: 640, height: 480, ...options};
     const camera = await navigator.mediaDevices.getUserMedia({video: {width: 640, height: 480}});
     const video = Object.assign(document.createElement('video'), {srcObject: camera, muted: true});
     await video.play();
-    const canvas = Object.assign(document.createElement('canvas'), {width: 640, height: 480});
+    const canvas = Object.assign(document.createElement('canvas'), {width, height});
     const context = canvas.getContext('2d');
     const stream = canvas.captureStream(0), [track] = stream.getVideoTracks();
     const draw = () => {
-        context.drawImage(video, 0, 0, 640, 480);
+        if (!still) context.drawImage(video, 0, 0, width, height);
         const now = Math.round(performance.timeOrigin + performance.now()) % 2 ** 24;
         const proof = (now ^ now >> 8 ^ now >> 16) & 255;
         for (let bit = 0; bit < 32; bit++) {
             context.fillStyle = (bit < 24 ? now >> bit : proof >> bit - 24) & 1 ? '#fff' : '#000';
-            context.fillRect(bit % 8 * 80, Math.floor(bit / 8) * 60, 80, 60);
+            context.fillRect(bit % 8 * width / 8, Math.floor(bit / 8) * height / 8, width / 8, height / 8);
         }
         track.requestFrame();
     };
@@ -44,10 +44,10 @@ PUBLISH = """async ([url, codec, fps, options]) => {
     worker.onmessage = draw;
     const peer = window.peer = new RTCPeerConnection();
     const transceiver = peer.addTransceiver(track, {direction: 'sendonly', streams: [stream],
-        ...(options.rids ? {sendEncodings: options.rids} : {})});
-    if (options.kbps) {
+        ...(rids ? {sendEncodings: rids} : {})});
+    if (kbps) {
         const parameters = transceiver.sender.getParameters();
-        parameters.encodings[0].maxBitrate = options.kbps * 1000;
+        parameters.encodings[0].maxBitrate = kbps * 1000;
         await transceiver.sender.setParameters(parameters);
     }
     const all = RTCRtpSender.getCapabilities('video').codecs;
@@ -56,10 +56,10 @@ PUBLISH = """async ([url, codec, fps, options]) => {
                                           /packetization-mode=1/.test(sdpFmtpLine)));
     transceiver.setCodecPreferences(wanted);
     let offer = await peer.createOffer();
-    if (options.layers) {  // a=ssrc-group:SIM, as browsers made it before there were rids
+    if (layers) {  // a=ssrc-group:SIM, as browsers made it before there were rids
         const {sdp} = offer, [, media, rtx] = /a=ssrc-group:FID (\\d+) (\\d+)/.exec(sdp);
         const lines = [...sdp.matchAll(new RegExp(`a=ssrc:${media} (.*)`, 'g'))].map(match => match[1]);
-        const ssrcs = Array.from({length: options.layers}, (_, at) => [+media + at, +rtx + at]);
+        const ssrcs = Array.from({length: layers}, (_, at) => [+media + at, +rtx + at]);
         const groups = [`a=ssrc-group:SIM ${ssrcs.map(pair => pair[0]).join(' ')}`,
                         ...ssrcs.map(pair => `a=ssrc-group:FID ${pair.join(' ')}`)];
         const said = ssrcs.flat().flatMap(ssrc => lines.map(line => `a=ssrc:${ssrc} ${line}`));
@@ -70,7 +70,9 @@ PUBLISH = """async ([url, codec, fps, options]) => {
     const answer = await fetch(url, {method: 'POST', body: peer.localDescription.sdp,
                                      headers: {'Content-Type': 'application/sdp'}});
     if (answer.status !== 201) throw new Error(await answer.text());
-    await peer.setRemoteDescription({type: 'answer', sdp: await answer.text()});
+    let sdp = await answer.text();
+    if (startKbps) sdp = sdp.replace(/a=fmtp:96 /, `a=fmtp:96 x-google-start-bitrate=${startKbps};`);
+    await peer.setRemoteDescription({type: 'answer', sdp});
 }"""
 
 STATS = """async () => [...(await peer.getStats()).values()].filter(({type}) => type === 'outbound-rtp')"""
@@ -83,6 +85,18 @@ def taken_ms(picture: np.ndarray) -> int | None:
     number = int(sum(1 << at for at in range(BITS) if fields[at]))
     proof = sum(1 << at for at in range(8) if fields[BITS + at])
     return number if proof == (number ^ number >> 8 ^ number >> 16) & 255 else None
+
+
+def stamped(now_s: float, width: int = 640, height: int = 480) -> np.ndarray:
+    """uint8 [height, width, 3] as the page draws it, over grey noise that moves."""
+    number = round(now_s * 1000) % 2**BITS
+    proof = (number ^ number >> 8 ^ number >> 16) & 255
+    bits = [number >> at & 1 for at in range(BITS)] + [proof >> at & 1 for at in range(8)]
+    picture = np.random.default_rng(number).integers(96, 160, (height // 16, width // 16), np.uint8)
+    picture = picture.repeat(16, 0).repeat(16, 1)
+    fields = np.array(bits, np.uint8).reshape(ROWS, COLUMNS) * 255
+    picture[: height // 2] = fields.repeat(height // 2 // ROWS, 0).repeat(width // COLUMNS, 1)
+    return np.repeat(picture[..., None], 3, axis=2)
 
 
 def age_s(number: int, now_s: float) -> float:

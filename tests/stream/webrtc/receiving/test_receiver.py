@@ -257,7 +257,9 @@ def newest_comes_out(seed: int) -> None:
     numbers = run.numbers()
     assert numbers == sorted(set(numbers)), seed
     assert numbers, seed
-    assert numbers[-1] >= len(run.sender.frames) - (5 if run.network.one_way_s > 0.05 else 2) - (not run.sender.marks), seed
+    assert numbers[-1] >= len(run.sender.frames) - (5 if run.network.one_way_s > 0.05 else 2) - (
+        not run.sender.marks
+    ), seed
 
 
 @settings(max_examples=150)
