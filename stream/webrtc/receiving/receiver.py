@@ -4,6 +4,7 @@ keyframe is (PLI, RFC 4585). Pure: time is an argument, and what is to be sent i
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from aiortc.utils import uint16_add
@@ -47,8 +48,7 @@ class VideoReceiver:
         self._highest: int | None = None
         self._has_jumped = True  # the next packet tells where its count begins
         self._strange: tuple[int, tuple] | None = None  # a packet from far away, that may be the first of a new count
-        self._former: Packet | None = None  # the newest of the count before this one
-        self._former_until_s = 0.0
+        self._former: deque[tuple[Packet, float]] = deque(maxlen=4)  # the newest of counts that were left, and when
         self._newest: Packet | None = None
         self._newest_s = self._pace_s = 0.0
         self._has_rtx = False
@@ -85,9 +85,9 @@ class VideoReceiver:
                 self._strange = sequence_number, rest
         else:
             strange, self._strange = self._strange, None
-            former = self._newest
+            if self._newest is not None:
+                self._former.append((self._newest, now_s))
             self.restart()
-            self._former, self._former_until_s = former, now_s + STRAGGLING_S
             for sequence, about in (strange, (sequence_number, rest)):
                 number = self._number(sequence)
                 assert number is not None
@@ -165,12 +165,13 @@ class VideoReceiver:
         return self._highest + apart if abs(apart) <= MAX_DROPOUT else None
 
     def _is_straggler(self, sequence_number: int, timestamp: int, now_s: float) -> bool:
-        """It is of the count that was left, and came too late."""
-        former = self._former
-        if former is None or now_s > self._former_until_s:
-            return False
-        is_near = uint16_add(former.number - sequence_number, MAX_DROPOUT) <= 2 * MAX_DROPOUT
-        return is_near and (former.timestamp - timestamp + 90_000) & 0xFFFFFFFF <= (OVERTAKEN_S + 1) * 90_000
+        """It is of a count that was left, from before that was."""
+        return any(
+            now_s - left_s < STRAGGLING_S
+            and uint16_add(newest.number, -sequence_number) <= MAX_DROPOUT
+            and (newest.timestamp - timestamp) & 0xFFFFFFFF <= OVERTAKEN_S * 90_000
+            for newest, left_s in self._former
+        )
 
     def _is_alien(self, number: int, timestamp: int) -> bool:
         """Its number says that it was overtaken, and its timestamp that it was not."""

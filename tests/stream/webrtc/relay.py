@@ -193,7 +193,7 @@ class Relay:
     async def _serve(self) -> None:
         self._done = asyncio.Event()
         app = web.Application(client_max_size=1 << 20)
-        app.router.add_get("/empty", lambda request: web.Response(text="<!doctype html>", content_type="text/html"))
+        app.router.add_get("/empty", self._empty)
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         async with ClientSession(auto_decompress=False) as self._http:
@@ -206,6 +206,10 @@ class Relay:
             for path in self._paths:
                 path.close()
             await runner.cleanup()
+
+    async def _empty(self, request: web.Request) -> web.Response:
+        """A page without a policy, for scripts."""
+        return web.Response(text="<!doctype html>", content_type="text/html")
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

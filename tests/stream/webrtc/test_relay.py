@@ -55,6 +55,7 @@ def test_it_ends_when_its_time_is_over():
 
 
 def test_what_it_reads_and_leaves_out_of_an_answer():
-    answer = "v=0\r\nm=video 9 X 96 97\r\na=candidate:1 1 udp 1 h 1 typ host\r\na=rtpmap:96 VP8/90000\r\na=rtpmap:97 rtx/90000\r\n"
+    lines = ["v=0", "m=video 9 X 96 97", "a=candidate:1 1 udp 1 h 1 typ host", "a=rtpmap:96 VP8/90000"]
+    answer = "\r\n".join([*lines, "a=rtpmap:97 rtx/90000", ""])
     assert kinds(answer) == KINDS
     assert "candidate" not in without_candidates(answer)

@@ -17,9 +17,8 @@ def vp8(number: int, key: bool, packets: int) -> tuple[list[bytes], bytes]:
     """(payloads, what the decoder gets) of a frame that carries its number (RFC 7741)."""
     data = bytes([0x10 if key else 0x11, 0, 0]) + (b"\x9d\x01\x2a\x80\x02\xe0\x01" if key else b"")
     parts = [data + number.to_bytes(4, "big"), *(bytes([at, number & 0xFF]) * 3 for at in range(1, packets))]
-    return [bytes([0x90 if at == 0 else 0x80, 0x80, at & 0x7F]) + part for at, part in enumerate(parts)], b"".join(
-        parts
-    )
+    descriptors = [bytes([0x90 if at == 0 else 0x80, 0x80, at & 0x7F]) for at in range(packets)]
+    return [before + part for before, part in zip(descriptors, parts, strict=True)], b"".join(parts)
 
 
 def h264(number: int, key: bool, packets: int) -> tuple[list[bytes], bytes]:
