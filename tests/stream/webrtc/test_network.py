@@ -11,9 +11,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
-from itertools import pairwise
 
-import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
@@ -22,7 +20,7 @@ from tests.ffmpeg import FPS, certificate, needs_whip, publish
 from tests.paths import ROOT
 
 from .relay import Plan, Relay
-from .timed import PUBLISH, STATS, Timed, stamped, timed_server
+from .timed import PUBLISH, STATS, Timed, Watched, stamped, timed_server
 
 pytestmark = pytest.mark.prove
 
@@ -63,26 +61,6 @@ class Publishing:
 
     def counted(self) -> dict[str, float]:
         return self.page.evaluate(STATS)[0]
-
-
-class Watched:
-    """What came in a while."""
-
-    def __init__(self, since_s: float, pictures: list[tuple]):
-        self.since_s, self.pictures = since_s, pictures
-        self.ages_ms = [1000 * age for _, age, _, _ in pictures if age is not None]
-
-    def percentile_ms(self, percent: float) -> float:
-        return float(np.percentile(self.ages_ms, percent))
-
-    @property
-    def longest_gap_s(self) -> float:
-        times_s = [self.since_s, *(picture[0] for picture in self.pictures)]
-        return max(after - before for before, after in pairwise(times_s))
-
-    def after(self, seconds: float) -> Watched:
-        since_s = self.since_s + seconds
-        return Watched(since_s, [picture for picture in self.pictures if picture[0] >= since_s])
 
 
 @contextmanager

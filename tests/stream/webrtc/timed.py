@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,31 @@ class Timed:
 
     def since(self, moment_s: float) -> list[tuple[float, float | None, int, int]]:
         return [picture for picture in list(self.pictures) if picture[0] >= moment_s]
+
+
+class Watched:
+    """What came in a while."""
+
+    def __init__(self, since_s: float, pictures: list[tuple]):
+        self.since_s, self.pictures = since_s, pictures
+        self.ages_ms = [1000 * age for _, age, _, _ in pictures if age is not None]
+
+    def percentile_ms(self, percent: float) -> float:
+        return float(np.percentile(self.ages_ms, percent))
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Between two pictures, and before the first."""
+        times_s = [self.since_s, *(picture[0] for picture in self.pictures)]
+        return [after - before for before, after in pairwise(times_s)]
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max(self.gaps_s, default=float("inf"))
+
+    def after(self, seconds: float) -> Watched:
+        since_s = self.since_s + seconds
+        return Watched(since_s, [picture for picture in self.pictures if picture[0] >= since_s])
 
 
 @contextmanager
