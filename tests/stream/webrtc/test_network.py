@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
+import sys
 import time
 from contextlib import contextmanager
 
@@ -16,11 +16,12 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from tests.chromium import CHROMIUM, launch_options, write_camera_file
-from tests.ffmpeg import FPS, certificate, needs_whip, publish
+from tests.ffmpeg import FPS, needs_whip
 from tests.paths import ROOT
 
+from . import timed
 from .relay import Plan, Relay
-from .timed import PUBLISH, STATS, Timed, Watched, stamped, timed_server
+from .timed import PUBLISH, STATS, Timed, Watched, timed_server
 
 pytestmark = pytest.mark.prove
 
@@ -191,10 +192,8 @@ def test_firefox(codec):
 def test_ffmpeg(tmp_path):
     """It answers NACKs but knows no PLI: its keyframes come once a second."""
     with timed_server() as server, Relay(server.url, Plan(one_way_s=0.01), Plan(one_way_s=0.01)) as relay:
-        pictures = (stamped(time.time()) for _ in range(20 * FPS))
-        given = (f"{relay.url}/whip/one", certificate(tmp_path), pictures)
-        publisher = threading.Thread(target=publish, args=given)
-        publisher.start()
+        command = [sys.executable, timed.__file__, f"{relay.url}/whip/one", str(tmp_path), "20"]
+        publisher = subprocess.Popen(command)
         until(lambda: server.pictures)
         time.sleep(4)
         clean = Watched(time.time() - 3, server.since(time.time() - 3))
@@ -202,7 +201,8 @@ def test_ffmpeg(tmp_path):
         since_s = time.time()
         time.sleep(8)
         lossy = Watched(since_s, server.since(since_s))
-        publisher.join()
+        publisher.terminate()
+        publisher.wait(10)
     assert clean.percentile_ms(50) < 45
     assert len(lossy.pictures) > 0.7 * 8 * FPS
     assert lossy.longest_gap_s < 1.3

@@ -1,7 +1,8 @@
 """Pictures that tell when they were taken, published by a real browser into a server that writes down what it gets.
 
 `python tests/stream/webrtc/timed.py` serves, in whatever checkout it is started, and prints its port; then a line for
-each picture that reaches the engine: when, and when it was taken, in seconds of the machine's clock.
+each picture that reaches the engine: when, how old it is, in seconds of the machine's clock, and its size. With URL,
+FOLDER (for a certificate) and SECONDS FFmpeg publishes such pictures.
 """
 
 from __future__ import annotations
@@ -185,5 +186,16 @@ def timed_server(checkout: Path = ROOT):
         process.wait(10)
 
 
+def publish_by_ffmpeg(url: str, folder: str, seconds: str) -> None:
+    sys.path.insert(0, str(ROOT))
+    from tests import ffmpeg
+
+    pictures = (stamped(time.time()) for _ in range(round(float(seconds) * ffmpeg.FPS)))
+    ffmpeg.publish(url, ffmpeg.certificate(Path(folder)), pictures)
+
+
 if __name__ == "__main__":
-    asyncio.run(serve())
+    if sys.argv[1:]:
+        publish_by_ffmpeg(*sys.argv[1:])
+    else:
+        asyncio.run(serve())
