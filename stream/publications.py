@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from av import VideoFrame
@@ -54,6 +54,7 @@ class Publication:
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
+        self.network: Callable[[], Any] | None = None  # what comes over one: a ReceiverStatistics of stream.webrtc's
         self._has_skipped = False
         self._refused: str | None = None
 

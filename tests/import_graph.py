@@ -38,7 +38,11 @@ ALLOWED: dict[str, set[str]] = {
     "stream.engine": {"pipeline.base", "shared"},
     "stream": {"pipeline.base", "shared", "stream.engine"},
     "stream.webrtc.negotiation": set(),
-    "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream", "stream.webrtc.negotiation"},
+    "stream.webrtc.receiving": set(),
+    "stream.webrtc": {
+        *("pipeline.base", "shared", "stream.engine", "stream"),
+        *("stream.webrtc.negotiation", "stream.webrtc.receiving"),
+    },
     "stream.recording": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.local": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.http": {  # the server: it ties the rooms beside it together

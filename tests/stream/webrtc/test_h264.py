@@ -13,9 +13,9 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.webrtc.bitstream import is_keyframe, macroblocks
 from stream.webrtc.h264_encoder import MAX_PAYLOAD, AgreedH264Encoder, nal_units, payloads
 from stream.webrtc.negotiation.h264 import LEVELS, NotTaken, fitted, level_for, level_of, read, sent_level
+from stream.webrtc.receiving.bitstream import is_keyframe, macroblocks
 
 SIDES = st.integers(2, 512).map(lambda eighth: 8 * eighth)  # as --size takes them, up to 4096
 # A unit's type is one that packets carry by themselves; neither its bytes nor their ends look like a start code.
