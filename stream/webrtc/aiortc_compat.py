@@ -9,20 +9,35 @@ At an upgrade of either package: run tests/stream, and read again what each "Rec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
 from aioice import Connection, ice, stun
-from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs
+from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs, rtcrtpsender
 from aiortc.codecs import h264, vpx
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame
-from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RTCP_PSFB_FIR,
+    RTCP_PSFB_PLI,
+    RTCP_RTPFB_NACK,
+    AnyRtcpPacket,
+    RtcpPsfbPacket,
+    RtcpRrPacket,
+    RtcpRtpfbPacket,
+    RtcpSrPacket,
+    RtpPacket,
+    unpack_remb_fci,
+)
 
 from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
+from .feedback import HISTORY, SenderFeedback
 from .reports import SenderReports, ntp_time
 from .sound import BITRATE_BPS, MusicEncoder
 
@@ -38,8 +53,8 @@ def apply() -> None:
     Our answers offer VP8 up to MAX_MACROBLOCKS (RFC 7741, 6.1; those of H264 name level 3.1, and senders may exceed
     it), and of sound Opus alone, in stereo (RFC 7587, 6.1), which is encoded as music.
 
-    Recheck: `codecs.CODECS` is what answers are made of, `codecs.get_encoder` finds OpusEncoder in its own module, and
-    `ice.Connection` finds get_host_addresses in its own.
+    Recheck: `codecs.CODECS` is what answers are made of, `codecs.get_encoder` finds OpusEncoder in its own module,
+    `ice.Connection` finds get_host_addresses in its own, and RTCRtpSender RTP_HISTORY_SIZE.
     """
     for codec in codecs.CODECS["video"]:
         if codec.mimeType == "video/VP8":
@@ -49,6 +64,7 @@ def apply() -> None:
     codecs.CODECS["audio"] = opus
     codecs.OpusEncoder = MusicEncoder  # type: ignore[misc]  # a class is no variable to mypy
     ice.get_host_addresses = _addresses_or_loopback
+    rtcrtpsender.RTP_HISTORY_SIZE = HISTORY
 
 
 def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
@@ -130,10 +146,13 @@ def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
 # -- a sender --------------------------------------------------------------------------------------------------------
 
 
-def tell_moments(sender: RTCRtpSender, moment_s: Callable[[], float]) -> None:
+def tell_moments(
+    sender: RTCRtpSender, moment_s: Callable[[], float], reported: Callable[[float, int], None] = lambda *report: None
+) -> None:
     """Have a sender's reports name the moment that its newest frame is of, on time.monotonic's clock; aiortc's name the
     time at which they are sent. How long a picture takes differs from one to the next, and receivers would take that
-    for what it is late by.
+    for what it is late by. reported: called with each report's time of sending, and with what answers to it name it by
+    (LSR; RFC 3550, 6.4.1).
 
     Recheck: RTCRtpSender._next_encoded_frame returns what is sent next, _send_rtcp gets every report.
     """
@@ -152,9 +171,67 @@ def tell_moments(sender: RTCRtpSender, moment_s: Callable[[], float]) -> None:
         for packet in packets:
             if isinstance(packet, RtcpSrPacket) and packet.sender_info.packet_count:
                 packet.sender_info.ntp_timestamp = ntp_time(told_s)
+                reported(time.monotonic(), packet.sender_info.ntp_timestamp >> 16 & 0xFFFFFFFF)
         await send(packets)
 
     inside._next_encoded_frame, inside._send_rtcp = encode_and_note, send_noted
+
+
+def follow_feedback(sender: RTCRtpSender, feedback: SenderFeedback, send_now: Callable[[], None]) -> None:
+    """Have a video sender do what the feedback decides; before it starts. send_now: have the next frame come at once.
+
+    aiortc itself sends again whatever is asked for, makes a keyframe with whatever frame comes next, and knows of
+    bitrate what REMB says.
+
+    Recheck: RTCRtpSender._handle_rtcp_packet gets every report; _retransmit sends again what __rtp_history holds under
+    its number; _send_keyframe marks the next frame; __encoder is made with the first frame, takes target_bitrate, and
+    makes a new `codec`, whose first frame is a keyframe, for a size or bitrate that its own does not have.
+    """
+    inside: Any = sender
+    handle, encode, loop = inside._handle_rtcp_packet, inside._next_encoded_frame, asyncio.get_running_loop()
+    asked = False  # the next frame is to be a keyframe
+
+    def make_keyframe() -> None:
+        nonlocal asked
+        asked = True
+        inside._send_keyframe()
+        send_now()
+
+    async def heed(packet: AnyRtcpPacket) -> None:
+        now_s = time.monotonic()
+        if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
+            for report in packet.reports:
+                if report.ssrc == inside._ssrc:
+                    feedback.report(now_s, report)
+            await handle(packet)  # for its own statistics
+        elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
+            for number in packet.lost:
+                kept = inside._RTCRtpSender__rtp_history.get(number % HISTORY)
+                size = len(kept.payload) if kept is not None and kept.sequence_number == number else None
+                if feedback.lost(now_s, number, size):
+                    await inside._retransmit(number)
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
+            if (wait_s := feedback.keyframe_in_s(now_s)) is not None:
+                loop.call_later(wait_s, make_keyframe)
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
+            with contextlib.suppress(ValueError):  # another application's
+                bps, ssrcs = unpack_remb_fci(packet.fci)
+                if inside._ssrc in ssrcs:
+                    feedback.limit(bps)
+
+    async def encode_as_told(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
+        nonlocal asked
+        encoder = inside._RTCRtpSender__encoder
+        if encoder is not None:
+            encoder.target_bitrate = feedback.bitrate_bps(time.monotonic())
+        before, was_asked = encoder and encoder.codec, asked
+        encoded = await encode(codec)
+        if was_asked or inside._RTCRtpSender__encoder.codec is not before:
+            feedback.keyframes.made(time.monotonic())
+            asked = False
+        return encoded
+
+    inside._handle_rtcp_packet, inside._next_encoded_frame = heed, encode_as_told
 
 
 # -- a peer and its transport ----------------------------------------------------------------------------------------

@@ -1,0 +1,163 @@
+"""What a viewer's RTCP feedback leads to: packets sent again, keyframes, another bitrate, and what can be told of it.
+
+Decisions alone, on the clock that they are given; aiortc_compat.py has a sender act on them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from aiortc.rtp import RtcpReceiverInfo
+
+from stream.network import SenderStatistics
+
+from .bitrates import BitrateEstimate, EncoderBitrate
+
+HISTORY = 1024  # packets that can be sent again: 1.3 s at 8.4 Mbit/s, 0.9 at 12; it divides 2**16, as numbers go round
+MAX_RESENDS = 8  # of one packet
+MIN_RESEND_S = 0.01
+RESEND_BURST_S = 0.5  # so long a time's bits may be sent again at once; in the long run as many as are sent
+KEYFRAME_S = 0.3
+
+MAX_REPORTS = 16  # sender reports that may still be answered
+ROUND_TRIP_SHARE = 0.15  # of a new measurement in the average
+MAX_ROUND_TRIP_S = 10.0  # what is longer is a receiver's mistake
+MAX_STEP = 2**16  # packets between two reports; a receiver that counts more counts anew
+
+
+class Retransmissions:
+    """Which of the packets asked for (NACK, RFC 4585) are sent again: not while the last one may still be under way,
+    not for ever, and in sum no more bits than the way carries, which lost packets may mean it does not."""
+
+    def __init__(self) -> None:
+        self._sent: OrderedDict[int, tuple[float, int]] = OrderedDict()  # number -> (when last, how often)
+        self._credit_bits: float | None = None
+        self._credited_s = 0.0
+
+    def allow(self, now_s: float, sequence_number: int, size: int, bps: int, round_trip_s: float | None) -> bool:
+        """Whether to send a packet of that many bytes again, which is then taken for done."""
+        last_s, times = self._sent.get(sequence_number, (-1e9, 0))
+        apart_s = max(MIN_RESEND_S, (round_trip_s or 0.0) / 2)
+        if now_s - last_s > MAX_ROUND_TRIP_S:
+            times = 0  # numbers go round
+        if now_s - last_s < apart_s or times >= MAX_RESENDS:
+            return False
+        most = bps * RESEND_BURST_S
+        credit = most if self._credit_bits is None else self._credit_bits + bps * (now_s - self._credited_s)
+        self._credit_bits, self._credited_s = min(most, credit), now_s
+        if self._credit_bits < 8 * size:
+            return False
+        self._credit_bits -= 8 * size
+        self._sent[sequence_number] = (now_s, times + 1)
+        self._sent.move_to_end(sequence_number)
+        if len(self._sent) > HISTORY:
+            self._sent.popitem(last=False)
+        return True
+
+
+class KeyframeRequests:
+    """When to answer who asks for a keyframe (PLI, RFC 4585; FIR, RFC 5104): at once, every KEYFRAME_S at the most."""
+
+    def __init__(self) -> None:
+        self._last_s = -KEYFRAME_S  # when one was begun, or will be
+        self._due = False  # that moment is to come
+
+    def ask(self, now_s: float) -> float | None:
+        """In how long to make one; None where one is to come anyway."""
+        if self._due:
+            return None
+        at_s = max(now_s, self._last_s + KEYFRAME_S)
+        self._last_s, self._due = at_s, True
+        return at_s - now_s
+
+    def made(self, now_s: float) -> None:
+        """A keyframe leaves, whoever asked for it."""
+        self._last_s, self._due = now_s, False
+
+
+class ReceiverReports:
+    """What a receiver's reports (RFC 3550, 6.4) tell: packets it expected, those of them lost, the round trip."""
+
+    def __init__(self) -> None:
+        self.expected = self.lost = 0
+        self.round_trip_s: float | None = None
+        self._sent_s: OrderedDict[int, float | None] = OrderedDict()  # a report's LSR -> when it was sent
+        self._before: tuple[int, int] | None = None  # highest sequence number, packets lost
+
+    def sent(self, now_s: float, lsr: int) -> None:
+        """A sender report left, of which receivers give this back."""
+        # One that says what another said cannot be told from it.
+        self._sent_s[lsr] = None if lsr in self._sent_s else now_s
+        if len(self._sent_s) > MAX_REPORTS:
+            self._sent_s.popitem(last=False)
+
+    def add(self, now_s: float, report: RtcpReceiverInfo) -> tuple[int, int]:
+        """-> (packets expected, packets lost) since the report before."""
+        self._measure(now_s, report.lsr, report.dlsr / 65536)
+        before, self._before = self._before, (report.highest_sequence, report.packets_lost)
+        if before is None:
+            return 0, 0
+        expected = report.highest_sequence - before[0]
+        if not 0 <= expected <= MAX_STEP:
+            return 0, 0
+        lost = min(expected, max(0, report.packets_lost - before[1]))  # copies make it fall
+        self.expected, self.lost = self.expected + expected, self.lost + lost
+        return expected, lost
+
+    def _measure(self, now_s: float, lsr: int, delay_s: float) -> None:
+        sent_s = self._sent_s.get(lsr)
+        if sent_s is None:
+            return
+        round_trip_s = now_s - sent_s - delay_s
+        if not 0 <= round_trip_s <= MAX_ROUND_TRIP_S:
+            return
+        if self.round_trip_s is None:
+            self.round_trip_s = round_trip_s
+        self.round_trip_s += ROUND_TRIP_SHARE * (round_trip_s - self.round_trip_s)
+
+
+class SenderFeedback:
+    """All that one viewer says about the video it is sent. deserved: see BitrateEstimate."""
+
+    def __init__(self, deserved: Callable[[], int]):
+        self.reports = ReceiverReports()
+        self.keyframes = KeyframeRequests()
+        self.nacks = self.plis = 0  # packets asked for, keyframes asked for
+        self.is_heard = False  # a report came: what can be told is worth telling
+        self._deserved = deserved
+        self._retransmissions = Retransmissions()
+        self._estimate = BitrateEstimate(deserved)
+        self._encoder = EncoderBitrate()
+        self._bps = deserved()
+
+    def report(self, now_s: float, report: RtcpReceiverInfo) -> None:
+        self.is_heard = True
+        packets, lost = self.reports.add(now_s, report)
+        self._estimate.report(now_s, packets, lost)
+
+    def limit(self, bps: int) -> None:
+        """REMB."""
+        self._estimate.limit(bps)
+
+    def lost(self, now_s: float, sequence_number: int, size: int | None) -> bool:
+        """NACK: whether to send that packet again. size: its bytes; None where it is not kept any more."""
+        self.nacks += 1
+        return size is not None and self._retransmissions.allow(
+            now_s, sequence_number, size, self._bps, self.reports.round_trip_s
+        )
+
+    def keyframe_in_s(self, now_s: float) -> float | None:
+        """PLI or FIR: see KeyframeRequests."""
+        self.plis += 1
+        return self.keyframes.ask(now_s)
+
+    def bitrate_bps(self, now_s: float) -> int:
+        """What the next frame is to be encoded with."""
+        self._bps = self._encoder.follow(now_s, self._estimate.bps, self._deserved())
+        return self._bps
+
+    def statistics(self) -> SenderStatistics:
+        reports = self.reports
+        round_trip_ms = None if reports.round_trip_s is None else round(1000 * reports.round_trip_s, 1)
+        return SenderStatistics(reports.expected, reports.lost, self.nacks, self.plis, round_trip_ms, self._bps)
