@@ -19,6 +19,7 @@ MAX_RESENDS = 8  # of one packet
 MIN_RESEND_S = 0.01
 RESEND_BURST_S = 0.5  # so long a time's bits may be sent again at once; in the long run as many as are sent
 KEYFRAME_S = 0.3
+LATE_KEYFRAME_S = 1.0  # one that was not seen to leave by then is asked for anew
 
 MAX_REPORTS = 16  # sender reports that may still be answered
 ROUND_TRIP_SHARE = 0.15  # of a new measurement in the average
@@ -60,20 +61,24 @@ class KeyframeRequests:
     """When to answer who asks for a keyframe (PLI, RFC 4585; FIR, RFC 5104): at once, every KEYFRAME_S at the most."""
 
     def __init__(self) -> None:
-        self._last_s = -KEYFRAME_S  # when one was begun, or will be
-        self._due = False  # that moment is to come
+        self._made_s = -KEYFRAME_S
+        self._asked_s: float | None = None  # since the last one
 
     def ask(self, now_s: float) -> float | None:
-        """In how long to make one; None where one is to come anyway."""
-        if self._due:
+        """In how long to look whether one `is_due`; None where that will be done anyway."""
+        if self._asked_s is not None and now_s - self._asked_s < LATE_KEYFRAME_S:
             return None
-        at_s = max(now_s, self._last_s + KEYFRAME_S)
-        self._last_s, self._due = at_s, True
-        return at_s - now_s
+        self._asked_s = now_s
+        return max(0.0, self._made_s + KEYFRAME_S - now_s)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody still waits."""
+        return self._asked_s is not None
 
     def made(self, now_s: float) -> None:
-        """A keyframe leaves, whoever asked for it."""
-        self._last_s, self._due = now_s, False
+        """A keyframe leaves, for whatever reason."""
+        self._made_s, self._asked_s = now_s, None
 
 
 class ReceiverReports:
