@@ -11,7 +11,7 @@ KINDS = ("in", "out", "dropped", "skipped")
 ROLES = ("publisher", "viewers")
 NETWORK = {
     "packets_lost": "Packets that were lost on their way, whether or not they came when they were sent again.",
-    "nacks": "Packets that the receiver asked for once more.",
+    "nacks": "Times that the receiver asked for lost packets once more.",
     "plis": "Keyframes that the receiver asked for.",
 }
 

@@ -38,7 +38,7 @@ class Reception(Protocol):
 @dataclass(frozen=True)
 class SenderStatistics:
     """What one viewer's sender counts, from the viewer's start: packets that were expected there, those of them lost,
-    packets and keyframes asked for; what the encoder is told."""
+    NACKs and PLIs; what the encoder is told."""
 
     packets_expected: int
     packets_lost: int

@@ -206,10 +206,12 @@ def follow_feedback(sender: RTCRtpSender, feedback: SenderFeedback, send_now: Ca
                     feedback.report(now_s, report)
             await handle(packet)  # for its own statistics
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
+            feedback.nacks += 1
             for number in packet.lost:
                 kept = inside._RTCRtpSender__rtp_history.get(number % HISTORY)
-                size = len(kept.payload) if kept is not None and kept.sequence_number == number else None
-                if feedback.lost(now_s, number, size):
+                if kept is None or kept.sequence_number != number:
+                    continue
+                if feedback.resends(now_s, number, len(kept.payload)):
                     await inside._retransmit(number)
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
             if (wait_s := feedback.keyframe_in_s(now_s)) is not None:
@@ -218,7 +220,7 @@ def follow_feedback(sender: RTCRtpSender, feedback: SenderFeedback, send_now: Ca
             with contextlib.suppress(ValueError):  # another application's
                 bps, ssrcs = unpack_remb_fci(packet.fci)
                 if inside._ssrc in ssrcs:
-                    feedback.limit(bps)
+                    feedback.limit(now_s, bps)
 
     async def encode_as_told(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
         encoder = inside._RTCRtpSender__encoder
@@ -229,6 +231,7 @@ def follow_feedback(sender: RTCRtpSender, feedback: SenderFeedback, send_now: Ca
             begin = b"".join(codecs.depayload(codec, payload) for payload in encoded.payloads[:KEYFRAME_IN])
             if is_keyframe(codec.name, begin):
                 feedback.keyframes.made(time.monotonic())
+                inside._RTCRtpSender__rtp_history.clear()  # what came before it is not needed any more
         return encoded
 
     inside._handle_rtcp_packet, inside._next_encoded_frame = heed, encode_as_told

@@ -14,10 +14,14 @@ GROWTH_PER_S = 1.08
 DECIDE_S, DECIDE_PACKETS = 0.3, 20  # loss is told from at least so many packets, over at least so long
 DECIDE_AT_LAST_S = 1.0  # ... or over this, however few they are: a still picture is a packet a second
 
+FALL = 0.95  # a receiver's estimate is less than before
+TRY = 1.3  # of what the receiver says
+TRY_AFTER_S, TRY_AT_LAST_S = 3.0, 60.0
+
 # An encoder is made anew for another bitrate, and begins with a keyframe, which costs three to eight frames' bits.
 STEP_DOWN, STEP_UP = 0.85, 1.2  # smaller changes are not worth it
-URGENT = 0.6
-HOLD_DOWN_S, HOLD_UP_S = 1.0, 3.0
+URGENT = 0.7
+HOLD_DOWN_S, HOLD_UP_S = 0.5, 3.0
 
 
 def bitrate_bps(width: int, height: int) -> int:
@@ -27,47 +31,71 @@ def bitrate_bps(width: int, height: int) -> int:
 
 class BitrateEstimate:
     """What one viewer's way carries: much loss takes half of its share off at once, without loss it grows by 8 % a
-    second. deserved: bits a second of what is sent, the most that is ever asked for."""
+    second. deserved: bits a second of what is sent, the most that is ever asked for.
+
+    A receiver's own estimate (REMB) is kept to, and after a while tried a little beyond: Chrome's rises by some
+    kbit/s in a second until more than it says arrives. A try that makes it fall is repeated later, and later still.
+    """
 
     def __init__(self, deserved: Callable[[], int]):
         self._deserved = deserved
         self._by_loss: float | None = None  # None while nothing was lost, for all that is deserved
         self._remb_bps: int | None = None
+        self._calm_since_s = 0.0  # neither much loss nor less than before
+        self._try_after_s = TRY_AFTER_S
+        self._tried_from_bps: int | None = None
         self._decided_s: float | None = None
         self._packets = self._lost = 0  # since then
 
-    def limit(self, bps: int) -> None:
+    def limit(self, now_s: float, bps: int) -> None:
         """REMB: what the receiver says it can take, which holds until it says something else."""
-        self._remb_bps = bps
+        before, self._remb_bps = self._remb_bps, bps
+        if before is None:
+            self._calm_since_s = now_s
+        elif bps < FALL * before:
+            self._disturbed(now_s)
+        elif self._tried_from_bps is None and self._tries(now_s):
+            self._tried_from_bps = bps
+        elif self._tried_from_bps is not None and bps > TRY * self._tried_from_bps:
+            self._try_after_s = TRY_AFTER_S
 
-    def report(self, now_s: float, packets: int, lost: int) -> None:
+    def report(self, now_s: float, packets: int, lost: int, round_trip_s: float | None = None) -> None:
         """Of so many packets the receiver reports so many as lost."""
         if self._decided_s is None:
             self._decided_s = now_s
         self._packets, self._lost = self._packets + packets, self._lost + lost
         since_s = now_s - self._decided_s
-        if since_s < DECIDE_S or (self._packets < DECIDE_PACKETS and since_s < DECIDE_AT_LAST_S):
-            return
-        loss = min(1.0, self._lost / max(1, self._packets))
-        self._decide(loss, min(since_s, DECIDE_AT_LAST_S))
-        self._decided_s, self._packets, self._lost = now_s, 0, 0
+        enough_s = DECIDE_S if self._packets >= DECIDE_PACKETS else DECIDE_AT_LAST_S
+        # What was sent before a decision still comes, and is still lost, for a round trip.
+        if since_s >= enough_s + (round_trip_s or 0.0):
+            self._decide(now_s, min(1.0, self._lost / max(1, self._packets)), min(since_s, DECIDE_AT_LAST_S))
+            self._decided_s, self._packets, self._lost = now_s, 0, 0
 
-    def _decide(self, loss: float, since_s: float) -> None:
+    def _decide(self, now_s: float, loss: float, since_s: float) -> None:
         deserved = self._deserved()
-        bps = float(deserved) if self._by_loss is None else self._by_loss
-        if self._remb_bps is not None:  # beyond what the receiver takes, nothing was tried
-            bps = min(bps, max(FLOOR_BPS, self._remb_bps))
+        bps = min(self.bps(now_s), deserved if self._by_loss is None else self._by_loss)
         if loss > HIGH_LOSS:
             self._by_loss = max(float(FLOOR_BPS), bps * (1 - loss / 2))
         elif self._by_loss is not None and loss < LOW_LOSS:
-            grown = max(self._by_loss, bps) * GROWTH_PER_S**since_s + 1000
+            grown = self._by_loss * GROWTH_PER_S**since_s + 1000
             self._by_loss = grown if grown < deserved else None
+        if loss >= LOW_LOSS:
+            self._disturbed(now_s)
 
-    @property
-    def bps(self) -> int:
+    def _disturbed(self, now_s: float) -> None:
+        if self._tried_from_bps is not None:
+            self._try_after_s = min(TRY_AT_LAST_S, 2 * self._try_after_s)
+        self._calm_since_s, self._tried_from_bps = now_s, None
+
+    def _tries(self, now_s: float) -> bool:
+        return now_s - self._calm_since_s >= self._try_after_s
+
+    def bps(self, now_s: float) -> int:
         deserved = self._deserved()
-        limits = [limit for limit in (self._by_loss, self._remb_bps) if limit is not None]
-        return round(max(min(FLOOR_BPS, deserved), min([deserved, *limits])))
+        bps = float(deserved) if self._by_loss is None else min(deserved, self._by_loss)
+        if self._remb_bps is not None:
+            bps = min(bps, self._remb_bps * (TRY if self._tries(now_s) else 1.0))
+        return round(max(min(FLOOR_BPS, deserved), bps))
 
 
 class EncoderBitrate:

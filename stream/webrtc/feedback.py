@@ -17,7 +17,7 @@ from .bitrates import BitrateEstimate, EncoderBitrate
 HISTORY = 1024  # packets that can be sent again: 1.3 s at 8.4 Mbit/s, 0.9 at 12; it divides 2**16, as numbers go round
 MAX_RESENDS = 8  # of one packet
 MIN_RESEND_S = 0.01
-RESEND_BURST_S = 0.5  # so long a time's bits may be sent again at once; in the long run as many as are sent
+RESEND_SHARE, RESEND_BURST_S = 0.5, 0.5  # of the bitrate in the long run; so long a time's bits at once
 KEYFRAME_S = 0.3
 LATE_KEYFRAME_S = 1.0  # one that was not seen to leave by then is asked for anew
 
@@ -29,7 +29,7 @@ MAX_STEP = 2**16  # packets between two reports; a receiver that counts more cou
 
 class Retransmissions:
     """Which of the packets asked for (NACK, RFC 4585) are sent again: not while the last one may still be under way,
-    not for ever, and in sum no more bits than the way carries, which lost packets may mean it does not."""
+    not for ever, and in the long run half as many bits as are sent anew: where packets are lost there may be too many."""
 
     def __init__(self) -> None:
         self._sent: OrderedDict[int, tuple[float, int]] = OrderedDict()  # number -> (when last, how often)
@@ -45,7 +45,9 @@ class Retransmissions:
         if now_s - last_s < apart_s or times >= MAX_RESENDS:
             return False
         most = bps * RESEND_BURST_S
-        credit = most if self._credit_bits is None else self._credit_bits + bps * (now_s - self._credited_s)
+        credit = (
+            most if self._credit_bits is None else self._credit_bits + RESEND_SHARE * bps * (now_s - self._credited_s)
+        )
         self._credit_bits, self._credited_s = min(most, credit), now_s
         if self._credit_bits < 8 * size:
             return False
@@ -128,7 +130,7 @@ class SenderFeedback:
     def __init__(self, deserved: Callable[[], int]):
         self.reports = ReceiverReports()
         self.keyframes = KeyframeRequests()
-        self.nacks = self.plis = 0  # packets asked for, keyframes asked for
+        self.nacks = self.plis = 0  # FIRs are counted among the PLIs
         self.is_heard = False  # a report came: what can be told is worth telling
         self._deserved = deserved
         self._retransmissions = Retransmissions()
@@ -139,18 +141,16 @@ class SenderFeedback:
     def report(self, now_s: float, report: RtcpReceiverInfo) -> None:
         self.is_heard = True
         packets, lost = self.reports.add(now_s, report)
-        self._estimate.report(now_s, packets, lost)
+        self._estimate.report(now_s, packets, lost, self.reports.round_trip_s)
 
-    def limit(self, bps: int) -> None:
+    def limit(self, now_s: float, bps: int) -> None:
         """REMB."""
-        self._estimate.limit(bps)
+        self._estimate.limit(now_s, bps)
 
-    def lost(self, now_s: float, sequence_number: int, size: int | None) -> bool:
-        """NACK: whether to send that packet again. size: its bytes; None where it is not kept any more."""
-        self.nacks += 1
-        return size is not None and self._retransmissions.allow(
-            now_s, sequence_number, size, self._bps, self.reports.round_trip_s
-        )
+    def resends(self, now_s: float, sequence_number: int, size: int) -> bool:
+        """NACK: whether to send that packet, of so many bytes, again."""
+        round_trip_s = self.reports.round_trip_s
+        return self._retransmissions.allow(now_s, sequence_number, size, self._bps, round_trip_s)
 
     def keyframe_in_s(self, now_s: float) -> float | None:
         """PLI or FIR: see KeyframeRequests."""
@@ -159,7 +159,7 @@ class SenderFeedback:
 
     def bitrate_bps(self, now_s: float) -> int:
         """What the next frame is to be encoded with."""
-        self._bps = self._encoder.follow(now_s, self._estimate.bps, self._deserved())
+        self._bps = self._encoder.follow(now_s, self._estimate.bps(now_s), self._deserved())
         return self._bps
 
     def statistics(self) -> SenderStatistics:
