@@ -29,7 +29,7 @@ MAX_STEP = 2**16  # packets between two reports; a receiver that counts more cou
 
 class Retransmissions:
     """Which of the packets asked for (NACK, RFC 4585) are sent again: not while the last one may still be under way,
-    not for ever, and in the long run half as many bits as are sent anew: where packets are lost there may be too many."""
+    not for ever, and in the long run half as many bits as are sent anew: lost packets may mean too many of them."""
 
     def __init__(self) -> None:
         self._sent: OrderedDict[int, tuple[float, int]] = OrderedDict()  # number -> (when last, how often)
@@ -45,10 +45,9 @@ class Retransmissions:
         if now_s - last_s < apart_s or times >= MAX_RESENDS:
             return False
         most = bps * RESEND_BURST_S
-        credit = (
-            most if self._credit_bits is None else self._credit_bits + RESEND_SHARE * bps * (now_s - self._credited_s)
-        )
-        self._credit_bits, self._credited_s = min(most, credit), now_s
+        earned = RESEND_SHARE * bps * (now_s - self._credited_s)
+        self._credit_bits = most if self._credit_bits is None else min(most, self._credit_bits + earned)
+        self._credited_s = now_s
         if self._credit_bits < 8 * size:
             return False
         self._credit_bits -= 8 * size
