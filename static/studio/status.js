@@ -22,7 +22,7 @@ const TITLE = { imagine: "Pictures from words alone" };
 const REPAINTER = "This model was made to repaint: from words alone it paints texture rather than things.";
 const FOLLOWER = "This model follows a picture's lines: it cannot paint without one.";
 
-const LONG = 40; // letters that fit the dock's narrow column
+const LONG = 30; // letters that fit the dock's narrow column
 
 /** state: {phase, problem, server, models, reachable, kind, file, bypass, stalled, stats, slow, loss, painting, note} -> the page. */
 export function render(state) {

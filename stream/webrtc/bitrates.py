@@ -52,10 +52,11 @@ class BitrateEstimate:
         before, self._remb_bps = self._remb_bps, bps
         if before is None:
             self._calm_since_s = now_s
-        elif bps < FALL * before:
+            return
+        if self._tried_from_bps is None and self._tries(now_s):
+            self._tried_from_bps = before
+        if bps < FALL * before:
             self._disturbed(now_s)
-        elif self._tried_from_bps is None and self._tries(now_s):
-            self._tried_from_bps = bps
         elif self._tried_from_bps is not None and bps > TRY * self._tried_from_bps:
             self._try_after_s = TRY_AFTER_S
 
