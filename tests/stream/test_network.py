@@ -9,12 +9,23 @@ import pytest
 from pipeline.settings import Controls
 from stream.metrics import Metrics
 from stream.network import LossWindow, Network, SenderStatistics
-from stream.webrtc.network import ReceiverStatistics
 
 from .peers import Publisher, until
 
-NOTHING = ReceiverStatistics(0, 0, 0, 0, 0, None, 0)
 VIEWER = SenderStatistics(0, 0, 0, 0, None, 8_000_000)
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a receiver counts."""
+
+    packets_received: int = 0
+    packets_lost: int = 0
+    nacks: int = 0
+    plis: int = 0
+    freezes: int = 0
+    round_trip_ms: float | None = None
+    layers_ignored: int = 0
 
 
 @dataclass
@@ -60,8 +71,8 @@ def test_nobody_is_nothing(told):
 
 def test_a_publisher_is_told_with_its_counters_until_it_is_gone(told):
     told.network.begin()
-    told.network.received(0.0, NOTHING)
-    told.network.received(1.0, ReceiverStatistics(95, 5, 3, 2, 1, 41.5, 2))
+    told.network.received(0.0, Received())
+    told.network.received(1.0, Received(95, 5, 3, 2, 1, 41.5, 2))
     assert told.network.snapshot()["publisher"] == {
         "packets_received": 95,
         "packets_lost": 5,
@@ -85,8 +96,8 @@ def test_a_publisher_is_told_with_its_counters_until_it_is_gone(told):
 def test_the_next_publisher_begins_at_nothing_and_prometheus_counts_on(told):
     for _ in range(2):
         told.network.begin()
-        told.network.received(0.0, NOTHING)
-        told.network.received(1.0, replace(NOTHING, packets_received=90, packets_lost=10, nacks=4))
+        told.network.received(0.0, Received())
+        told.network.received(1.0, Received(packets_received=90, packets_lost=10, nacks=4))
         assert told.network.snapshot()["publisher"]["packets_lost"] == 10
     assert told.series("packets_lost_total", "publisher") == 20
     assert told.series("nacks_total", "publisher") == 8
@@ -127,7 +138,7 @@ def test_a_forgotten_stream_takes_its_series_along_and_is_counted_no_more(told):
 async def test_whoever_asks_for_a_stream_is_told_what_its_publishers_receiver_counts(server):
     async with Publisher(server.http, f"{server.url}/whip/one"):
         publication = server.streams.get("one").publication
-        publication.network = lambda: replace(NOTHING, packets_received=77, round_trip_ms=12.0)
+        publication.network = lambda: Received(packets_received=77, round_trip_ms=12.0)
 
         async def network() -> dict | None:
             return (await server.stats("one"))["network"]["publisher"]
