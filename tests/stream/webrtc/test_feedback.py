@@ -37,6 +37,7 @@ from stream.webrtc.feedback import (
     KeyframeRequests,
     ReceiverReports,
     Retransmissions,
+    remb_bps,
 )
 from tests.stream.fakes import FakeStylizer
 from tests.stream.peers import Publisher, Viewer, until
@@ -151,13 +152,13 @@ def clean(estimate: BitrateEstimate, now_s: float, seconds: float, remb_bps: int
 @given(REPORTS)
 def test_the_estimate_stays_in_its_bounds_and_comes_back_whatever_happened(reports):
     estimate, now_s = BitrateEstimate(lambda: DESERVED), 0.0
-    for pause_s, packets, loss, remb_bps in reports:
+    for pause_s, packets, loss, takes_bps in reports:
         now_s += pause_s
-        if remb_bps is not None:
-            estimate.limit(now_s, remb_bps)
+        if takes_bps is not None:
+            estimate.limit(now_s, takes_bps)
         estimate.report(now_s, packets, round(loss * packets), 0.05)
         assert FLOOR_BPS <= estimate.bps(now_s) <= DESERVED
-    now_s = clean(estimate, now_s, 60, remb_bps=2 * DESERVED)
+    now_s = clean(estimate, now_s, 60, takes_bps=2 * DESERVED)
     assert estimate.bps(now_s) == DESERVED
 
 
@@ -237,6 +238,17 @@ def test_an_estimate_that_wavers_makes_no_keyframes():
     encoder, chance = EncoderBitrate(), random.Random(3)
     told = {encoder.follow(n / 5, round(2_000_000 * chance.uniform(0.95, 1.1)), DESERVED) for n in range(500)}
     assert len(told) == 1
+
+
+def test_only_what_is_meant_for_a_source_is_taken_for_what_its_receiver_takes():
+    def remb(fci: bytes) -> int | None:
+        return remb_bps(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=fci), 7)
+
+    whole = pack_remb_fci(1_000_000, [5, 7])
+    assert remb(whole) == pytest.approx(1_000_000, rel=1e-4)
+    assert remb(pack_remb_fci(1_000_000, [5])) is None
+    assert [remb(whole[:size]) for size in range(len(whole))] == [None] * len(whole)
+    assert remb(b"ABCD" + whole[4:]) is None
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
