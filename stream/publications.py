@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from av import VideoFrame
@@ -14,6 +14,7 @@ from stream.engine.frames import Frame, Sound
 from stream.engine.statistics import Statistics
 
 from .clocks import MediaClock
+from .network import Reception
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Publication:
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
-        self.network: Callable[[], Any] | None = None  # what comes over one: a ReceiverStatistics of stream.webrtc's
+        self.network: Callable[[], Reception] | None = None  # what its receiver counts, where there is a network
         self._has_skipped = False
         self._refused: str | None = None
 

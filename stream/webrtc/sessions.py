@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCIceCandidate, RTCPeerConnection, RTCSessionDescription
+from aiortc import (
+    MediaStreamTrack,
+    RTCConfiguration,
+    RTCIceCandidate,
+    RTCPeerConnection,
+    RTCRtpSender,
+    RTCSessionDescription,
+)
 
 from stream.clocks import MediaClock
 from stream.descriptors import OutOfDescriptors, none_left
 from stream.engine.runner import EngineFailed
+from stream.network import SAMPLE_S
 from stream.publications import Publication
 from stream.streams import Stream
 
 from . import aiortc_compat
 from .decoding import SoundBuffer
+from .feedback import SenderFeedback
 from .negotiation import sdp
 from .negotiation.offers import Offer
 from .receiving.intake import VideoIntake
@@ -126,6 +136,7 @@ class Sessions:
         session.publication, replaced = stream.publish(session)
         session.publication.close_publisher = lambda: self.close_soon(session)
         self._drain(session, session.publication, retransmissions(offer.text))
+        session.spawn(self._count_received(session, session.publication))
         if replaced is not None:
             replaced.close_publisher()
         try:
@@ -138,7 +149,7 @@ class Sessions:
     async def view(self, stream: Stream, offer: Offer) -> tuple[Session, str]:
         """Answer a WHEP offer; the picture starts when there is one. Raises as `publish` does."""
         session = Session("whep", stream)
-        self._send(session, PictureTrack(stream))
+        self._send_pictures(session, PictureTrack(stream))
         if offer.sound:
             self._send(session, SoundTrack(stream))
         return session, await self._answer(session, offer)
@@ -151,10 +162,40 @@ class Sessions:
         for mid, candidate in candidates:
             session.spawn(self._add_candidate(session, mid, candidate))
 
-    def _send(self, session: Session, track: PictureTrack | SoundTrack) -> None:
+    def _send_pictures(self, session: Session, track: PictureTrack) -> None:
+        feedback = SenderFeedback(lambda: track.deserves_bps)
+        sender = self._send(session, track, feedback.reports.sent)
+        aiortc_compat.follow_feedback(sender, feedback, track.repeat)
+        session.spawn(self._count_sent(session, feedback))
+
+    def _send(
+        self,
+        session: Session,
+        track: PictureTrack | SoundTrack,
+        reported: Callable[[float, int], None] = lambda *report: None,
+    ) -> RTCRtpSender:
         session.tracks.append(track)
         sender = session.peer.addTransceiver(track, direction="sendonly").sender
-        aiortc_compat.tell_moments(sender, lambda: track.moment_s)
+        aiortc_compat.tell_moments(sender, lambda: track.moment_s, reported)
+        return sender
+
+    async def _count_sent(self, session: Session, feedback: SenderFeedback) -> None:
+        """Have the stream tell of this viewer's network."""
+        network = session.stream.network
+        try:
+            while True:
+                await asyncio.sleep(SAMPLE_S)
+                if feedback.is_heard:
+                    network.sent(session.id, time.monotonic(), feedback.statistics())
+        finally:
+            network.left(session.id)
+
+    async def _count_received(self, session: Session, publication: Publication) -> None:
+        """Have the stream tell of its publisher's network."""
+        while session.stream.publication is publication:
+            if publication.network is not None:
+                session.stream.network.received(time.monotonic(), publication.network())
+            await asyncio.sleep(SAMPLE_S)
 
     def _drain(self, session: Session, publication: Publication, sent_again: Mapping[int, int]) -> None:
         """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
