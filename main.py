@@ -160,7 +160,7 @@ def _render(options: argparse.Namespace) -> int:
     )
     cache = StylizerCache(
         spec,
-        lambda spec: painting.recorded(load_for_film, spec, paint_blank),
+        lambda spec: painting.captured(load_for_film, spec, paint_blank),
         batch,
         circumstances={"device": device.type, "compiled": bool(options.compile)},
     )

@@ -188,7 +188,7 @@ def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[d
     frames = [dice.integers(16, 236, live_shape(stylizer), dtype=np.uint8) for _ in range(8)]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (stylizer.device.type == "cuda")
     with named(ranges(stylizer)):
-        stylizer.record_calls(lambda: paint(stylizer, frames[0], controls))
+        stylizer.capture_calls(lambda: paint(stylizer, frames[0], controls))
         for i in range(WARM_UP):
             paint(stylizer, frames[i % 8], controls)
         with profile(activities=activities) as profiler:
@@ -204,7 +204,7 @@ def watch(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> list[d
 def unwatched_ms(stylizer: Stylizer, controls: Controls, count: int = FRAMES) -> float:
     """The median of a frame without the profiler, which slows the host down."""
     frame, times_ms = np.zeros(live_shape(stylizer), np.uint8), []
-    stylizer.record_calls(lambda: paint(stylizer, frame, controls))
+    stylizer.capture_calls(lambda: paint(stylizer, frame, controls))
     for _ in range(WARM_UP + count):
         started_s = time.perf_counter()
         paint(stylizer, frame, controls)

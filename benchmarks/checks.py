@@ -69,7 +69,7 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     def model(name: str, dtype: str, target: str = str(device)) -> Stylizer:
         spec = ModelSpec(str(bases[name]), width=side, height=side, dtype=dtype)
         stylizer = load(spec, target, compile=False)
-        stylizer.record_calls(lambda: stylizer(frame, CONTROLS))
+        stylizer.capture_calls(lambda: stylizer(frame, CONTROLS))
         return stylizer
 
     def as_on_the_cpu(name: str, dtype: str, allowed: float) -> tuple[float, float]:
@@ -79,12 +79,12 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
     def replayed_as_launched() -> tuple[float, float]:
         """With what surrounds the painting: conversions, and a ControlNet's edges; on frames that change."""
         if device.type != "cuda":
-            raise LeftOut("only CUDA has graphs to record")
+            raise LeftOut("only CUDA has graphs to capture")
         net = shapes["sd15"].kept(tiny.controlnet, work / "controlnet", "cpu")
         spec = ModelSpec(str(bases["sd15"]), controlnet=str(net), width=side, height=side, dtype="float32")
         plain, replayed = (load(spec, str(device), compile=False, graphs=graphs) for graphs in (False, True))
         frames = np.random.default_rng(4).integers(16, 236, (4, 1, 720, 640), dtype=np.uint8)
-        replayed.record_calls(lambda: live_pictures(replayed, frames[0]))
+        replayed.capture_calls(lambda: live_pictures(replayed, frames[0]))
         apart = [report.difference(live_pictures(plain, one).rgb, live_pictures(replayed, one).rgb) for one in frames]
         return max(apart), EXACT
 
@@ -92,7 +92,7 @@ def checks(device: torch.device, work: Path, compile: bool) -> list[tuple[str, C
         stylizer = model("sd15", dtype)
         reference = stylizer(frame, CONTROLS)
         compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
-        stylizer.record_calls(lambda: stylizer(frame, CONTROLS))
+        stylizer.capture_calls(lambda: stylizer(frame, CONTROLS))
         return report.difference(stylizer(frame, CONTROLS), reference), allowed
 
     def as_diffusers() -> tuple[float, float]:

@@ -133,7 +133,7 @@ def replayed(stylizer: Stylizer, controls: Controls) -> Way:
 
     def way(setting: Setting) -> Call:
         call, (blank,) = launched(stylizer, controls)(setting), setting.frames(stylizer.spec, 1)
-        stylizer.record_calls(lambda: call(blank))
+        stylizer.capture_calls(lambda: call(blank))
         return call
 
     return way

@@ -63,7 +63,7 @@ def throughput(clip_path: Path, batch: int | None) -> tuple[list[dict], list[dic
     frames = [still.rgb for still in open_clip(clip_path).stills(size)]
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        stylizer.record_calls(lambda: engine_fps(stylizer, frames[: 4 * batch], controls, batch))
+        stylizer.capture_calls(lambda: engine_fps(stylizer, frames[: 4 * batch], controls, batch))
         engine_fps(stylizer, frames[: 4 * batch], controls, batch)  # warm-up
         before = engine_fps(stylizer, frames, controls, batch)
         for _ in range(ROUNDS):

@@ -77,7 +77,7 @@ def times_ms(stylizer: Stylizer, controls: Controls) -> tuple[list[float], list[
     frame = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     clock = time.process_time if stylizer.device.type == "cpu" else time.perf_counter
     reusing = controls.merged({"reuse": 1})
-    stylizer.record_calls(
+    stylizer.capture_calls(
         lambda: stylizer(frame, controls), *[lambda: paint(stylizer, frame, reusing) for _ in range(2)]
     )
     whole: list[float] = []

@@ -96,7 +96,7 @@ def main() -> None:
         stylizer = load(spec, str(device), compile=False)
         if is_compiled:
             compiling.compile_beside(stylizer, lambda detail, progress: print(detail), compiling.at_once)
-        stylizer.record(controls, lambda detail, progress: None)
+        stylizer.capture(controls, lambda detail, progress: None)
         about = {
             **report.machine(str(device)),
             "model": name,

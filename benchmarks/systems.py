@@ -167,7 +167,7 @@ def measure(system: System, work: Path, device: torch.device, is_tiny: bool) -> 
     stylizer = load(replace(spec, dtype="float16"), str(device), compile=False)
     load_s = time.perf_counter() - started_s
     half = paint(stylizer, system)
-    stylizer.record_calls()
+    stylizer.capture_calls()
     paint_ms(stylizer, system, ["a cat"] * WARM_UP)
     held = torch.cuda.memory_allocated(device) / 1e9 if on_cuda else None
     same = paint_ms(stylizer, system, ["a cat"] * CALLS)

@@ -29,10 +29,10 @@ def load(
 
     device: auto, cpu, cuda, cuda:N or mps. compile: True and False decide; None leaves it to what was measured to pay
     (runtime.devices.compiling_pays). It compiles before it returns, where the server compiles beside the running
-    engine; where only None asked for it, a failure is a warning. graphs: replay CUDA graphs of what record_calls,
-    record and record_next of the Stylizer have recorded; None does where there is CUDA. download: whether hub ids that
-    are not on disk may be fetched. report(detail, progress in 0..1 or None) is told what happens. Raises LoadError, one
-    sentence, when the model cannot be had.
+    engine; where only None asked for it, a failure is a warning. graphs: replay CUDA graphs of what `capture` and its
+    like of the Stylizer have captured; None does where there is CUDA. download: whether hub ids that are not on disk
+    may be fetched. report(detail, progress in 0..1 or None) is told what happens. Raises LoadError, one sentence, when
+    the model cannot be had.
     """
     from pipeline.loading import components  # torch and diffusers take seconds to import: only when a model is wanted
     from pipeline.runtime import devices

@@ -56,17 +56,18 @@ class Pictures:
 @dataclass(frozen=True)
 class Pending(Generic[T]):
     """What an engine may still be at: called, it waits for the result and returns it, or raises what went wrong.
-    is_there: does not wait."""
+    is_there: does not wait. kind: of the pictures, where it is known before they are there."""
 
     is_there: Callable[[], bool]
     result: Callable[[], T]
+    kind: Hashable = None
 
     def __call__(self) -> T:
         return self.result()
 
     def then(self, made: Callable[[T], U]) -> Pending[U]:
         """What is made of the result when somebody waits for it."""
-        return Pending(self.is_there, lambda: made(self.result()))
+        return Pending(self.is_there, lambda: made(self.result()), self.kind)
 
 
 def there(result: T) -> Pending[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from .settings import Controls
 
@@ -20,7 +19,7 @@ class Capabilities:
 
     width: int
     height: int
-    loras: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    loras: Mapping[str, float] = field(default_factory=dict)
     original_steps: int = 50
     guidance_embedding: bool = False
     inpaints: bool = False
@@ -80,6 +79,11 @@ def remarks(model: Capabilities, controls: Controls, compiled: bool = False) -> 
 def paints(controls: Controls) -> bool:
     """Else the source passes through."""
     return not controls.bypass and controls.strength > 0
+
+
+def from_text(controls: Controls) -> Controls:
+    """Those of a picture that starts from noise alone, where strength and bypass have no meaning."""
+    return controls.model_copy(update={"strength": 1.0, "bypass": False})
 
 
 def uses_cfg(model: Capabilities, controls: Controls) -> bool:

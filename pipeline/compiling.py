@@ -74,7 +74,7 @@ def compile_beside(stylizer: Stylizer, report: Report, put_in: PutIn, batches: b
     """Compile (or find) the packages for a stylizer and put them to work in it while it keeps serving frames.
 
     put_in: is given what swaps the code in, for single frames and then for batches, and has it called by the thread
-    that runs frames, between two batches; CUDA graphs are to be recorded anew behind it (Stylizer.record). report: may
+    that runs frames, between two batches; CUDA graphs are to be captured anew behind it (Stylizer.capture). report: may
     raise to have all of it given up; it is called every second while a child builds. batches: for them too; None where
     streams may share them. Call from any thread but that one. Raises LoadError when it fails for single frames; the
     stylizer then goes on uncompiled. Should only batches fail, only these do, with a warning in the log.

@@ -10,7 +10,7 @@ class LoadError(Exception):
 
 
 class CaptureFailed(RuntimeError):
-    """Recording a CUDA graph broke off: the engine's memory may be corrupt."""
+    """Capturing a CUDA graph broke off: the engine's memory may be corrupt."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -71,9 +71,15 @@ class Preparation:
         mask: Frames | None = None,
         control_frames: Frames | None = None,
         scale: float = 1.0,
+        *,
+        video: bool = False,
     ) -> Inputs:
-        """As pipeline.batch.Batch has them; controls: one for all frames, or one for each. Raises ValueError."""
-        pixels = None if frames is None else self._pixels(frames)
+        """As pipeline.batch.Batch has them; controls: one for all frames, or one for each. video: frames may be I420.
+        Raises ValueError."""
+        pixels = None
+        if frames is not None:
+            is_i420 = video and _is_i420(frames)
+            pixels = self._fitted_i420(frames) if is_i420 else self.fitted("frames", frames)
         count = len(pixels) if pixels is not None else 1 if isinstance(controls, Controls) else len(controls)
         each = self._checked(controls, count, scale)
         fitted_mask = None
@@ -107,9 +113,6 @@ class Preparation:
             raise ValueError(f"{name} are {len(tensor)}, and there are {count} pictures to make.")
         return self._conversions.fitted(self._transfers.to_device(tensor))
 
-    def _pixels(self, frames: Frames) -> Tensor:
-        return self._fitted_i420(frames) if _is_i420(frames) else self.fitted("frames", frames)
-
     def _fitted_i420(self, frames: Frames) -> Tensor:
         """I420 -> what `fitted` makes of it in RGB. Raises ValueError."""
         rows, width = frames.shape[1:]
@@ -141,11 +144,6 @@ class Preparation:
         for one in {id(one): one for one in each}.values():
             capabilities.check(self._model, one)
         return each
-
-
-def from_words(controls: Controls) -> Controls:
-    """Those of a picture that starts from noise alone, where strength and bypass have no meaning."""
-    return controls.model_copy(update={"strength": 1.0, "bypass": False})
 
 
 def _is_i420(frames: Frames) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -14,10 +15,10 @@ from torch import Tensor
 from pipeline.loading.components import capabilities_of
 from pipeline.pixels import annotators
 from pipeline.pixels.conversions import Conversions
+from pipeline.runtime.captures import CapturedFunctions, capture_all_seen, make_calls
 from pipeline.runtime.devices import free_memory
 from pipeline.runtime.folding import folded
-from pipeline.runtime.graphs import Graphs, record_in_one_pool
-from pipeline.runtime.recordings import RecordedFunctions, make_calls, record_all_met
+from pipeline.runtime.graphs import Graphs, capture_in_one_pool
 from pipeline.runtime.transfers import Transfers
 from pipeline.sampling import animatediff, reuse
 from pipeline.sampling.conditioning import ConditioningCache
@@ -30,7 +31,7 @@ from pipeline.sampling.stream_batch import StreamBatch
 
 from . import capabilities
 from .batch import Batch, Pending, Pictures, Report
-from .preparation import Frames, Inputs, Preparation, from_words
+from .preparation import Frames, Inputs, Preparation
 from .settings import Controls, ModelSpec
 from .trees import TreeFunction
 from .usual_shapes import painting, usual_shapes
@@ -41,7 +42,7 @@ Kind = TypeVar("Kind", np.ndarray, Tensor)
 class Stylizer:
     """Checks what is asked, turns controls into tensors, and has them painted. capabilities: for any thread.
 
-    graphs: replay CUDA graphs of what `record` and its like have recorded; None where there is CUDA.
+    graphs: replay CUDA graphs of what `capture` and its like have captured; None where there is CUDA.
     """
 
     def __init__(self, spec: ModelSpec, parts: Components, graphs: bool | None = None):
@@ -54,7 +55,7 @@ class Stylizer:
         self.conditionings = ConditioningCache(self.capabilities, parts, self.sizes)
         self._animation = animatediff.Animation(parts, self.sizes, self.conditionings)
         self._transfers = Transfers(parts.device)
-        self._around = self._new_recordings()
+        self._around = self._new_captures()
         sizes = {scale: self.sizes.picture(scale) for scale in self.scales}
         self._conversions = Conversions(sizes, self.dtype, self._around)
         annotate = {name: self._annotation(name) for name in spec.annotators}
@@ -68,7 +69,7 @@ class Stylizer:
         self.use(Encoder(vae), Denoiser(parts.unet, parts.extras), Decoder(vae))
 
     def use(self, encode: Callable[..., Tensor], denoise: Callable[..., Tensor], decode: Callable[..., Tensor]) -> None:
-        """Paint with these parts from the next batch on: modules, or compiled code. What was recorded is let go, and so
+        """Paint with these parts from the next batch on: modules, or compiled code. What was captured is let go, and so
         are deep features that were kept; frames under way go on with the parts that they began with.
 
         Whatever is raised leaves everything as it was.
@@ -84,16 +85,16 @@ class Stylizer:
             keeping=self._keeping,
             shallow=self._shallow,
         )
-        recorded = self._new_recordings()
-        self.sampler, self._within = sampler, recorded
-        self._paint = recorded(sampler)
+        captured = self._new_captures()
+        self.sampler, self._within = sampler, captured
+        self._paint = captured(sampler)
         self._stream_batch = StreamBatch[Pictures](
-            recorded(sampler.begin), recorded(sampler.step_together), recorded(sampler.finish)
+            captured(sampler.begin), captured(sampler.step_together), captured(sampler.finish)
         )
-        self._reuse = reuse.Reuse(recorded(sampler.keep), recorded(sampler.reuse))
+        self._reuse = reuse.Reuse(captured(sampler.keep), captured(sampler.reuse))
 
-    def _new_recordings(self) -> RecordedFunctions:
-        return RecordedFunctions(record_in_one_pool(self.device) if self.graphs else None)
+    def _new_captures(self) -> CapturedFunctions:
+        return CapturedFunctions(capture_in_one_pool(self.device) if self.graphs else None)
 
     def _annotation(self, name: str) -> TreeFunction:
         function = annotation(name, self.dtype)
@@ -155,8 +156,9 @@ class Stylizer:
         self._refuse_motion()
         if batch.streams and len(batch.streams) != len(batch.controls):
             raise ValueError(f"{len(batch.controls)} controls came with {len(batch.streams)} streams.")
-        controls = batch.controls if batch.frames is not None else [from_words(one) for one in batch.controls]
-        inputs = self._preparation.inputs(batch.frames, controls, batch.mask, batch.control_frames, batch.scale)
+        frames = batch.frames
+        controls = batch.controls if frames is not None else [capabilities.from_text(one) for one in batch.controls]
+        inputs = self._preparation.inputs(frames, controls, batch.mask, batch.control_frames, batch.scale, video=True)
         in_both_ways = batch.i420 and self.takes_i420
         hand_over = partial(self._hand_over, in_both_ways=in_both_ways)
         reuses = batch.frames is not None and inputs.controls[0].reuse > 0
@@ -174,6 +176,7 @@ class Stylizer:
     def _share_steps(
         self, batch: Batch, inputs: Inputs, hand_over: Callable[[Tensor], Pending[Pictures]]
     ) -> Pending[Pictures]:
+        self._reuse.forget(batch.streams)
         (controls,) = inputs.controls
         shape_key = capabilities.shape_key(self.capabilities, controls)
         key = (batch.streams, shape_key, inputs.mask is None, inputs.scale)
@@ -213,14 +216,14 @@ class Stylizer:
     def _hand_over(self, rgb: Tensor, kind: Hashable = None, *, in_both_ways: bool) -> Pending[Pictures]:
         """With one download. rgb: uint8 [N, height, width, 3]."""
         if not in_both_ways:
-            return self._transfers.to_host(rgb).then(lambda pictures: Pictures(pictures, kind=kind))
+            return replace(self._transfers.to_host(rgb), kind=kind).then(lambda rgb: Pictures(rgb, kind=kind))
         (_, height, width, _), pixels = rgb.shape, rgb[0].numel()
 
         def split(both: np.ndarray) -> Pictures:
             pictures, planes = np.split(both, [pixels], 1)
             return Pictures(pictures.reshape(-1, height, width, 3), planes.reshape(-1, height * 3 // 2, width), kind)
 
-        return self._transfers.to_host(self._conversions.in_both_ways(rgb)).then(split)
+        return replace(self._transfers.to_host(self._conversions.in_both_ways(rgb)), kind=kind).then(split)
 
     @torch.inference_mode()
     def __call__(
@@ -292,10 +295,12 @@ class Stylizer:
         yields of those is not to be used."""
         return animatediff.needed_from(done, controls.steps, self._animation.longest)
 
-    def forget(self) -> None:
-        """Let go of all that is remembered between frames: frames under way, deep features."""
-        self._stream_batch.forget()
-        self._reuse.forget()
+    def forget(self, streams: Iterable[Hashable] | None = None) -> None:
+        """Let go of what is remembered of these streams' frames for later ones; by default of all that is, and of
+        frames under way."""
+        if streams is None:
+            self._stream_batch.forget()
+        self._reuse.forget(streams)
 
     def free_memory(self) -> None:
         """What a call that ran out of memory left behind. Its error must be let go of before: it holds tensors."""
@@ -303,8 +308,8 @@ class Stylizer:
 
     # -- CUDA graphs -------------------------------------------------------------------------------------------------
 
-    def record(self, controls: Controls, report: Report) -> None:
-        """Record what a server that starts with these controls will soon be asked for. Nothing without graphs.
+    def capture(self, controls: Controls, report: Report) -> None:
+        """Capture what a server that starts with these controls will soon be asked for. Nothing without graphs.
 
         To be called where no stream waits: it takes as long as some hundred frames. Raises CaptureFailed: whoever
         catches it lets this stylizer go, its error too, and loads the model anew without graphs.
@@ -312,28 +317,28 @@ class Stylizer:
         if self.graphs and self.spec.motion is None:
             depth = self.depth(painting(controls))
             usual = usual_shapes(self.capabilities, controls, max_batch=self.max_batch, scales=self.scales, depth=depth)
-            self.record_calls(*(partial(self._submit_all, batches) for batches in usual), report=report)
+            self.capture_calls(*(partial(self._submit_all, batches) for batches in usual), report=report)
             self.forget()
 
     def _submit_all(self, batches: Sequence[Batch]) -> None:
         for pending in [self.submit(batch) for batch in batches]:
             pending()
 
-    def record_calls(self, *calls: Callable[[], object], report: Report = lambda detail, progress: None) -> None:
-        """Make each call as it is, then record every shape that was met. Nothing without graphs.
+    def capture_calls(self, *calls: Callable[[], object], report: Report = lambda detail, progress: None) -> None:
+        """Make each call as it is, then capture every shape that was met. Nothing without graphs.
 
         A call that runs out of memory is passed over, with a line in the log. Raises CaptureFailed.
         """
         if self.graphs:
             make_calls(calls, self.free_memory)
-            record_all_met(self._all_graphs, report)
+            capture_all_seen(self._all_graphs, report)
 
-    def record_next(self) -> bool:
-        """Record one more shape of work that was met often and ran as it is; False when there is none.
+    def capture_next(self) -> bool:
+        """Capture one more shape of work that was met often and ran as it is; False when there is none.
 
-        For when the device idles. Raises CaptureFailed, as `record` does.
+        For when the device idles. Raises CaptureFailed, as `capture` does.
         """
-        return any(graphs.record_next() for graphs in self._all_graphs)
+        return any(graphs.capture_next() for graphs in self._all_graphs)
 
     @property
     def _all_graphs(self) -> list[Graphs]:

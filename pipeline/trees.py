@@ -11,7 +11,7 @@ from torch import Tensor
 
 Tree = TypeVar("Tree")
 TreeFunction = Callable[[Any], Any]  # a function from a tree to a tree
-Recorded = Callable[[TreeFunction], TreeFunction]  # what makes it one that is recorded and replayed
+Recorded = Callable[[TreeFunction], TreeFunction]  # what makes it one that is captured and replayed
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -24,7 +24,7 @@ def leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def structure(tree: Any) -> Hashable:
-    """Equal for two trees that one recording can serve: what is where, and each tensor's shape and dtype."""
+    """Equal for two trees that one capture can serve: what is where, and each tensor's shape and dtype."""
     if isinstance(tree, Tensor):
         return (tree.shape, tree.dtype)
     names = tuple(tree) if isinstance(tree, Mapping) else type(tree)

@@ -1,4 +1,4 @@
-"""The batches that a live engine will soon be asked for, as blank ones: what is recorded before frames are taken."""
+"""The batches that a live engine will soon be asked for, as blank ones: what is captured before frames are taken."""
 
 from __future__ import annotations
 

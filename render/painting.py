@@ -42,7 +42,7 @@ class FilmEngine(Protocol):
 
     def remarks(self, controls: Controls) -> Mapping[str, str]: ...
 
-    def record_calls(self, *calls: Callable[[], object]) -> None: ...
+    def capture_calls(self, *calls: Callable[[], object]) -> None: ...
 
 
 def from_text(submit: Submit, *, sees_clip: bool) -> Submit:
@@ -81,13 +81,13 @@ def animated(stylizer: FilmEngine, controls: Controls, count: int | None = None)
     return Animate(paint, lambda done: stylizer.animation_restart(controls, done))
 
 
-def recorded(load: Callable[..., FilmEngine], spec: ModelSpec, call: Callable[[FilmEngine], object]) -> FilmEngine:
-    """load(spec) with this call recorded as CUDA graphs; should that break off, load(spec, graphs=False)."""
+def captured(load: Callable[..., FilmEngine], spec: ModelSpec, call: Callable[[FilmEngine], object]) -> FilmEngine:
+    """load(spec) with this call captured as CUDA graphs; should that break off, load(spec, graphs=False)."""
     stylizer = load(spec)
     if spec.motion is not None:
         return stylizer
     try:
-        stylizer.record_calls(partial(call, stylizer))
+        stylizer.capture_calls(partial(call, stylizer))
     except CaptureFailed as error:
         print(f"{error} The model is loaded anew, without CUDA graphs.", file=sys.stderr)
     else:
@@ -99,7 +99,7 @@ def recorded(load: Callable[..., FilmEngine], spec: ModelSpec, call: Callable[[F
 def paint_blank(
     stylizer: FilmEngine, controls: Controls, count: int, *, text_to_image: bool, sees_clip: bool, masked: bool
 ) -> None:
-    """One call as a film makes them, to be recorded. sees_clip: where the pictures come from text."""
+    """One call as a film makes them, to be captured. sees_clip: where the pictures come from text."""
     frames = np.zeros((1 if text_to_image else count, stylizer.spec.height, stylizer.spec.width, 3), np.uint8)
     submit: Submit = stylizer.submit
     if text_to_image:

@@ -33,30 +33,30 @@ PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product_
 
 
 class Traffic(TorchDispatchMode):
-    """What goes on. uploads, downloads: their shapes. products: the dtypes of what was multiplied. recordings: graphs.
+    """What goes on. uploads, downloads: their shapes. products: the dtypes of what was multiplied. captures: graphs.
 
     Raises where an operation takes tensors of both host and device (where one is a number alone, PyTorch allows it),
-    and while a graph is recorded, where one takes or makes a tensor of the host, which no graph holds.
+    and while a graph is captured, where one takes or makes a tensor of the host, which no graph holds.
     """
 
     def __init__(self):
         super().__init__()
-        self.recordings, self._recording = 0, False
+        self.captures, self._capturing = 0, False
         self.count_anew()
 
     def count_anew(self) -> None:
-        """All but the recordings."""
+        """All but the captures."""
         self.uploads: list[tuple[int, ...]] = []
         self.downloads: list[tuple[int, ...]] = []
         self.products: set[torch.dtype] = set()
 
-    def record(self, work: Callable[[], Any]) -> Replay:
-        """In place of pipeline.runtime.graphs.record_on_cuda."""
-        self.recordings, self._recording = self.recordings + 1, True
+    def capture(self, work: Callable[[], Any]) -> Replay:
+        """In place of pipeline.runtime.graphs.capture_on_cuda."""
+        self.captures, self._capturing = self.captures + 1, True
         try:
             return lambda: None, work()
         finally:
-            self._recording = False
+            self._capturing = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -67,8 +67,8 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given, made = _tensors((args, kwargs)), _tensors(out)
         places = {tensor.device.type for tensor in given}
-        if self._recording and (places | {tensor.device.type for tensor in made}) - {"cuda"}:
-            raise AssertionError(f"{func} has to do with the host while a graph is recorded.")
+        if self._capturing and (places | {tensor.device.type for tensor in made}) - {"cuda"}:
+            raise AssertionError(f"{func} has to do with the host while a graph is captured.")
         if name in ("_to_copy", "copy_"):
             match given[-1].device.type, made[0].device.type:
                 case "cpu", "cuda":
@@ -106,7 +106,7 @@ class Machine:
         with monkeypatch.context() as here:
             for name in ("Stream", "Event", "stream", "current_stream"):
                 here.setattr(torch.cuda, name, MagicMock())
-            here.setattr(stylizer, "record_in_one_pool", lambda device: traffic.record)
+            here.setattr(stylizer, "capture_in_one_pool", lambda device: traffic.capture)
             here.setattr(FakeTensor, "pin_memory", lambda self: self, raising=False)
             here.setattr(FakeTensor, "record_stream", lambda self, stream: None, raising=False)
             here.setattr(FakeTensor, "numpy", _black, raising=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -108,7 +107,7 @@ def capabilities_of(spec: ModelSpec, parts: Components) -> Capabilities:
     return Capabilities(
         spec.width,
         spec.height,
-        MappingProxyType({lora.name: lora.weight for lora in spec.loras}),
+        {lora.name: lora.weight for lora in spec.loras},
         parts.schedule.original_steps,
         parts.unet.config.time_cond_proj_dim is not None,
         parts.inpaints,

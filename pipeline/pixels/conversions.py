@@ -1,6 +1,6 @@
 """What is done to pixels on either side of the painting: fitted to the model's size, reduced, enlarged, turned to I420.
 
-All of it is functions of tensors alone, each of which can be recorded as a CUDA graph.
+All of it is functions of tensors alone, each of which can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Conversions:
     sizes: (height, width) by scale. dtype: of masks.
     """
 
-    def __init__(self, sizes: Mapping[float, tuple[int, int]], dtype: torch.dtype, recorded: Recorded):
+    def __init__(self, sizes: Mapping[float, tuple[int, int]], dtype: torch.dtype, captured: Recorded):
         height, width = self._size = sizes[1.0]
 
         def fitted_i420(planes: Tensor) -> Tensor:
@@ -39,13 +39,13 @@ class Conversions:
             large = color.scaled(pictures.permute(0, 3, 1, 2), width, height, mode="bicubic")
             return large.permute(0, 2, 3, 1).contiguous()
 
-        self._scaled = recorded(lambda pixels: color.scaled(pixels, width, height))
-        self._enlarged = recorded(enlarged)
-        self.fitted_i420 = recorded(fitted_i420)  # I420 as in pipeline.pixels.color -> what `fitted` makes of it in RGB
-        self.fitted_mask = recorded(fitted_mask)  # uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as frames
-        self.in_both_ways = recorded(in_both_ways)
+        self._scaled = captured(lambda pixels: color.scaled(pixels, width, height))
+        self._enlarged = captured(enlarged)
+        self.fitted_i420 = captured(fitted_i420)  # I420 as in pipeline.pixels.color -> what `fitted` makes of it in RGB
+        self.fitted_mask = captured(fitted_mask)  # uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as frames
+        self.in_both_ways = captured(in_both_ways)
         self.reduced = {  # by scale, Sources -> Sources
-            scale: recorded(partial(reduced, size=size)) for scale, size in sizes.items() if scale != 1
+            scale: captured(partial(reduced, size=size)) for scale, size in sizes.items() if scale != 1
         }
 
     def fitted(self, frames: Tensor) -> Tensor:

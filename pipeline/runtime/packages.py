@@ -141,7 +141,7 @@ def read(modules: Mapping[str, nn.Module], device: torch.device, folder: Path) -
         runner(present)
         runners[entry["part"]][signature(example)] = runner
     if device.type == "cuda":
-        # Not the device: it cannot be waited for while another thread records a graph.
+        # Not the device: it cannot be waited for while another thread captures a graph.
         torch.cuda.current_stream(device).synchronize()
     return runners
 

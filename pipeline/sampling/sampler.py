@@ -1,6 +1,6 @@
 """What happens to a batch on the device: encode -> noise -> denoise -> decode.
 
-Tensors in, tensors out. Nothing here waits for the device or looks at a value, so all of it can be recorded as one
+Tensors in, tensors out. Nothing here waits for the device or looks at a value, so all of it can be captured as one
 CUDA graph (pipeline.runtime.graphs).
 """
 

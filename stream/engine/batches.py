@@ -115,7 +115,8 @@ def requested(engine: Engine, feed: Feed, frame: Frame, state: FeedState, now_s:
     rung = state.quality.rung or rungs[0]
     feed.quality, feed.scale = rungs.index(rung), rung.scale
     controls = controls if rung.steps == controls.steps else controls.model_copy(update={"steps": rung.steps})
-    shape_key = capabilities.shape_key(engine.capabilities, controls)
+    painted = capabilities.from_text(controls) if frame.is_imagined else controls
+    shape_key = capabilities.shape_key(engine.capabilities, painted)
     weights = _weights(engine.capabilities, controls)
     state.asked = Asked(now_s, controls, weights)
     key = (shape_key, rung.scale, (frame.size, frame.is_i420), id(mask) if mask else 0)
@@ -181,7 +182,10 @@ def submitted(engine: Engine, requests: Sequence[Request], behind: int = 0) -> P
     mask = batch.mask
     as_they_are = tuple(one.model_copy(update={"bypass": True}) for one in batch.controls)
     sources = engine.submit(Batch(batch.frames, as_they_are))
-    return Pending(lambda: pending.is_there() and sources.is_there(), lambda: _pasted(pending(), sources(), mask))
+    return replace(
+        pending.then(lambda pictures: _pasted(pictures, sources(), mask)),
+        is_there=lambda: pending.is_there() and sources.is_there(),
+    )
 
 
 def _pasted(pictures: Pictures, sources: Pictures, mask: np.ndarray) -> Pictures:

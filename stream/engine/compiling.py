@@ -20,7 +20,7 @@ from .status import Status, sentence
 
 log = logging.getLogger(__name__)
 
-MOST_RECORDED = 4  # shapes at once, while frames wait
+MOST_CAPTURED = 4  # shapes at once, while frames wait
 
 Swap = Callable[[], None]
 Compile = Callable[[Engine, Report, Callable[[Swap], None]], None]
@@ -109,13 +109,13 @@ def swap_in(loop: ServingLoop, swap: Swap, controls: Controls) -> str | None:
         log.warning("Compiled code cannot be put in, going on without: %s", sentence(error))
         log.debug("Compiled code cannot be put in.", exc_info=True)
         return sentence(error)
-    for one in _in_use(loop, controls)[:MOST_RECORDED]:
+    for one in _in_use(loop, controls)[:MOST_CAPTURED]:
         try:
-            loop.engine.record(one, _untold)
+            loop.engine.capture(one, _untold)
         except CaptureFailed:
             raise
         except Exception as error:
-            log.warning("What is in use is not recorded as CUDA graphs, it goes on without: %s", sentence(error))
+            log.warning("What is in use is not captured as CUDA graphs, it goes on without: %s", sentence(error))
     loop.start_over()
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from pipeline.batch import Batch, Pending, Pictures, Report
@@ -39,17 +40,18 @@ class Engine(Protocol):
     def depth(self, controls: Controls) -> int:
         """At how many batches of one stream it can be at once with a possible gain, each of one frame."""
 
-    def forget(self) -> None:
-        """Drop all that is remembered between frames, and what is under way."""
+    def forget(self, streams: Iterable[Hashable] | None = None) -> None:
+        """Drop what is remembered of these streams' frames for later ones; by default all that is, and what is under
+        way."""
 
     def stands_at(self, controls: Controls) -> bool:
         """No LoRA weights would have to be written."""
 
-    def record(self, controls: Controls, report: Report) -> None:
-        """Record what is soon asked for as CUDA graphs, where there are any. Raises CaptureFailed."""
+    def capture(self, controls: Controls, report: Report) -> None:
+        """Capture what is soon asked for as CUDA graphs, where there are any. Raises CaptureFailed."""
 
-    def record_next(self) -> bool:
-        """Record one more shape that was met often; False when there is none. Raises CaptureFailed."""
+    def capture_next(self) -> bool:
+        """Capture one more shape that was met often; False when there is none. Raises CaptureFailed."""
 
     def free_memory(self) -> None:
         """Of what a call that ran out of it has left behind."""

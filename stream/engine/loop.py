@@ -45,7 +45,8 @@ class Launched:
 
     @property
     def workload(self) -> Workload:
-        return self.batch[0].workload
+        workload, kind = self.batch[0].workload, self.pending.kind
+        return workload if kind is None else workload._replace(kind=kind)
 
 
 class ServingLoop:
@@ -97,7 +98,7 @@ class ServingLoop:
                 idle_s = IDLE_S
                 continue
             self._tell_dwell(time.monotonic(), 0.0)
-            if not self.engine.record_next():
+            if not self.engine.capture_next():
                 idle_s = None
         self.collect_all()
 
@@ -247,15 +248,23 @@ class ServingLoop:
             self._fall_back([*self._let_go(), *batch], error)
             return
         self.collect_all()
+        self._find_fault(batch, error)
+
+    def _find_fault(self, batch: Sequence[Request], error: Exception) -> None:
+        """Whose it is that a batch failed: the others get their pictures. If it is nobody's, so many are too many."""
         self.turns.forget()
         self._recover(error)
         if len(batch) == 1:
             self._blame(batch[0].feed, batch[0].frame, error)
             return
-        # Find out whose fault it is: the others get their pictures. If it is nobody's, so many are too many.
-        launched = [self._launch([request]) for request in batch]
-        if all(launched) or is_out_of_memory(error):
-            self._failed_together(batch)
+        painted = [self._painted_alone(request) for request in batch]
+        if (all(painted) or is_out_of_memory(error)) and paints(batch[0].controls):
+            self.batch_times[batch[0].workload].add(time.monotonic(), len(batch), math.inf)
+
+    def _painted_alone(self, request: Request) -> bool:
+        self._launch([request])
+        self.collect_all()
+        return request.feed.fault is None
 
     def _let_go(self) -> list[Request]:
         """Those under way, of whom the engine knows no more."""
@@ -272,10 +281,6 @@ class ServingLoop:
         self._deep_times.add(time.monotonic(), requests[0].workload, math.inf)
         for request in requests:
             self._launch([request])
-
-    def _failed_together(self, batch: Sequence[Request]) -> None:
-        if paints(batch[0].controls):
-            self.batch_times[batch[0].workload].add(time.monotonic(), len(batch), math.inf)
 
     def _recover(self, error: BaseException) -> None:
         """From a call that failed: what it has left behind is freed."""
@@ -316,13 +321,8 @@ class ServingLoop:
     def _failed(self, batch: Sequence[Request], behind: int, error: Exception) -> None:
         if behind:
             self._fall_back([*batch, *self._let_go()], error)
-            return
-        self.turns.forget()
-        self._recover(error)
-        if len(batch) > 1:
-            self._failed_together(batch)
-        for request in batch:
-            self._blame(request.feed, request.frame, error)
+        else:
+            self._find_fault(batch, error)
 
     def _measure(self, launched: Launched, workload: Workload, ended_s: float, engine_s: float) -> None:
         times, size = self.batch_times[workload], len(launched.batch)

@@ -1,4 +1,4 @@
-"""The engine: the life of the engine, and what everyone may ask of it.
+"""The life of an engine, and what everyone may ask of it.
 
 One thread loads the model and then serves (stream.engine.loop); where that breaks down, it is started again.
 """
@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from exits import ENGINE_THREAD
@@ -159,6 +160,8 @@ class EngineRunner:
 
     def detach(self, feed: Feed) -> None:
         self._feeds.detach(feed)
+        if (loop := self._loop) is not None:
+            loop.call_soon(partial(loop.engine.forget, (feed.name,)))
 
     def wake(self) -> None:
         """A frame lies in some slot."""
@@ -189,7 +192,7 @@ class EngineRunner:
         if self._graphs:
             gc.collect()  # of the engine before
         engine = self._load(self._status.report, **self._graphs)
-        engine.record(self._controls, self._status.report)
+        engine.capture(self._controls, self._status.report)
         model = self._capabilities = engine.capabilities
         tell_dwell = DwellTold(lambda dwell_s: self._status.change(lora_dwell_s=dwell_s))
         loop = ServingLoop(engine, self._feeds, self.budget_s, self._work, self._closing, tell_dwell)
@@ -236,9 +239,10 @@ class EngineRunner:
         self._settled.clear()
         self._feeds.start_over()
         detail = f"Loading anew: the engine goes on without CUDA graphs: {reason}"
+        if self._compilation is not None:
+            self._compilation.give_up()  # before the status changes, or it would go on to tell of itself
         self._status.change(state="loading", compiled="no", detail=detail, progress=None)
         if self._compilation is not None:
-            self._compilation.give_up()
             self._compilation.join(STOPPING_S)  # it holds on to the engine, too
 
     def _fail(self, error: BaseException) -> None:

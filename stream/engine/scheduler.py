@@ -132,7 +132,7 @@ def finite(times_s: Sequence[float]) -> list[float]:
 
 
 BATCHES = (1, 2, 4, 8)  # few, since each is a shape that the engine has to warm up for
-TRIALS = 4  # its first calls choose kernels and are recorded as CUDA graphs: they do not tell how fast it is
+TRIALS = 4  # its first calls choose kernels and are captured as CUDA graphs: they do not tell how fast it is
 
 
 def batch_size(count: int, largest: int, measured_s: Mapping[int, Sequence[float]], budget_s: float) -> int:

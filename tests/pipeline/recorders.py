@@ -1,4 +1,4 @@
-"""Recordings without a card, for tests: of torch.fx, and of nothing at all."""
+"""Captures without a card, for tests: of torch.fx, and of nothing at all."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ class Recorder:
 
 
 def replayed(work):
-    """Like a recording, but run again: for tests of what is recorded, not of how."""
+    """Like a capture, but run again: for tests of what is captured, not of how."""
     out = work()
     return (lambda: [kept.copy_(new) for kept, new in zip(leaves(out), leaves(work()), strict=True)]), out

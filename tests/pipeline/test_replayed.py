@@ -1,4 +1,4 @@
-"""What a CPU can prove of CUDA graphs: a frame's work, recorded once and replayed on fixed buffers, gives the same
+"""What a CPU can prove of CUDA graphs: a frame's work, captured once and replayed on fixed buffers, gives the same
 pictures whatever a viewer turns; and there is nothing in it that a graph could not hold.
 """
 
@@ -67,7 +67,7 @@ def test_replayed_pictures_equal_plain_ones_whatever_is_turned(stylizer, recorde
     base = Controls(prompt="a cat", steps=2, guidance=guidance)
     stylizer(FRAMES[0], base, mask=mask)
     assert recorder.count == 0
-    assert stylizer._paint.record_next(1)
+    assert stylizer._paint.capture_next(1)
     replayed = [stylizer(FRAMES[i], base.merged(change), mask=mask) for i, change in enumerate(LIVE)]
     two_streams = [base, base.merged({"prompt": "another", "seed": 9})]
     replayed.append(stylizer(FRAMES[7], two_streams, mask=mask))
@@ -81,8 +81,8 @@ def test_replayed_pictures_equal_plain_ones_whatever_is_turned(stylizer, recorde
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(plain))
 
 
-def test_a_recorded_stream_batch_gives_the_same_pictures(stylizer, recorder, monkeypatch):
-    """Of each part of a frame's way, and of each number of frames in flight, there is one recording."""
+def test_a_captured_stream_batch_gives_the_same_pictures(stylizer, recorder, monkeypatch):
+    """Of each part of a frame's way, and of each number of frames in flight, there is one capture."""
     each = [Controls(prompt="a cat", steps=2, guidance=1.7).merged(change) for change in LIVE[:-1]]
 
     def painted():
@@ -98,7 +98,7 @@ def test_a_recorded_stream_batch_gives_the_same_pictures(stylizer, recorder, mon
         monkeypatch.setattr(batch, way, Graphs(getattr(stylizer.sampler, part), recorder))
     painted()
     for graphs in (batch._begin, batch._step, batch._finish):
-        while graphs.record_next():
+        while graphs.capture_next():
             pass
     assert recorder.count == 3  # to begin, two in flight, to finish; one alone in flight was too seldom
     for ours, expected in zip(painted(), plain, strict=True):
@@ -106,37 +106,37 @@ def test_a_recorded_stream_batch_gives_the_same_pictures(stylizer, recorder, mon
     assert all(not np.array_equal(a, b) for a, b in itertools.pairwise(plain))
 
 
-def test_no_call_records_and_a_shape_that_has_come_to_stay_waits_for_its_moment(stylizer, monkeypatch):
-    """How the work is recorded plays no part here, and torch.fx takes seconds for each shape."""
-    recorded = []
+def test_no_call_captures_and_a_shape_that_has_come_to_stay_waits_for_its_moment(stylizer, monkeypatch):
+    """How the work is captured plays no part here, and torch.fx takes seconds for each shape."""
+    captured = []
 
-    def record(work):
-        recorded.append(work)
+    def capture(work):
+        captured.append(work)
         return replayed(work)
 
-    graphs = Graphs(stylizer.sampler, record)
+    graphs = Graphs(stylizer.sampler, capture)
     monkeypatch.setattr(stylizer, "_paint", graphs)
     shapes = [{"steps": 1}, {"steps": 3}, {"steps": 1, "guidance": 2.0}]
     for _ in range(OFTEN):
         for shape in shapes:
             stylizer(FRAMES[0], Controls(**shape))
-        assert not recorded
+        assert not captured
     stylizer(FRAMES[0][:1], Controls(steps=1))  # passes
     for count in range(1, len(shapes) + 1):
-        assert graphs.record_next()
-        assert len(recorded) == count
-    assert not graphs.record_next()
-    for shape in shapes:  # they are replayed, so nothing is left to record
+        assert graphs.capture_next()
+        assert len(captured) == count
+    assert not graphs.capture_next()
+    for shape in shapes:  # they are replayed, so nothing is left to capture
         for _ in range(OFTEN):
             stylizer(FRAMES[0], Controls(**shape))
-    assert not graphs.record_next()
-    assert graphs.recorded == len(shapes)
+    assert not graphs.capture_next()
+    assert graphs.captured == len(shapes)
 
 
 def test_results_are_not_overwritten_by_the_next(stylizer, recorder):
     frames = [torch.from_numpy(pair) for pair in FRAMES]
     stylizer(frames[0], Controls(steps=1))
-    assert stylizer._paint.record_next(1)
+    assert stylizer._paint.capture_next(1)
     shown = [stylizer(pair, Controls(steps=1)) for pair in frames]
     kept = [picture.clone() for picture in shown]
     stylizer(frames[3], Controls(steps=1, seed=4))
@@ -144,15 +144,15 @@ def test_results_are_not_overwritten_by_the_next(stylizer, recorder):
     assert all(torch.equal(a, b) for a, b in zip(shown, kept, strict=True))
 
 
-def test_all_of_a_frames_way_is_recorded(stylizer, monkeypatch):
+def test_all_of_a_frames_way_is_captured(stylizer, monkeypatch):
     """In and out of the engine, of video as it came, and what is between."""
-    recorded = []
+    captured = []
 
-    def record(work):
-        recorded.append(work)
+    def capture(work):
+        captured.append(work)
         return replayed(work)
 
-    monkeypatch.setattr(stylizers, "record_in_one_pool", lambda device: record)
+    monkeypatch.setattr(stylizers, "capture_in_one_pool", lambda device: capture)
     monkeypatch.setattr(annotators, "find_edges", lambda pixels, low, high: canny.ridges(pixels, low, high)[0])
     as_on_cuda = replace(annotators.ANNOTATORS["canny"], capturable=lambda device: True)
     monkeypatch.setitem(annotators.ANNOTATORS, "canny", as_on_cuda)
@@ -160,34 +160,34 @@ def test_all_of_a_frames_way_is_recorded(stylizer, monkeypatch):
     graphed = Stylizer(stylizer.spec, stylizer.components, graphs=True)
     plain = Stylizer(stylizer.spec, stylizer.components, graphs=False)
     came = np.random.default_rng(1).integers(16, 236, (4, 1, 180, 160), np.uint8)
-    graphed.record_calls(lambda: submitted(graphed, came[0], Controls(prompt="a cat", steps=1)))
-    assert len(recorded) == 4  # to RGB and fitted, the control image, painted, in both ways
+    graphed.capture_calls(lambda: submitted(graphed, came[0], Controls(prompt="a cat", steps=1)))
+    assert len(captured) == 4  # to RGB and fitted, the control image, painted, in both ways
     for i, frame in enumerate(came):
         controls = Controls(prompt="a cat", steps=1, canny_low=60 * i, canny_high=100, seed=i)
         ours, expected = (submitted(each, frame, controls) for each in (graphed, plain))
         assert np.array_equal(ours.rgb, expected.rgb)
         assert np.array_equal(ours.i420, expected.i420)
-    assert len(recorded) == 4
-    assert not graphed.record_next()
+    assert len(captured) == 4
+    assert not graphed.capture_next()
 
 
-def test_only_annotators_that_may_be_captured_are_recorded(stylizer, monkeypatch):
+def test_only_annotators_that_may_be_captured_are_captured(stylizer, monkeypatch):
     """A capture that the driver had to break off would leave PyTorch's allocator in it; anybody's may wait."""
     seen = []
-    monkeypatch.setattr(stylizers, "record_in_one_pool", lambda device: replayed)
+    monkeypatch.setattr(stylizers, "capture_in_one_pool", lambda device: replayed)
     annotators.annotator("anybody's")(lambda pixels, controls: seen.append(1) or annotators.grey(pixels, controls))
     annotators.annotator("ours", capturable=True)(
         lambda pixels, controls: seen.append(2) or annotators.grey(pixels, controls)
     )
     try:
-        for name, recorded in (("anybody's", False), ("ours", True)):
+        for name, captured in (("anybody's", False), ("ours", True)):
             net = replace(stylizer.spec.controlnet, control=name)
             spec = replace(stylizer.spec, controlnet=net)
             extras = [replace_annotator(extra, name) for extra in stylizer.components.extras]
             graphed = Stylizer(spec, replace(stylizer.components, extras=tuple(extras)), graphs=True)
-            graphed.record_calls(lambda graphed=graphed: graphed(FRAMES[0], Controls(steps=1)))
-            assert sum(graphs.recorded for graphs in graphed._all_graphs) == 1 + recorded  # beside what paints
-            assert isinstance(graphed._preparation._annotate[name], Graphs) is recorded
+            graphed.capture_calls(lambda graphed=graphed: graphed(FRAMES[0], Controls(steps=1)))
+            assert sum(graphs.captured for graphs in graphed._all_graphs) == 1 + captured  # beside what paints
+            assert isinstance(graphed._preparation._annotate[name], Graphs) is captured
             picture = graphed(FRAMES[0], Controls(steps=1))
             plain = Stylizer(spec, graphed.components, graphs=False)
             assert np.array_equal(picture, plain(FRAMES[0], Controls(steps=1)))

@@ -226,5 +226,16 @@ def test_graphs_are_refused_where_there_is_no_cuda(tmp_path):
     with pytest.raises(LoadError, match="CUDA"):
         load(spec, "cpu", compile=False, graphs=True)
     stylizer = load(spec, "cpu", compile=False)
-    stylizer.record(Controls(), lambda detail, progress: pytest.fail("there are none to record"))
-    assert stylizer.record_next() is False
+    stylizer.capture(Controls(), lambda detail, progress: pytest.fail("there are none to capture"))
+    assert stylizer.capture_next() is False
+
+
+@pytest.mark.parametrize("shape", [(1, 48, 64), (3, 48, 64), (1, 51, 64), (48, 64, 3)])
+def test_a_call_takes_no_grey_frames_for_video(stylizer, shape):
+    with pytest.raises(ValueError, match=r"frames must be uint8 \[N, H, W, 3\], not .*uint8"):
+        stylizer(np.zeros(shape, np.uint8), Controls())
+
+
+def test_pictures_of_words_share_a_batch_whatever_their_bypass_is(stylizer):
+    each = [Controls(prompt="a cat", bypass=bypass, seed=seed) for seed, bypass in enumerate((True, False))]
+    assert submitted(stylizer, None, each).rgb.shape[0] == 2

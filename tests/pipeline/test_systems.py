@@ -246,7 +246,7 @@ def test_equals_diffusers(system, steps, guidance, strength, size):
     name = next(name for name, row in SYSTEMS.items() if row is system)
     frames, mask = pictures(*size), masks(*size)
     stylizer = ours(name, size)
-    uses_negative = guidance > 1 and stylizer.conditionings.guidance_embedding_dim is None
+    uses_negative = guidance > 1 and not stylizer.capabilities.guidance_embedding
     controls = Controls(
         prompt=PROMPT,
         negative_prompt=NEGATIVE if uses_negative and steps != 1 else "",
@@ -365,18 +365,18 @@ def test_no_control_compiles_anything_anew(with_all_extras, monkeypatch):
     assert compiled == [compiled[0]] * 9 + [2 * compiled[0]] * 9
 
 
-def test_a_recorded_frame_replays(with_all_extras, monkeypatch):
+def test_a_captured_frame_replays(with_all_extras, monkeypatch):
     """As tests/pipeline/test_replayed.py, for other systems than SD1.5 with a ControlNet."""
     (stylizer, of_a_mask), recorder = with_all_extras, Recorder()
-    plain, recorded = stylizer.sampler, Graphs(stylizer.sampler, recorder)
+    plain, captured = stylizer.sampler, Graphs(stylizer.sampler, recorder)
     frames = pictures(96, 64)
     changes = [Controls(prompt=PROMPT), Controls(prompt=PROMPT), Controls(prompt="another", seed=3, strength=0.8)]
     for controls in [*changes, Controls(seed=4, guidance=1.0)]:
         monkeypatch.setattr(stylizer, "_paint", plain)
         expected = stylizer(frames, controls, **of_a_mask)
-        monkeypatch.setattr(stylizer, "_paint", recorded)
+        monkeypatch.setattr(stylizer, "_paint", captured)
         assert np.array_equal(stylizer(frames, controls, **of_a_mask), expected)
-        recorded.record_next(2)
+        captured.capture_next(2)
     assert recorder.count == 1
 
 

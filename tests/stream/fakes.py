@@ -29,7 +29,7 @@ class FakeStylizer:
 
     What it imagines is as light as the seed says. A prompt of "fail" raises; `gate` (an Event) holds every call up
     until it is set; `calls` keeps the controls, `imagined` those without a picture. Of batches with `behind` every step
-    is a call. `recorded` keeps what shapes were recorded for, `swept` how often memory was freed. Others override
+    is a call. `captured` keeps what shapes were captured for, `swept` how often memory was freed. Others override
     `paint`, which paints a batch by itself.
     """
 
@@ -44,14 +44,14 @@ class FakeStylizer:
         self.gate.set()
         self.calls: list[tuple[Controls, ...]] = []
         self.imagined: list[Controls] = []
-        self.recorded: list[Controls] = []
+        self.captured: list[Controls] = []
         self.swept = 0
         self.flight: list[Flying] = []
 
-    def record(self, controls: Controls, report) -> None:
-        self.recorded.append(controls)
+    def capture(self, controls: Controls, report) -> None:
+        self.captured.append(controls)
 
-    def record_next(self) -> bool:
+    def capture_next(self) -> bool:
         return False
 
     def free_memory(self) -> None:
@@ -65,11 +65,13 @@ class FakeStylizer:
     def depth(self, controls: Controls) -> int:
         return controls.steps if paints(controls) and not controls.reuse else 1
 
-    def forget(self) -> None:
-        self.flight = []
+    def forget(self, streams=None) -> None:
+        if streams is None:
+            self.flight = []
 
     def submit(self, batch: Batch) -> Pending[Pictures]:
-        if self.flight and (not batch.behind or _key(self.flight[0].batch) != _key(batch)):
+        passes_through = batch.frames is not None and not paints(batch.controls[0])
+        if self.flight and not passes_through and (not batch.behind or _key(self.flight[0].batch) != _key(batch)):
             self._finish()
         if not batch.behind:
             return there(self.paint(batch))

@@ -195,7 +195,7 @@ def test_nothing_is_said_of_modules_kept_in_float32_where_there_are_none(base, t
         load(ModelSpec(str(base), motion=str(tiny.motion(tmp_path / "motion")), **SIZE), "cpu")
     finally:
         logger.setLevel(logging.NOTSET)
-    assert [record.getMessage()[-9:] for record in said] == ["['norm']."]
+    assert [capture.getMessage()[-9:] for capture in said] == ["['norm']."]
 
 
 class TestRefusals:

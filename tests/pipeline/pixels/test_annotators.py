@@ -41,7 +41,7 @@ def pictures(width, height):
     return torch.from_numpy(shapes + noise).permute(0, 3, 1, 2)
 
 
-def test_turned_thresholds_record_nothing_anew(monkeypatch):
+def test_turned_thresholds_capture_nothing_anew(monkeypatch):
     """Every stream's own, as contents of tensors. The hysteresis is left out: what a CPU has of it looks at values."""
     monkeypatch.setattr(annotators, "find_edges", lambda pixels, low, high: canny.ridges(pixels, low, high)[1])
     recorder = Recorder()
@@ -54,7 +54,7 @@ def test_turned_thresholds_record_nothing_anew(monkeypatch):
         each = [Controls(canny_low=30 * i, canny_high=90), Controls(canny_low=200, canny_high=30 * i)]
         given = torch.from_numpy(frames).permute(0, 3, 1, 2), annotators.as_tensors(each, torch.device("cpu"))
         edges = graphs(given)
-        graphs.record_next(1)
+        graphs.capture_next(1)
         assert torch.equal(edges, annotated(given))
         seen.add(int(edges.sum()))
     assert recorder.count == 1
@@ -77,7 +77,7 @@ def test_our_own_annotators_never_wait(name, monkeypatch):
         pixels = torch.zeros((2, 3, 64, 96), dtype=torch.uint8, device=fake_cuda.DEVICE)
         turned = {name: torch.full((2, 1, 1, 1), 90, device=fake_cuda.DEVICE) for name in annotators.CONTROLS}
         traffic.count_anew()
-        _, images = traffic.record(lambda: annotators.annotate(name, pixels, turned, torch.float16))
+        _, images = traffic.capture(lambda: annotators.annotate(name, pixels, turned, torch.float16))
         assert images.shape == pixels.shape
         assert (traffic.uploads, traffic.downloads) == ([], [])
 
@@ -89,7 +89,7 @@ def test_the_device_there_tells_who_waits(find, monkeypatch):
     with machine.running(monkeypatch) as traffic, torch.inference_mode():
         marked = torch.zeros((2, 1, 64, 96), dtype=torch.bool, device=fake_cuda.DEVICE)
         with pytest.raises((AssertionError, RuntimeError)):
-            traffic.record(lambda: find(marked, marked))
+            traffic.capture(lambda: find(marked, marked))
 
 
 def test_whoever_registers_an_annotator_says_whether_it_may_be_captured(monkeypatch):

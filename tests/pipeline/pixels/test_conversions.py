@@ -1,4 +1,4 @@
-"""Pixels on their way in and out, as they are and recorded."""
+"""Pixels on their way in and out, as they are and captured."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.pipeline.recorders import Recorder
 SIZES = {1.0: (64, 96), 0.75: (48, 72), 0.5: (32, 48)}
 
 
-def test_recorded_conversions_equal_plain_ones():
+def test_captured_conversions_equal_plain_ones():
     recorder = Recorder()
     plain = Conversions(SIZES, torch.float32, lambda way: way)
-    recorded = Conversions(SIZES, torch.float32, lambda way: Graphs(way, recorder))
+    captured = Conversions(SIZES, torch.float32, lambda way: Graphs(way, recorder))
     dice = np.random.default_rng(1)
 
     def noise(*shape):
@@ -31,23 +31,23 @@ def test_recorded_conversions_equal_plain_ones():
         "in_both_ways": lambda: noise(2, 64, 96, 3),
     }
     for name, make in cases.items():
-        graphs = {"enlarged": recorded._enlarged, "fitted": recorded._scaled}.get(name) or getattr(recorded, name)
-        getattr(recorded, name)(make())
-        assert graphs.record_next(1)
+        graphs = {"enlarged": captured._enlarged, "fitted": captured._scaled}.get(name) or getattr(captured, name)
+        getattr(captured, name)(make())
+        assert graphs.capture_next(1)
         for given in [make() for _ in range(2)]:
-            assert torch.equal(getattr(recorded, name)(given), getattr(plain, name)(given)), name
+            assert torch.equal(getattr(captured, name)(given), getattr(plain, name)(given)), name
     assert recorder.count == len(cases)
     assert plain.reduced.keys() == {0.75, 0.5}
     for scale, mask in ((0.75, None), (0.5, torch.ones(2, 1, 64, 96))):
         for _ in range(3):
             given = (noise(2, 3, 64, 96), noise(2, 3, 64, 96), mask)
-            ours, expected = (list(leaves(each.reduced[scale](given))) for each in (recorded, plain))
+            ours, expected = (list(leaves(each.reduced[scale](given))) for each in (captured, plain))
             assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
-            recorded.reduced[scale].record_next(1)
+            captured.reduced[scale].capture_next(1)
     assert recorder.count == len(cases) + 2
 
 
-def test_frames_of_the_right_size_need_no_recording():
+def test_frames_of_the_right_size_need_no_capture():
     conversions = Conversions(SIZES, torch.float32, lambda way: pytest.fail)
     frames = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
     assert conversions.fitted(frames).data_ptr() == frames.data_ptr()

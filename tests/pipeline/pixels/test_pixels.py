@@ -90,7 +90,7 @@ def test_where_triton_does_not_work_canny_grows_its_edges_and_says_so_once(monke
     canny._hysteresis_on.cache_clear()
     assert [canny._hysteresis_on(torch.device("cuda")) for _ in range(2)] == [canny.by_growing] * 2
     canny._hysteresis_on.cache_clear()
-    assert [record.message for record in caplog.records] == [
+    assert [capture.message for capture in caplog.records] == [
         "Canny waits for the device in every frame, since Triton does not work: Failed to find C compiler."
     ]
 

@@ -99,7 +99,7 @@ class Way:
 
     start: Callable[[Stylizer], Callable[[], Any]]
     uploads: tuple[np.ndarray, ...] = (FRAMES,)
-    recordings: int = 2  # one of these fits the frames
+    captures: int = 2  # one of these fits the frames
 
 
 def reusing(stylizer: Stylizer) -> Callable[[], Any]:
@@ -127,13 +127,13 @@ WAYS = {
     "two streams": Way(lambda s: lambda: s(FRAMES, TWO_STREAMS)),
     "guided": Way(lambda s: lambda: s(FRAMES, LIVE.merged({"guidance": 2.0}))),
     "masked": Way(lambda s: lambda: s(FRAMES, LIVE, mask=MASK), (FRAMES, MASK), 3),
-    "smaller": Way(lambda s: lambda: s(FRAMES, LIVE, scale=0.5), recordings=4),
-    "live": Way(lambda s: lambda: submitted(s, FRAMES, TWO_STREAMS), recordings=3),
+    "smaller": Way(lambda s: lambda: s(FRAMES, LIVE, scale=0.5), captures=4),
+    "live": Way(lambda s: lambda: submitted(s, FRAMES, TWO_STREAMS), captures=3),
     "live I420": Way(lambda s: lambda: submitted(s, I420, TWO_STREAMS), (I420,), 3),
-    "stream batch": Way(in_stages, (FRAMES[:1],), recordings=5),
-    "reuse": Way(reusing, (FRAMES[:1],), recordings=4),
+    "stream batch": Way(in_stages, (FRAMES[:1],), captures=5),
+    "reuse": Way(reusing, (FRAMES[:1],), captures=4),
     "imagine": Way(lambda s: lambda: s.imagine(LIVE), (), 1),
-    "source": Way(lambda s: lambda: s(FRAMES, LIVE.merged({"bypass": True})), recordings=1),
+    "source": Way(lambda s: lambda: s(FRAMES, LIVE.merged({"bypass": True})), captures=1),
 }
 
 
@@ -176,17 +176,17 @@ def test_only_frames_and_pictures_cross_over(way, machine, model, monkeypatch):
         paint = WAYS[way].start(stylizer)
         for number in range(2 * OFTEN + 2):
             if number == 2 * OFTEN:
-                assert traffic.recordings == 0  # no call records
-                while stylizer.record_next():
+                assert traffic.captures == 0  # no call captures
+                while stylizer.capture_next():
                     pass
-                assert traffic.recordings == WAYS[way].recordings
+                assert traffic.captures == WAYS[way].captures
             traffic.count_anew()
             pictures = paint()
             assert len(traffic.downloads) == (pictures is not None)
             if number > 0:  # the first makes what stays
                 assert traffic.uploads == expected
         assert not traffic.products  # it replays
-        assert traffic.recordings == WAYS[way].recordings
+        assert traffic.captures == WAYS[way].captures
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -199,12 +199,12 @@ def test_every_part_lies_where_it_is_used(system, machine, model, monkeypatch):
         stylizer(FRAMES, LIVE)
         assert traffic.uploads == [FRAMES.shape]
         assert traffic.products == SYSTEMS[system].dtypes
-        stylizer.record_calls()
-        assert traffic.recordings == 2 + len(spec.annotators)
+        stylizer.capture_calls()
+        assert traffic.captures == 2 + len(spec.annotators)
         for change in (*CHANGES, *({"lora_weights": {name: 0.3}} for name in stylizer.loras)):
             assert stylizer(FRAMES, LIVE.merged(change)).shape == (2, HEIGHT, WIDTH, 3)
         stylizer(FRAMES, LIVE, mask=MASK)
-        assert traffic.recordings == 2 + len(spec.annotators)
+        assert traffic.captures == 2 + len(spec.annotators)
 
 
 AROUND = 12 + 4 + 2 + 2  # cameras, pictures in both ways, down and up again
@@ -215,14 +215,14 @@ USUAL = {
 
 
 @pytest.mark.parametrize("usual", USUAL)
-def test_what_a_server_will_be_asked_for_is_recorded_before_it_is(usual, machine, model, monkeypatch):
+def test_what_a_server_will_be_asked_for_is_captured_before_it_is(usual, machine, model, monkeypatch):
     spec, parts = model("LoRAs")
     controls, count = USUAL[usual]
     told = []
     with machine.running(monkeypatch) as traffic:
         stylizer = Stylizer(spec, parts)
-        stylizer.record(controls, lambda detail, progress: told.append(progress))
-        assert traffic.recordings == count
+        stylizer.capture(controls, lambda detail, progress: told.append(progress))
+        assert traffic.captures == count
         assert told == sorted(told)
         assert len(told) == count
         live = LIVE.merged({"steps": controls.steps, "reuse": controls.reuse})
@@ -232,16 +232,16 @@ def test_what_a_server_will_be_asked_for_is_recorded_before_it_is(usual, machine
                 frames = np.zeros((size, height * 3 // 2, width), np.uint8)
                 each = [live.merged({"guidance": guidance, "seed": 4})] * size
                 submitted(stylizer, frames, each, streams=tuple(range(size)))
-                assert not traffic.products  # as it was recorded
-        assert traffic.recordings == count
-        assert not stylizer.record_next()
+                assert not traffic.products  # as it was captured
+        assert traffic.captures == count
+        assert not stylizer.capture_next()
 
 
-def test_batches_that_are_recorded_are_those_that_the_scheduler_makes():
+def test_batches_that_are_captured_are_those_that_the_scheduler_makes():
     assert BATCHES == scheduler.BATCHES
 
 
-def test_where_a_batch_does_not_fit_the_smaller_ones_are_recorded(machine, model, monkeypatch, caplog):
+def test_where_a_batch_does_not_fit_the_smaller_ones_are_captured(machine, model, monkeypatch, caplog):
     spec, parts = model("LoRAs")
     freed = []
     with machine.running(monkeypatch) as traffic:
@@ -255,8 +255,8 @@ def test_where_a_batch_does_not_fit_the_smaller_ones_are_recorded(machine, model
             return submit(batch)
 
         monkeypatch.setattr(stylizer, "submit", scarce)
-        stylizer.record(LIVE, lambda detail, progress: None)
-        assert traffic.recordings == 6 + 2 + AROUND  # what passes through fits
+        stylizer.capture(LIVE, lambda detail, progress: None)
+        assert traffic.captures == 6 + 2 + AROUND  # what passes through fits
     assert len(freed) == 2
     assert "CUDA out of memory" in caplog.text
 
@@ -282,4 +282,4 @@ def test_an_upload_is_counted_and_kept_out_of_graphs(machine, monkeypatch):
         torch.tensor([1.0, 2.0], device=fake_cuda.DEVICE)
         assert (traffic.uploads, traffic.downloads) == ([(2,)], [])
         with pytest.raises(AssertionError, match="graph"):
-            traffic.record(lambda: torch.tensor([1.0, 2.0], device=fake_cuda.DEVICE))
+            traffic.capture(lambda: torch.tensor([1.0, 2.0], device=fake_cuda.DEVICE))

@@ -173,7 +173,7 @@ def test_frames_with_reuse_share_no_steps(stylizer):
     assert pending().kind == "anew"
 
 
-def test_recorded_reuse_equals_the_plain_one(stylizer, monkeypatch):
+def test_captured_reuse_equals_the_plain_one(stylizer, monkeypatch):
     keeping, reusing = Recorder(), Recorder()
     controls = LIVE.merged({"steps": 1, "guidance": 2.0, "reuse": 1})
     frames = [FRAME, ALIKE] * 2
@@ -188,8 +188,8 @@ def test_recorded_reuse_equals_the_plain_one(stylizer, monkeypatch):
     monkeypatch.setattr(stylizer._reuse, "_reuse", reuse)
     clip()
     for graphs in (keep, reuse):
-        assert graphs.record_next(1)
-        assert not graphs.record_next(1)
+        assert graphs.capture_next(1)
+        assert not graphs.capture_next(1)
     for ours, expected in zip(clip(), plain, strict=True):
         assert np.array_equal(ours, expected)
     assert keeping.count == reusing.count == 1

@@ -1,4 +1,4 @@
-"""Compiling beside the frames, putting in what was compiled, and CUDA graphs recorded anew behind it."""
+"""Compiling beside the frames, putting in what was compiled, and CUDA graphs captured anew behind it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_compiler_that_wants_to_end_the_program_is_told_of(house):
     assert (one.engine.status()["state"], one.engine.status()["compiled"]) == ("ready", "no")
 
 
-def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_code(house):
+def test_shapes_are_captured_before_frames_are_taken_and_again_behind_compiled_code(house):
     go_on = threading.Event()
 
     class Told(FakeStylizer):
@@ -67,8 +67,8 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
             super().__init__(max_batch=2)
             self.story = []
 
-        def record(self, controls, report):
-            self.story.append(("record", controls.steps))
+        def capture(self, controls, report):
+            self.story.append(("capture", controls.steps))
 
         def paint(self, batch):
             self.story.append(("paint", batch.controls[0].steps))
@@ -95,8 +95,8 @@ def test_shapes_are_recorded_before_frames_are_taken_and_again_behind_compiled_c
     stylizer.gate.set()
     wait_for(lambda: one.engine.status()["compiled"] == "yes")
     painted = ("paint", 2)
-    again = [("record", 2), ("record", 3)]  # what is in use goes first
-    assert stylizer.story == [("record", 3), painted, painted, "single", *again, "batch", *again]
+    again = [("capture", 2), ("capture", 3)]  # what is in use goes first
+    assert stylizer.story == [("capture", 3), painted, painted, "single", *again, "batch", *again]
     assert accounts(stream)["frames_out"] == 2
 
 
@@ -112,19 +112,19 @@ def test_compiled_code_that_cannot_be_put_in_leaves_the_engine_as_it_was_and_is_
     status = one.engine.status()
     because = "Ready, uncompiled: compiled code could not be put in (division by zero)"
     assert (status["state"], status["detail"]) == ("ready", because if len(fails) == 3 else "Ready.")
-    assert len([record for record in caplog.records if "division by zero" in record.getMessage()]) == len(fails)
+    assert len([capture for capture in caplog.records if "division by zero" in capture.getMessage()]) == len(fails)
     assert "broke down" not in caplog.text
     _, publication, shown = one.open("a")
     publication.put(solid(10, 0, 0))
     assert shown.take(PATIENCE_S)
 
 
-def test_what_is_in_use_is_recorded_once_for_all_lora_weights_and_goes_on_where_that_fails(house):
+def test_what_is_in_use_is_captured_once_for_all_lora_weights_and_goes_on_where_that_fails(house):
     go_on = threading.Event()
 
     class Weighted(FakeStylizer):
-        def record(self, controls, report):
-            super().record(controls, report)
+        def capture(self, controls, report):
+            super().capture(controls, report)
             if controls.steps == 4:
                 raise ValueError("This model's schedule holds 3.")
 
@@ -140,7 +140,7 @@ def test_what_is_in_use_is_recorded_once_for_all_lora_weights_and_goes_on_where_
         assert shown.take(PATIENCE_S)
     go_on.set()
     wait_for(lambda: one.engine.status()["compiled"] == "yes")
-    assert [(one.steps, one.lora_weights) for one in one.stylizer.recorded[1:]] == [
+    assert [(one.steps, one.lora_weights) for one in one.stylizer.captured[1:]] == [
         (steps, {}) for steps in (1, 4, Controls().steps)
     ]
     assert one.engine.status()["detail"] == "Ready."
@@ -172,11 +172,11 @@ class Captures(FakeStylizer):
         if self.graphs and where == self.where:
             raise CaptureFailed("The driver broke a capture off.")
 
-    def record(self, controls, report):
-        super().record(controls, report)
-        self.breaks_off("start" if len(self.recorded) == 1 else "swap")
+    def capture(self, controls, report):
+        super().capture(controls, report)
+        self.breaks_off("start" if len(self.captured) == 1 else "swap")
 
-    def record_next(self):
+    def capture_next(self):
         self.breaks_off("idle")
         return False
 

@@ -14,6 +14,7 @@ import pytest
 from av import VideoFrame
 
 from masks import Mask
+from pipeline import PRESETS, load
 from pipeline.batch import Batch, Pending, Pictures
 from pipeline.settings import Controls
 from tests.stream.fakes import FakeStylizer, solid
@@ -50,6 +51,11 @@ def test_all_that_is_submitted_survives_being_pickled(house):
     assert {name for batch in one.stylizer.submitted for name in batch.streams} == {*feeds, "occupant"}
 
 
+def test_what_is_known_of_a_model_survives_being_pickled():
+    model = load(PRESETS["mini"], device="cpu", compile=False).capabilities
+    assert pickle.loads(pickle.dumps(model)) == model
+
+
 @cache
 def painter() -> FakeStylizer:
     return FakeStylizer()
@@ -74,6 +80,38 @@ class Elsewhere(FakeStylizer):
     def submit(self, batch):
         future = self.pool.submit(paint, batch)
         return Pending(future.done, future.result)
+
+
+def test_a_fault_that_is_told_with_the_pictures_harms_no_other_of_the_batch(house):
+    with ThreadPoolExecutor(1) as workers:
+        one = house(Elsewhere(workers), budget_s=60.0)
+        feeds = [one.open(name) for name in "abc"]
+        feeds[0][0].set_controls(Controls(prompt="fail"))
+        for level in range(10, 60, 10):
+            for _, publication, _ in feeds:
+                publication.put(solid(level, 0, 0))
+            for stream, _, shown in feeds[1:]:
+                assert shown.take(PATIENCE_S) is not None, stream.fault
+            wait_for(lambda: feeds[0][0].fault == "The paint ran out.")
+        assert [one.settle(stream)["frames_out"] for stream, _, _ in feeds] == [0, 5, 5]
+        assert [one.settle(stream)["frames_dropped"] for stream, _, _ in feeds] == [5, 0, 0]
+        one.engine.close()
+
+
+def test_what_is_remembered_of_a_stream_goes_with_it(house):
+    forgotten = []
+
+    class Remembers(FakeStylizer):
+        def forget(self, streams=None):
+            forgotten.append(streams)
+            super().forget(streams)
+
+    one = house(Remembers())
+    stream, publication, shown = one.open("a")
+    publication.put(solid(1, 2, 3))
+    assert shown.take(PATIENCE_S) is not None
+    one.engine.detach(stream)
+    wait_for(lambda: ("a",) in forgotten)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_fault_in_one_stream_harms_no_other_and_is_told_and_logged_once(house,
     assert bad.snapshot()["detail"] == "The paint ran out."
     assert bad.snapshot()["frames_dropped"] == 3
     assert good.snapshot()["detail"] == ""
-    assert len([record for record in caplog.records if "bad" in record.getMessage()]) == 1
+    assert len([capture for capture in caplog.records if "bad" in capture.getMessage()]) == 1
     assert max(len(call) for call in one.stylizer.calls) == max_batch
     bad.set_controls(Controls())
     bad_publication.put(solid(0, 0, 0))
@@ -289,13 +289,13 @@ def test_what_one_stream_is_to_blame_for_spoils_one_batch_and_is_not_held_agains
     assert round(50) == 2
 
 
-def test_when_nothing_comes_in_shapes_that_were_met_are_recorded_one_by_one(house, monkeypatch):
+def test_when_nothing_comes_in_shapes_that_were_met_are_captured_one_by_one(house, monkeypatch):
     monkeypatch.setattr(serving_loop, "IDLE_S", 0.01)
 
     class Meets(FakeStylizer):
         left = 0
 
-        def record_next(self):
+        def capture_next(self):
             self.left -= 1
             return self.left >= 0
 

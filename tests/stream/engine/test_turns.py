@@ -91,9 +91,9 @@ def test_a_dwell_that_comes_and_goes_is_told_now_and_then():
     assert told == [0.3, 0.0]
 
 
-def test_weights_that_a_recording_has_written_are_not_written_again_nor_taken_for_others(house):
+def test_weights_that_a_capture_has_written_are_not_written_again_nor_taken_for_others(house):
     class Recorded(Rewrites):
-        def record(self, controls, report):
+        def capture(self, controls, report):
             self.weights = {"ink": 1.0, **controls.lora_weights}
 
     one = house(Recorded(0.05), controls=Controls(lora_weights={"ink": 0.2}))

@@ -1,4 +1,4 @@
-"""Those functions of an engine that are recorded, and when they are."""
+"""Those functions of an engine that are captured, and when they are."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pipeline.batch import Report
 from pipeline.errors import first_line, is_out_of_memory
 from pipeline.trees import TreeFunction
 
-from .graphs import Graphs, Record
+from .graphs import GraphCapture, Graphs
 
 log = logging.getLogger(__name__)
 
 
-class RecordedFunctions:
-    """Makes functions that are recorded, by `record`; None leaves them as they are. graphs: those made so far."""
+class CapturedFunctions:
+    """Makes functions that are captured, by `capture`; None leaves them as they are. graphs: those made so far."""
 
-    def __init__(self, record: Record | None):
-        self._record = record
+    def __init__(self, capture: GraphCapture | None):
+        self._capture = capture
         self.graphs: list[Graphs] = []
 
     def __call__(self, function: TreeFunction) -> TreeFunction:
-        if self._record is None:
+        if self._capture is None:
             return function
-        self.graphs.append(Graphs(function, self._record))
+        self.graphs.append(Graphs(function, self._capture))
         return self.graphs[-1]
 
 
@@ -33,16 +33,16 @@ def make_calls(calls: Sequence[Callable[[], object]], free_memory: Callable[[], 
     for call in calls:
         if (reason := _out_of_memory(call)) is not None:
             free_memory()
-            log.warning("One of the usual shapes does not fit into memory, it is not recorded: %s", reason)
+            log.warning("One of the usual shapes does not fit into memory, it is not captured: %s", reason)
 
 
-def record_all_met(graphs: Sequence[Graphs], report: Report) -> None:
-    """Record every shape that was met, as far as there is room. Raises CaptureFailed."""
+def capture_all_seen(graphs: Sequence[Graphs], report: Report) -> None:
+    """Capture every shape that was met, as far as there is room. Raises CaptureFailed."""
     total, done = sum(each.waiting(1) for each in graphs), 0
     for each in graphs:
-        while each.record_next(1, makes_room=False):
+        while each.capture_next(1, makes_room=False):
             done += 1
-            report("Recording CUDA graphs", min(1.0, done / total))
+            report("Capturing CUDA graphs", min(1.0, done / total))
 
 
 def _out_of_memory(call: Callable[[], object]) -> str | None:
