@@ -76,6 +76,12 @@ class Stream:
 
     # -- publisher ---------------------------------------------------------------------------------------------------
 
+    @property
+    def painted_size(self) -> tuple[int, int] | None:
+        """(width, height) of what the model paints; None until it is loaded."""
+        width, x, height = self._engine.status().get("size", "").partition("x")
+        return (int(width), int(height)) if x else None
+
     def check_served(self) -> None:
         """Raises EngineFailed when nothing that is published will be painted."""
         self._engine.check_serves()

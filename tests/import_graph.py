@@ -33,7 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "render": {"pipeline.base", "shared"},
     "stream.engine": {"pipeline.base", "shared"},
     "stream": {"pipeline.base", "shared", "stream.engine"},
-    "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream"},
+    "stream.webrtc.receiving": set(),
+    "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream", "stream.webrtc.receiving"},
     "stream.recording": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.local": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.http": {  # the server: it ties the rooms beside it together

@@ -13,12 +13,12 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioice import Connection, ice, stun
 from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs, rtcrtpsender
-from aiortc.codecs import h264, vpx
+from aiortc.codecs import h264, is_rtx, vpx
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame
@@ -28,6 +28,7 @@ from aiortc.rtp import (
     RTCP_PSFB_PLI,
     RTCP_RTPFB_NACK,
     AnyRtcpPacket,
+    RtcpByePacket,
     RtcpPsfbPacket,
     RtcpRrPacket,
     RtcpRtpfbPacket,
@@ -36,11 +37,15 @@ from aiortc.rtp import (
     unpack_remb_fci,
 )
 
-from .bitstream import is_keyframe
 from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
 from .feedback import HISTORY, SenderFeedback
+from .receiving.bitstream import is_keyframe
+from .receiving.intake import VideoIntake
+from .receiving.jitter_buffer import EncodedFrame, read_payload
 from .reports import SenderReports, ntp_time
 from .sound import BITRATE_BPS, MusicEncoder
+
+_NO_CODEC = -1  # a payload type that no codec has
 
 # -- the process -----------------------------------------------------------------------------------------------------
 
@@ -127,8 +132,12 @@ def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
     return bounded
 
 
-def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
+def sender_reports(
+    receiver: RTCRtpReceiver, clock_hz: int, ssrc: Callable[[], int | None] = lambda: None
+) -> SenderReports:
     """What the receiver's sender reports tell, from now on; aiortc itself does not pass them on.
+
+    ssrc: whose reports count, where there are several.
 
     Recheck: RTCRtpReceiver._handle_rtcp_packet gets every report; __timestamp_mapper turns RTP timestamps into pts, of
     which `_last` is the newest timestamp and `_origin` that of pts 0.
@@ -138,12 +147,94 @@ def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
     reports = SenderReports(clock_hz, lambda: None if mapper._last is None else (mapper._last, mapper._origin))
 
     async def read_and_handle(packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, RtcpSrPacket):
-            reports.add(packet.sender_info)
+        if isinstance(packet, RtcpSrPacket) and ssrc() in (None, packet.ssrc):
+            reports.add(packet.sender_info, packet.ssrc)
         await handle(packet)
 
     inside._handle_rtcp_packet = read_and_handle
     return reports
+
+
+# -- a receiver of video ---------------------------------------------------------------------------------------------
+
+
+class _VideoSeams:
+    """What stands in the place of a receiver's NACK generator, its jitter buffer, and the event of decoding errors.
+
+    Recheck: RTCRtpReceiver gives each packet, RTX unwrapped, to __nack_generator.add, sets RtpPacket._data, calls
+    __jitter_buffer.add, and sends a PLI where __decoder_error.is_set(); the decoder thread sets that.
+    """
+
+    def __init__(self, take_in: Callable[[RtpPacket], None], on_error: Callable[[], None]):
+        self._take_in, self.set = take_in, on_error
+
+    def add(self, packet: RtpPacket) -> Any:
+        if hasattr(packet, "_data"):  # it is the jitter buffer that is called
+            return False, None
+        self._take_in(packet)
+        return False
+
+    def is_set(self) -> bool:
+        return False
+
+
+def take_video(receiver: RTCRtpReceiver, sent_again: Mapping[int, int], intake: VideoIntake) -> None:
+    """Let an intake of ours decide what becomes of a receiver's packets; before it starts. Estimating the bitrate,
+    receiver reports and unwrapping RTX stay aiortc's.
+
+    sent_again: SSRC of RTX -> SSRC of what it is of: aiortc reads that from an offer only where there are two SSRCs.
+
+    Recheck: RTCRtpReceiver._handle_rtp_packet gets every packet, and leaves one of an unknown payload type once its
+    bitrate is estimated; it unwraps RTX by __rtx_ssrc and __codecs. The decoder thread gets __decoder_error when it
+    starts; __decoder_thread is None again once the receiver has stopped. __timestamp_mapper.map makes pts,
+    __decoder_queue takes (codec, JitterFrame). _handle_rtcp_packet ends the track on BYE.
+    """
+    inside: Any = receiver
+    codecs_of = inside._RTCRtpReceiver__codecs
+    rtx_ssrc = inside._RTCRtpReceiver__rtx_ssrc
+    mapper = inside._RTCRtpReceiver__timestamp_mapper
+    handle_rtp, handle_rtcp = inside._handle_rtp_packet, inside._handle_rtcp_packet
+    is_again = False
+
+    def take_in(packet: RtpPacket) -> None:
+        codec, marker = codecs_of[packet.payload_type].name, bool(packet.marker)
+        about = (packet.sequence_number, packet.timestamp, marker, codec, packet.payload_type)
+        intake.take_in(*about, read_payload(codec, packet.payload), is_again=is_again)
+
+    async def receive(packet: RtpPacket, arrival_time_ms: int) -> None:
+        nonlocal is_again
+        codec = codecs_of.get(packet.payload_type)
+        if codec is not None:
+            is_again = is_rtx(codec)
+            if is_again:
+                first = int.from_bytes(packet.payload[:2])
+                ssrc = intake.retransmitted(rtx_ssrc.get(packet.ssrc), first)
+                is_taken = ssrc is not None and ssrc == intake.layers.current
+                if is_taken:
+                    rtx_ssrc[packet.ssrc] = ssrc
+            else:
+                is_taken = intake.takes(packet.ssrc, codec.name, read_payload(codec.name, packet.payload))
+            if not is_taken:
+                packet.payload_type = _NO_CODEC
+        await handle_rtp(packet, arrival_time_ms=arrival_time_ms)
+        await intake.answer()
+
+    async def take_report(packet: AnyRtcpPacket) -> None:
+        if not isinstance(packet, RtcpByePacket) or intake.ends_with(packet.sources):
+            await handle_rtcp(packet)
+
+    def decode(frame: EncodedFrame) -> None:
+        if inside._RTCRtpReceiver__decoder_thread is not None:
+            encoded = JitterFrame(frame.data, mapper.map(frame.timestamp))
+            inside._RTCRtpReceiver__decoder_queue.put((codecs_of[frame.payload_type], encoded))
+
+    seams = _VideoSeams(take_in, intake.want_keyframe)
+    inside._RTCRtpReceiver__nack_generator = inside._RTCRtpReceiver__jitter_buffer = seams
+    inside._RTCRtpReceiver__decoder_error = seams
+    rtx_ssrc.update(sent_again)
+    intake.decode, intake.nack, intake.pli = decode, inside._send_rtcp_nack, inside._send_rtcp_pli
+    intake.is_open = lambda: inside._RTCRtpReceiver__decoder_thread is not None
+    inside._handle_rtp_packet, inside._handle_rtcp_packet = receive, take_report
 
 
 # -- a sender --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 
 from aiortc import (
     MediaStreamTrack,
@@ -29,6 +29,8 @@ from stream.streams import Stream
 from . import aiortc_compat, sdp
 from .decoding import SoundBuffer
 from .feedback import SenderFeedback
+from .receiving.intake import VideoIntake
+from .receiving.layers import Layers, retransmissions
 from .sound import CLOCK_HZ as SOUND_HZ
 from .sound import SoundTrack, drain_sound
 from .tracks import CLOCK_HZ as VIDEO_HZ
@@ -126,7 +128,7 @@ class Sessions:
             raise sdp.BadSdp("The SDP offer's video sends nothing.")
         session.publication, replaced = stream.publish(session)
         session.publication.close_publisher = lambda: self.close_soon(session)
-        self._drain(session, session.publication)
+        self._drain(session, session.publication, retransmissions(offer.text))
         session.spawn(self._count_received(session, session.publication))
         if replaced is not None:
             replaced.close_publisher()
@@ -188,7 +190,7 @@ class Sessions:
                 session.stream.network.received(time.monotonic(), publication.network())
             await asyncio.sleep(SAMPLE_S)
 
-    def _drain(self, session: Session, publication: Publication) -> None:
+    def _drain(self, session: Session, publication: Publication, sent_again: Mapping[int, int]) -> None:
         """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
         picture, sound = (next((t for t in session.tracks if t.kind == kind), None) for kind in ("video", "audio"))
         for transport in {receiver.transport for receiver in session.peer.getReceivers()}:
@@ -201,8 +203,14 @@ class Sessions:
             if track is picture:
                 encoded.on_skip = publication.skip
                 encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
-                publication.clock.wall_origin_s = aiortc_compat.sender_reports(receiver, VIDEO_HZ).wall_origin_s
-                self._until_done(session, drain_video(track, publication, encoded.arrived_s, CONNECT_S))
+                intake = VideoIntake(Layers(session.stream.painted_size))
+                aiortc_compat.take_video(receiver, sent_again, intake)
+                encoded.ask_for_keyframe = intake.want_keyframe
+                publication.network = intake.statistics
+                reports = aiortc_compat.sender_reports(receiver, VIDEO_HZ, intake.ssrc)
+                publication.clock.wall_origin_s = reports.wall_origin_s
+                work = drain_video(track, publication, encoded.arrived_s, CONNECT_S, intake.last_heard_s)
+                self._until_done(session, work)
             elif track is sound:
                 aiortc_compat.set_packet_buffer(receiver, SoundBuffer())
                 reports = aiortc_compat.sender_reports(receiver, SOUND_HZ)

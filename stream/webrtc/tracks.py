@@ -97,19 +97,27 @@ async def drain_video(
     publication: Publication,
     arrived_s: Callable[[int | None], float | None],
     first_within_s: float,
+    heard_s: Callable[[], float | None] = lambda: None,
 ) -> None:
     """Take decoded frames as fast as they come, so that latency cannot grow; returns when the sender is gone.
 
-    arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known.
+    arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known. heard_s: when
+    its last packet came; one whose packets come, though no frame can be made of them, is not gone.
     """
     patience_s = first_within_s
     try:
         while True:
-            frame = await asyncio.wait_for(track.recv(), patience_s)
+            try:
+                frame = await asyncio.wait_for(track.recv(), patience_s)
+            except TimeoutError:
+                last_s = heard_s()
+                if last_s is None or time.monotonic() - last_s >= patience_s:
+                    return
+                continue
             assert isinstance(frame, VideoFrame)
             patience_s = SILENCE_S
             publication.put(frame, frame.time, arrived_s(frame.pts))
-    except (MediaStreamError, TimeoutError):
+    except MediaStreamError:
         return
 
 

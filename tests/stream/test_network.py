@@ -140,11 +140,11 @@ async def test_whoever_asks_for_a_stream_is_told_what_its_publishers_receiver_co
         publication = server.streams.get("one").publication
         publication.network = lambda: Received(packets_received=77, round_trip_ms=12.0)
 
-        async def network() -> dict | None:
-            return (await server.stats("one"))["network"]["publisher"]
+        async def told() -> bool:
+            network = (await server.stats("one"))["network"]["publisher"]
+            return network is not None and (network["packets_received"], network["round_trip_ms"]) == (77, 12.0)
 
-        await until(lambda: server.streams.get("one").network.snapshot()["publisher"])
-        assert (await network())["packets_received"] == 77
+        await until(told)
     await until(lambda: server.streams.get("one").publication is None)
     assert server.streams.get("one").snapshot()["network"]["publisher"] is None
 

@@ -26,7 +26,6 @@ from pipeline.batch import Pictures
 from pipeline.capabilities import Capabilities
 from stream.webrtc import tracks
 from stream.webrtc.bitrates import FLOOR_BPS, HOLD_DOWN_S, URGENT, BitrateEstimate, EncoderBitrate, bitrate_bps
-from stream.webrtc.bitstream import is_keyframe
 from stream.webrtc.feedback import (
     HISTORY,
     KEYFRAME_S,
@@ -38,6 +37,7 @@ from stream.webrtc.feedback import (
     ReceiverReports,
     Retransmissions,
 )
+from stream.webrtc.receiving.bitstream import is_keyframe
 from tests.stream.fakes import FakeStylizer
 from tests.stream.peers import Publisher, Viewer, until
 

@@ -1,0 +1,86 @@
+"""Which of a publisher's layers is taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream.webrtc.receiving.layers import GONE_S, MAX_LAYERS, SILENT_S, Layers, retransmissions
+
+SIZES = {1: (320, 180), 2: (640, 360), 3: (1280, 720)}
+
+
+def begin(layers: Layers, now_s: float = 10.0, ssrcs=(1, 2, 3)) -> None:
+    """Each sends a keyframe, then the rest of it."""
+    for ssrc in ssrcs:
+        layers.take(ssrc, True, SIZES[ssrc], now_s)
+        layers.take(ssrc, False, None, now_s)
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"), [((256, 256), 2), ((320, 180), 1), ((512, 512), 3), ((2048, 2048), 3), (None, 3)]
+)
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 1)])
+def test_the_layer_that_fits_the_model_best_is_taken(model, taken, order):
+    layers = Layers(model)
+    begin(layers, ssrcs=order)
+    assert (layers.current, layers.ignored) == (taken, 2)
+    assert [layers.take(ssrc, False, None, 10.1) for ssrc in (1, 2, 3)] == [ssrc == taken for ssrc in (1, 2, 3)]
+    assert layers.ask(10.1) is None
+
+
+def test_a_single_stream_is_taken_whatever_it_tells_of_itself():
+    layers = Layers((512, 512))
+    assert layers.take(7, False, None, 10.0)
+    assert layers.take(7, True, (16, 16), 10.1)
+    assert (layers.ignored, layers.ask(10.2)) == (0, None)
+
+
+def test_a_better_layer_is_left_for_only_where_its_keyframe_begins():
+    layers = Layers((512, 512))
+    begin(layers, ssrcs=(1,))
+    assert not layers.take(3, False, None, 10.0)
+    assert layers.ask(10.0) == 3  # nobody knows yet how large it is
+    assert layers.ask(10.1) is None
+    assert not layers.take(3, False, None, 10.2)
+    assert layers.take(3, True, SIZES[3], 10.3)
+    assert not layers.take(1, True, SIZES[1], 10.3)
+
+
+def test_a_layer_that_falls_silent_is_replaced_by_the_next_keyframe_of_another_and_taken_again_when_it_comes_back():
+    layers = Layers(None)
+    begin(layers)
+    now_s = 10.0 + SILENT_S
+    assert not layers.take(2, False, None, now_s)
+    assert layers.ask(now_s) == 2
+    assert layers.take(2, True, SIZES[2], now_s + 0.1)
+    assert layers.current == 2
+    assert layers.take(3, True, SIZES[3], now_s + 0.2)
+
+
+def test_what_is_silent_is_ignored_no_more():
+    layers = Layers(None)
+    begin(layers)
+    layers.take(3, False, None, 10.0 + GONE_S)
+    layers.take(9, False, None, 10.0 + GONE_S)
+    assert layers.ignored == 1
+
+
+def test_any_number_of_streams_takes_little_memory():
+    layers = Layers(None)
+    taken = [ssrc for ssrc in range(1000) if layers.take(ssrc, False, None, 10.0)]
+    assert taken == [0]
+    assert layers.ignored < MAX_LAYERS
+
+
+def test_it_ends_only_where_all_have_said_goodbye():
+    layers = Layers(None)
+    begin(layers)
+    assert not layers.ends_with([3], 10.1)
+    assert not layers.ends_with([77], 10.1)
+    assert layers.ends_with([1, 2], 10.1)
+
+
+def test_the_offer_tells_whose_retransmissions_are_whose():
+    offer = "a=ssrc-group:SIM 1 2\r\na=ssrc-group:FID 1 11\r\na=ssrc-group:FID 2 12\r\na=ssrc:1 cname:x\r\n"
+    assert retransmissions(offer) == {11: 1, 12: 2}
+    assert retransmissions("v=0\r\n") == {}
