@@ -9,7 +9,6 @@ At an upgrade of either package: run tests/stream, and read again what each "Rec
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import random
 import time
@@ -22,23 +21,10 @@ from aiortc.codecs import h264, is_rtx, vpx
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame
-from aiortc.rtp import (
-    RTCP_PSFB_APP,
-    RTCP_PSFB_FIR,
-    RTCP_PSFB_PLI,
-    RTCP_RTPFB_NACK,
-    AnyRtcpPacket,
-    RtcpByePacket,
-    RtcpPsfbPacket,
-    RtcpRrPacket,
-    RtcpRtpfbPacket,
-    RtcpSrPacket,
-    RtpPacket,
-    unpack_remb_fci,
-)
+from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpRrPacket, RtcpSrPacket, RtpPacket
 
 from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
-from .feedback import HISTORY, SenderFeedback
+from .feedback import HISTORY, SenderFeedback, asks_for_keyframe, numbers_lost, remb_bps
 from .receiving.bitstream import is_keyframe
 from .receiving.intake import VideoIntake
 from .receiving.jitter_buffer import EncodedFrame, read_payload
@@ -81,7 +67,7 @@ def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
 
 
 def set_bitrates(floor_bps: int, ceiling_bps: int) -> None:
-    """What every encoder of video is made with from now on: the receiver's estimate (REMB) moves it between the two.
+    """What every encoder of video is made with from now on, the ceiling, and between what it can be told (bitrates.py).
 
     Recheck: both modules read these constants whenever an encoder is made or told a bitrate.
     """
@@ -291,27 +277,22 @@ def follow_feedback(sender: RTCRtpSender, feedback: SenderFeedback, send_now: Ca
 
     async def heed(packet: AnyRtcpPacket) -> None:
         now_s = time.monotonic()
+        feedback.nacks += bool(numbers_lost(packet))
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == inside._ssrc:
                     feedback.report(now_s, report)
             await handle(packet)  # for its own statistics
-        elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
-            feedback.nacks += 1
-            for number in packet.lost:
-                kept = inside._RTCRtpSender__rtp_history.get(number % HISTORY)
-                if kept is None or kept.sequence_number != number:
-                    continue
-                if feedback.resends(now_s, number, len(kept.payload)):
-                    await inside._retransmit(number)
-        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
-            if (wait_s := feedback.keyframe_in_s(now_s)) is not None:
-                loop.call_later(wait_s, make_keyframe)
-        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
-            with contextlib.suppress(ValueError):  # another application's
-                bps, ssrcs = unpack_remb_fci(packet.fci)
-                if inside._ssrc in ssrcs:
-                    feedback.limit(now_s, bps)
+        for number in numbers_lost(packet):
+            kept = inside._RTCRtpSender__rtp_history.get(number % HISTORY)
+            if kept is None or kept.sequence_number != number:
+                continue
+            if feedback.resends(now_s, number, len(kept.payload)):
+                await inside._retransmit(number)
+        if asks_for_keyframe(packet) and (wait_s := feedback.keyframe_in_s(now_s)) is not None:
+            loop.call_later(wait_s, make_keyframe)
+        if (bps := remb_bps(packet, inside._ssrc)) is not None:
+            feedback.limit(now_s, bps)
 
     async def encode_as_told(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
         encoder = inside._RTCRtpSender__encoder

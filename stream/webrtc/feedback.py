@@ -5,10 +5,21 @@ Decisions alone, on the clock that they are given; aiortc_compat.py has a sender
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 
-from aiortc.rtp import RtcpReceiverInfo
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RTCP_PSFB_FIR,
+    RTCP_PSFB_PLI,
+    RTCP_RTPFB_NACK,
+    AnyRtcpPacket,
+    RtcpPsfbPacket,
+    RtcpReceiverInfo,
+    RtcpRtpfbPacket,
+    unpack_remb_fci,
+)
 
 from stream.network import SenderStatistics
 
@@ -25,6 +36,26 @@ MAX_REPORTS = 16  # sender reports that may still be answered
 ROUND_TRIP_SHARE = 0.15  # of a new measurement in the average
 MAX_ROUND_TRIP_S = 10.0  # what is longer is a receiver's mistake
 MAX_STEP = 2**16  # packets between two reports; a receiver that counts more counts anew
+
+
+def numbers_lost(packet: AnyRtcpPacket) -> list[int]:
+    """The sequence numbers that a NACK asks for (RFC 4585, 6.2.1)."""
+    return packet.lost if isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK else []
+
+
+def asks_for_keyframe(packet: AnyRtcpPacket) -> bool:
+    return isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR)
+
+
+def remb_bps(packet: AnyRtcpPacket, ssrc: int) -> int | None:
+    """What a receiver says it can take of a source (draft-alvestrand-rmcat-remb-03)."""
+    if not isinstance(packet, RtcpPsfbPacket) or packet.fmt != RTCP_PSFB_APP:
+        return None
+    try:
+        bps, sources = unpack_remb_fci(packet.fci)
+    except (ValueError, struct.error):  # another application's, or cut off
+        return None
+    return bps if ssrc in sources else None
 
 
 class Retransmissions:

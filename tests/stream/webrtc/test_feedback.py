@@ -36,6 +36,7 @@ from stream.webrtc.feedback import (
     KeyframeRequests,
     ReceiverReports,
     Retransmissions,
+    remb_bps,
 )
 from stream.webrtc.receiving.bitstream import is_keyframe
 from tests.stream.fakes import FakeStylizer
@@ -151,10 +152,10 @@ def clean(estimate: BitrateEstimate, now_s: float, seconds: float, remb_bps: int
 @given(REPORTS)
 def test_the_estimate_stays_in_its_bounds_and_comes_back_whatever_happened(reports):
     estimate, now_s = BitrateEstimate(lambda: DESERVED), 0.0
-    for pause_s, packets, loss, remb_bps in reports:
+    for pause_s, packets, loss, takes_bps in reports:
         now_s += pause_s
-        if remb_bps is not None:
-            estimate.limit(now_s, remb_bps)
+        if takes_bps is not None:
+            estimate.limit(now_s, takes_bps)
         estimate.report(now_s, packets, round(loss * packets), 0.05)
         assert FLOOR_BPS <= estimate.bps(now_s) <= DESERVED
     now_s = clean(estimate, now_s, 60, remb_bps=2 * DESERVED)
@@ -239,6 +240,17 @@ def test_an_estimate_that_wavers_makes_no_keyframes():
     assert len(told) == 1
 
 
+def test_only_what_is_meant_for_a_source_is_taken_for_what_its_receiver_takes():
+    def remb(fci: bytes) -> int | None:
+        return remb_bps(RtcpPsfbPacket(fmt=RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=fci), 7)
+
+    whole = pack_remb_fci(1_000_000, [5, 7])
+    assert remb(whole) == pytest.approx(1_000_000, rel=1e-4)
+    assert remb(pack_remb_fci(1_000_000, [5])) is None
+    assert [remb(whole[:size]) for size in range(len(whole))] == [None] * len(whole)
+    assert remb(b"ABCD" + whole[4:]) is None
+
+
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +328,10 @@ class Watcher(Viewer):
         self.receiver._handle_rtp_packet = see
         await self.peer.setLocalDescription(await self.peer.createOffer())
         return self.peer.localDescription.sdp
+
+    def again(self) -> list[int]:
+        """Which numbers came once more, by RTX (RFC 4588, 4)."""
+        return [int.from_bytes(one.payload[:2], "big") for one in self.packets if one.ssrc != self.ssrc]
 
     @property
     def ssrc(self) -> int:
@@ -414,14 +430,27 @@ async def test_a_packet_of_long_ago_is_sent_again(start_server, monkeypatch, rtx
         await until(lambda: len(watcher.packets) > 400)
 
         def came() -> bool:
-            if not rtx:
-                return lost[0] in [packet.sequence_number for packet in watcher.packets]
-            again = [packet.payload for packet in watcher.packets if packet.ssrc != watcher.ssrc]
-            return lost[0] in [int.from_bytes(payload[:2], "big") for payload in again]  # RFC 4588, 4
+            return lost[0] in (watcher.again() if rtx else [packet.sequence_number for packet in watcher.packets])
 
         assert not came()
         await watcher.says_lost(lost[0])
         await until(came)
+
+
+async def test_what_came_before_a_keyframe_is_not_sent_again(start_server):
+    server = await start_server(Noisy())
+    async with (
+        Publisher(server.http, f"{server.url}/whip/one"),
+        Watcher(server.http, f"{server.url}/whep/one", silent=True) as watcher,
+    ):
+        await until(lambda: len(watcher.packets) > 50)
+        before = watcher.packets[-1].sequence_number
+        await watcher.asks_for_a_keyframe()
+        await until(lambda: watcher.keyframes() == 2)
+        after = watcher.packets[-1].sequence_number
+        await watcher.says_lost(before, after)
+        await until(lambda: after in watcher.again())
+        assert watcher.again() == [after]
 
 
 async def test_the_bitrate_follows_what_a_viewer_takes_down_and_up_again(start_server):
