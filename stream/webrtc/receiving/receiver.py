@@ -22,7 +22,7 @@ DEAF_S = 2.0
 FREEZE_S = 0.2
 MAX_DROPOUT = 3000  # packets; who jumps farther than that has started anew (RFC 3550, A.1)
 OVERTAKEN_S = 10  # by which no packet is overtaken
-STRAGGLING_S = 3.0  # for which packets of a count that was left still come
+SETTLING_S = 0.7  # after that the count before it is not taken up again
 RESTART_WITHIN = 16  # and sends its next packets from there on
 
 
@@ -165,11 +165,11 @@ class VideoReceiver:
         return self._highest + apart if abs(apart) <= MAX_DROPOUT else None
 
     def _is_straggler(self, sequence_number: int, timestamp: int, now_s: float) -> bool:
-        """It is of a count that was left, from before that was."""
+        """It is of a count that was left: from before that, or still on its way then."""
         return any(
-            now_s - left_s < STRAGGLING_S
-            and uint16_add(newest.number, -sequence_number) <= MAX_DROPOUT
-            and (newest.timestamp - timestamp) & 0xFFFFFFFF <= OVERTAKEN_S * 90_000
+            now_s - left_s < (SETTLING_S if _ahead(sequence_number, newest) > 0 else OVERTAKEN_S)
+            and abs(_ahead(sequence_number, newest)) <= MAX_DROPOUT
+            and (newest.timestamp + 90_000 - timestamp) & 0xFFFFFFFF <= OVERTAKEN_S * 90_000
             for newest, left_s in self._former
         )
 
@@ -281,6 +281,11 @@ class VideoReceiver:
 
     def _tail_s(self) -> float:
         return max(TAIL_S, PACES * min(self._pace_s, FREEZE_S))
+
+
+def _ahead(sequence_number: int, packet: Packet) -> int:
+    """By how many packets, going round."""
+    return uint16_add(sequence_number - packet.number, 0x8000) - 0x8000
 
 
 def _apart_s(ticks: int) -> float:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
+import sys
 import time
 from contextlib import contextmanager
-from itertools import pairwise
 
-import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from tests.chromium import CHROMIUM, launch_options, write_camera_file
-from tests.ffmpeg import FPS, certificate, needs_whip, publish
+from tests.ffmpeg import FPS, needs_whip
 from tests.paths import ROOT
 
+from . import timed
 from .relay import Plan, Relay
-from .timed import PUBLISH, STATS, Timed, stamped, timed_server
+from .timed import PUBLISH, STATS, Timed, Watched, timed_server
 
 pytestmark = pytest.mark.prove
 
@@ -63,26 +62,6 @@ class Publishing:
 
     def counted(self) -> dict[str, float]:
         return self.page.evaluate(STATS)[0]
-
-
-class Watched:
-    """What came in a while."""
-
-    def __init__(self, since_s: float, pictures: list[tuple]):
-        self.since_s, self.pictures = since_s, pictures
-        self.ages_ms = [1000 * age for _, age, _, _ in pictures if age is not None]
-
-    def percentile_ms(self, percent: float) -> float:
-        return float(np.percentile(self.ages_ms, percent))
-
-    @property
-    def longest_gap_s(self) -> float:
-        times_s = [self.since_s, *(picture[0] for picture in self.pictures)]
-        return max(after - before for before, after in pairwise(times_s))
-
-    def after(self, seconds: float) -> Watched:
-        since_s = self.since_s + seconds
-        return Watched(since_s, [picture for picture in self.pictures if picture[0] >= since_s])
 
 
 @contextmanager
@@ -213,10 +192,8 @@ def test_firefox(codec):
 def test_ffmpeg(tmp_path):
     """It answers NACKs but knows no PLI: its keyframes come once a second."""
     with timed_server() as server, Relay(server.url, Plan(one_way_s=0.01), Plan(one_way_s=0.01)) as relay:
-        pictures = (stamped(time.time()) for _ in range(20 * FPS))
-        given = (f"{relay.url}/whip/one", certificate(tmp_path), pictures)
-        publisher = threading.Thread(target=publish, args=given)
-        publisher.start()
+        command = [sys.executable, timed.__file__, f"{relay.url}/whip/one", str(tmp_path), "20"]
+        publisher = subprocess.Popen(command)
         until(lambda: server.pictures)
         time.sleep(4)
         clean = Watched(time.time() - 3, server.since(time.time() - 3))
@@ -224,7 +201,8 @@ def test_ffmpeg(tmp_path):
         since_s = time.time()
         time.sleep(8)
         lossy = Watched(since_s, server.since(since_s))
-        publisher.join()
+        publisher.terminate()
+        publisher.wait(10)
     assert clean.percentile_ms(50) < 45
     assert len(lossy.pictures) > 0.7 * 8 * FPS
     assert lossy.longest_gap_s < 1.3

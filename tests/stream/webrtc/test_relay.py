@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .relay import Link, Plan, kinds, without_candidates
+from tests.stream.peers import Publisher, Viewer, until
+
+from .relay import Link, Plan, Relay, kinds, without_candidates
 
 KINDS = {96: "video", 97: "rtx"}
 STUN = b"\x00\x01" + bytes(20)
@@ -59,3 +61,20 @@ def test_what_it_reads_and_leaves_out_of_an_answer():
     answer = "\r\n".join([*lines, "a=rtpmap:97 rtx/90000", ""])
     assert kinds(answer) == KINDS
     assert "candidate" not in without_candidates(answer)
+
+
+@pytest.mark.parametrize("codec", ["VP8", "H264"])
+async def test_a_publisher_whose_packets_get_lost_is_seen_and_told_of(server, codec):
+    lossy = Plan(loss=0.2, late=0.1, late_s=0.05, doubled=0.1, one_way_s=0.005, seed=3)
+    with Relay(server.url, lossy, lossy) as relay:
+        async with (
+            Publisher(server.http, f"{relay.url}/whip/one", (200, 40, 40), codec) as publisher,
+            Viewer(server.http, f"{server.url}/whep/one") as viewer,
+        ):
+            await viewer.sees((40, 40, 200))
+            publisher.track.rgb = (40, 200, 40)
+            await viewer.sees((40, 200, 40))
+            network = server.streams.get("one").publication.network
+            await until(lambda: network().nacks and network().packets_lost and network().round_trip_ms)
+            assert network().packets_received > network().packets_lost
+            assert (network().round_trip_ms < 1000, network().layers_ignored) == (True, 0)

@@ -1,7 +1,8 @@
 """Pictures that tell when they were taken, published by a real browser into a server that writes down what it gets.
 
 `python tests/stream/webrtc/timed.py` serves, in whatever checkout it is started, and prints its port; then a line for
-each picture that reaches the engine: when, and when it was taken, in seconds of the machine's clock.
+each picture that reaches the engine: when, how old it is, in seconds of the machine's clock, and its size. With URL,
+FOLDER (for a certificate) and SECONDS FFmpeg publishes such pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +151,31 @@ class Timed:
         return [picture for picture in list(self.pictures) if picture[0] >= moment_s]
 
 
+class Watched:
+    """What came in a while."""
+
+    def __init__(self, since_s: float, pictures: list[tuple]):
+        self.since_s, self.pictures = since_s, pictures
+        self.ages_ms = [1000 * age for _, age, _, _ in pictures if age is not None]
+
+    def percentile_ms(self, percent: float) -> float:
+        return float(np.percentile(self.ages_ms, percent))
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Between two pictures, and before the first."""
+        times_s = [self.since_s, *(picture[0] for picture in self.pictures)]
+        return [after - before for before, after in pairwise(times_s)]
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max(self.gaps_s, default=float("inf"))
+
+    def after(self, seconds: float) -> Watched:
+        since_s = self.since_s + seconds
+        return Watched(since_s, [picture for picture in self.pictures if picture[0] >= since_s])
+
+
 @contextmanager
 def timed_server(checkout: Path = ROOT):
     process = subprocess.Popen([sys.executable, __file__], cwd=checkout, stdout=subprocess.PIPE, text=True)
@@ -159,5 +186,16 @@ def timed_server(checkout: Path = ROOT):
         process.wait(10)
 
 
+def publish_by_ffmpeg(url: str, folder: str, seconds: str) -> None:
+    sys.path.insert(0, str(ROOT))
+    from tests import ffmpeg
+
+    pictures = (stamped(time.time()) for _ in range(round(float(seconds) * ffmpeg.FPS)))
+    ffmpeg.publish(url, ffmpeg.certificate(Path(folder)), pictures)
+
+
 if __name__ == "__main__":
-    asyncio.run(serve())
+    if sys.argv[1:]:
+        publish_by_ffmpeg(*sys.argv[1:])
+    else:
+        asyncio.run(serve())
