@@ -1,4 +1,4 @@
-"""What can be chosen, as rows: presets and the models of --models-dir, each with the command that starts it."""
+"""The choices there are, as rows: presets and the models of --models-dir, each with the command that starts it."""
 
 from __future__ import annotations
 

@@ -9,8 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.report import add_limits, count
-from options import UsageError, add_control_options, add_model_options, shortened, size_or_clip, whole
+from options import (
+    UsageError,
+    add_control_options,
+    add_limits,
+    add_model_options,
+    count,
+    shortened,
+    size_or_clip,
+    whole,
+)
 
 DECIMAL = r"([0-9]{1,9}(\.[0-9]{0,18})?|\.[0-9]{1,18})"
 

@@ -1,4 +1,4 @@
-"""Which part of the picture is repainted: a mask, white where to, and the source put back around it."""
+"""Masks: white where a picture is repainted, and the source put back around it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -236,3 +237,15 @@ def _auto(device: str) -> str:
     else:
         print("Using the bundled miniature: no CUDA GPU here. `python main.py models` lists what a GPU can run.")
     return "mini"
+
+
+count = whole(1, 1_000_000_000)  # an option's type
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Options for how much is measured of an engine, and where it is written."""
+    parser.add_argument("--frames", type=count, default=200, metavar="N", help="timed calls a row")
+    parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
+    parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
+    parser.add_argument("--everything", action="store_true", help="every batch, number of steps and guidance")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")

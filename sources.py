@@ -1,4 +1,4 @@
-"""Where live frames come from without a browser: what a camera is, and a file that plays as one."""
+"""Sources of live frames without a browser: what a camera, or a file that plays as one, has to be."""
 
 from __future__ import annotations
 

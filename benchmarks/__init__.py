@@ -1,4 +1,4 @@
-"""What the README's numbers come from; each module is a command."""
+"""The measurements behind docs/benchmarks.md; each module is a command."""
 
 from pipeline.runtime import environment
 

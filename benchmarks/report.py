@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -16,21 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from options import whole
-
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # as torch names them
 PACKAGES = ("torch", "diffusers", "transformers", "aiortc", "av", "opencv-python-headless")
-
-count = whole(1, 1_000_000_000)  # an option's type
-
-
-def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Options for how much is measured of an engine, and where it is written."""
-    parser.add_argument("--frames", type=count, default=200, metavar="N", help="timed calls a row")
-    parser.add_argument("--row-s", type=count, default=20, metavar="S", help="a row that would take longer has fewer")
-    parser.add_argument("--budget-s", type=count, default=math.inf, metavar="S", help="no new row is begun after that")
-    parser.add_argument("--everything", action="store_true", help="every batch, number of steps and guidance")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks import report
-from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline import Controls, Lora, ModelSpec, load
 from pipeline.errors import first_line
 from pipeline.runtime.devices import prepared
+from pipeline.settings import ControlNet
 from pipeline.stylizer import Stylizer
 from tests import tiny
 

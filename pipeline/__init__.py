@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from .errors import LoadError
 from .presets import PRESETS
-from .settings import ControlNet, Controls, Lora, ModelSpec
+from .settings import Controls, Lora, ModelSpec
 
 if TYPE_CHECKING:
     from .batch import Report
     from .stylizer import Stylizer
 
-__all__ = ["PRESETS", "ControlNet", "Controls", "LoadError", "Lora", "ModelSpec", "load"]
+__all__ = ["PRESETS", "Controls", "LoadError", "Lora", "ModelSpec", "load"]
 
 
 def load(

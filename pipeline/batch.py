@@ -16,6 +16,8 @@ from .settings import Controls
 T = TypeVar("T")
 U = TypeVar("U")
 
+BATCHES = (1, 2, 4, 8)  # sizes of live batches: few, since each is a shape that an engine has to warm up for
+
 Report = Callable[[str, float | None], None]  # is told what happens, and its progress in 0..1 where that is known
 
 

@@ -1,4 +1,4 @@
-"""What can be asked of a loaded model, and what controls mean to it: facts that no call changes, for any thread."""
+"""A loaded model's capabilities, and the meaning of controls to it: facts that no call changes, for any thread."""
 
 from __future__ import annotations
 

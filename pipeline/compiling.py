@@ -37,7 +37,7 @@ from .errors import LoadError, first_line
 from .settings import Controls, ModelSpec
 from .stylizer import Stylizer
 
-PARTS = ("encode", "denoise", "decode")
+STAGES = ("encode", "denoise", "decode")
 EXAMPLE = 4  # frames in the batch that is traced, and that kernels are chosen for
 # Free memory that the child wants beside the weights: on a CPU libraries and the compiler, 0.6 GB at most for the
 # bundled model (measured); on CUDA its context and a frame's activations (reckoned: nobody measured it).
@@ -80,7 +80,7 @@ def compile_beside(stylizer: Stylizer, report: Report, put_in: PutIn, batches: b
     stylizer then goes on uncompiled. Should only batches fail, only these do, with a warning in the log.
     """
     folder = cache_folder() / cache_key(stylizer)
-    modules = {name: _uncompiled(getattr(stylizer.sampler, name)) for name in PARTS}
+    modules = {name: _uncompiled(getattr(stylizer.sampler, name)) for name in STAGES}
     runners = _found_or_built(stylizer, modules, 1, folder / "single", report, "Compiling")
     put_in(partial(_swap_in, stylizer, modules, runners))
     if not (stylizer.max_batch > 1 if batches is None else batches):
@@ -90,7 +90,7 @@ def compile_beside(stylizer: Stylizer, report: Report, put_in: PutIn, batches: b
     except LoadError as error:
         log.warning("%s Single frames run compiled, batches do not.", error)
     else:
-        both = {name: runners[name] | batched[name] for name in PARTS}
+        both = {name: runners[name] | batched[name] for name in STAGES}
         put_in(partial(_swap_in, stylizer, modules, both))
 
 
@@ -194,13 +194,13 @@ def _uncompiled(part: Compiled | torch.nn.Module) -> torch.nn.Module:
 
 
 def _swap_in(stylizer: Stylizer, modules: dict[str, torch.nn.Module], runners: dict[str, Runners]) -> None:
-    stylizer.use(**{name: Compiled(modules[name], runners[name]) for name in PARTS})
+    stylizer.use(**{name: Compiled(modules[name], runners[name]) for name in STAGES})
 
 
 def build(stylizer: Stylizer, batch: int, folder: Path) -> None:
     """Compile every part of a stylizer for every signature it can be called with, into `folder`: for single frames, or
     with a batch of several for every such batch."""
-    recorders = {name: CallRecorder(_uncompiled(getattr(stylizer.sampler, name))) for name in PARTS}
+    recorders = {name: CallRecorder(_uncompiled(getattr(stylizer.sampler, name))) for name in STAGES}
     stylizer.use(**recorders)
     frames = torch.zeros((batch, stylizer.spec.height, stylizer.spec.width, 3), dtype=torch.uint8)
     for guidance in (1.0, 2.0):  # without and with CFG; a full LCM takes both in one signature

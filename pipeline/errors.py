@@ -1,4 +1,4 @@
-"""What a user may be told, in a sentence that names the thing and the remedy, and what kinds of failure are known."""
+"""Errors for users, each a sentence that names the thing and the remedy, and the kinds of failure that are known."""
 
 from __future__ import annotations
 

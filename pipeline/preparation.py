@@ -1,4 +1,4 @@
-"""What a call is given -> what its pictures are sampled from: checked, uploaded, fitted, annotated."""
+"""A call's arguments -> the request its pictures are sampled from: checked, uploaded, fitted, annotated."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Preparation:
         """The LoRAs have the weights asked for afterwards. Raises ValueError without what control images need."""
         pixels, control, mask = inputs.pixels, inputs.control, inputs.mask
         if inputs.scale != 1:
-            pixels, control, mask = self._conversions.reduced[inputs.scale]((pixels, control, mask))
+            pixels, control, mask = self._conversions.at_scale[inputs.scale]((pixels, control, mask))
         self._conditionings.apply_loras(inputs.controls[0])
         if control is None and self._annotate:
             raise ValueError("control_frames are needed: there is no frame that the control image could be made of.")

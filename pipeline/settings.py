@@ -1,4 +1,4 @@
-"""What can be set: ModelSpec (what is loaded; a change rebuilds) and Controls (what a viewer turns between frames)."""
+"""Settings: ModelSpec (what is loaded; a change rebuilds) and Controls (what a viewer turns between frames)."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class Stylizer:
         assert batch.frames is not None
         masks: Sequence[np.ndarray | None] = [None] * len(batch.frames) if batch.mask is None else list(batch.mask)
         return [
-            reuse.Seen((frame.shape, self._circumstances(one, pure, inputs.scale)), reuse.reduced(frame), mask)
+            reuse.Seen((frame.shape, self._circumstances(one, pure, inputs.scale)), reuse.coarse(frame), mask)
             for frame, one, pure, mask in zip(batch.frames, inputs.controls, inputs.from_noise, masks, strict=True)
         ]
 

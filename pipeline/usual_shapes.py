@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import capabilities
-from .batch import Batch
+from .batch import BATCHES, Batch
 from .capabilities import Capabilities
 from .settings import Controls
 
-BATCHES = (1, 2, 4, 8)  # in which live streams share a call
 CAMERAS = ((640, 480), (1280, 720), (512, 512))  # usual sizes of live video: (width, height)
 
 

@@ -1,4 +1,4 @@
-"""Where a new shot begins, decided from one frame to the next in constant memory."""
+"""Shot boundaries, decided from one frame to the next in constant memory."""
 
 from __future__ import annotations
 

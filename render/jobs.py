@@ -1,4 +1,4 @@
-"""Which clips become which films; all that can be checked is checked here, before a model is loaded."""
+"""Clips and the films they become; all that can be checked is checked here, before a model is loaded."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .clip import Clip, VideoClip, url
 from .errors import FilmError
 from .pictures import PICTURES, is_pattern, numbered
 from .segments import SegmentEncoder, WorkFolder
-from .sound import Soundtrack
+from .sound import FilmSound
 
 MP4_LIKE = (".mp4", ".m4v", ".mov")
 HUNDREDTH_S = Fraction(1, 100)  # what a GIF tells times in
@@ -89,7 +89,7 @@ class VideoFilm:
         self._segments = SegmentEncoder(self.work, self._video_settings)
         self._sound = None
         if isinstance(settings.clip, VideoClip) and settings.clip.has_sound:
-            self._sound = Soundtrack(settings.clip, suffix)
+            self._sound = FilmSound(settings.clip, suffix)
 
     def put(self, picture: np.ndarray, pts: int, duration: int) -> None:
         self._segments.put(picture, pts, duration)

@@ -1,4 +1,4 @@
-"""What a film asks of the engine: batches of frames, pictures from text alone, clips by AnimateDiff."""
+"""A film's calls of the engine: batches of frames, pictures from text alone, clips by AnimateDiff."""
 
 from __future__ import annotations
 

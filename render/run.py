@@ -106,17 +106,22 @@ def _make(
         try:
             _tell(clip, size, settings, film)
             stylizer = cache.stylizer(spec)
-            skips = {"skip_similar": "No effect: every frame of a film is painted."} if controls.skip_similar else {}
-            for name, remark in {**stylizer.remarks(controls), **skips}.items():
+            for name, remark in {**stylizer.remarks(controls), **_live_only(controls)}.items():
                 print(f"--{name.replace('_', '-')}: {remark}", file=sys.stderr)
             take = dataclasses.replace(take, ahead=stylizer.runs_ahead)
-            return _render(job, take, _painter(stylizer, job, settings, take), film, interrupted)
+            return _render(job, take, _engine_call(stylizer, job, settings, take), film, interrupted)
         finally:
             film.abandon()
             if film.work.done:
                 film.work.close()
             else:
                 film.work.discard()
+
+
+def _live_only(controls: Controls) -> dict[str, str]:
+    """control -> a sentence, for each setting that films do not obey."""
+    said = "No effect: every frame of a film is painted, and painted whole."
+    return {name: said for name in ("skip_similar", "reuse") if getattr(controls, name)}
 
 
 def _batch(settings: RenderSettings, cache: StylizerCache) -> int:
@@ -134,7 +139,7 @@ def _clip(job: RenderJob, settings: RenderSettings, cache: StylizerCache) -> Cli
     return open_clip(job.source, fps)
 
 
-def _painter(stylizer: FilmEngine, job: RenderJob, settings: RenderSettings, take: RenderSpec) -> Submit | Animate:
+def _engine_call(stylizer: FilmEngine, job: RenderJob, settings: RenderSettings, take: RenderSpec) -> Submit | Animate:
     if stylizer.spec.motion is not None:
         count = take.clip.expected(take.start_s, take.end_s) if job.source is None else None
         return animated(stylizer, take.controls, count)

@@ -1,4 +1,4 @@
-"""What survives a run that is killed: a folder beside the film with its segments so far, none of which is made again.
+"""The work folder, which survives a run that is killed: the segments so far, beside the film.
 
 A segment holds encoded pictures as packets with their exact times, which a container would round or drop. Each packet:
 pts, dts, duration (units of the film's time_base), whether it is a keyframe, its size, its data.

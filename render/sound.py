@@ -29,7 +29,7 @@ class TrackEncoding:
     layout: str = ""
 
 
-class Soundtrack:
+class FilmSound:
     """The sound tracks of a clip in a container. Raises FilmError where one does not go into it."""
 
     def __init__(self, clip: VideoClip, suffix: str):

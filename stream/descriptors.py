@@ -1,4 +1,4 @@
-"""How many files and sockets the process may hold, and how many of them connections may take."""
+"""File descriptors: how many the process may hold, and how many of them connections may take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the pictures that leave are behind what is captured. Sound is held back by as much."""
+"""The lag of the pictures that leave behind what is captured; sound is held back by as much."""
 
 from __future__ import annotations
 

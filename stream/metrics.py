@@ -1,4 +1,4 @@
-"""What Prometheus may scrape: a registry per application, and series that go when their stream goes."""
+"""Prometheus metrics: a registry per application, and series that go when their stream goes."""
 
 from __future__ import annotations
 

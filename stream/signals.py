@@ -1,4 +1,4 @@
-"""When a command that runs until it is interrupted ends: by a signal, or by a model that does not load."""
+"""The end of a command that runs until it is interrupted: a signal, or a model that does not load."""
 
 from __future__ import annotations
 

@@ -17,19 +17,23 @@ from pathlib import Path
 from tests.paths import ROOT
 
 PRODUCT = ("pipeline", "render", "stream")
-# Of pipeline's flat files, those below its rooms.
-BASE = {"settings", "presets", "errors", "batch", "capabilities", "trees"}
+BASE = {"settings", "presets", "errors", "batch", "capabilities"}  # of pipeline's flat files, those that need no torch
+OTHERS = ("benchmarks", "tests", "training")  # nothing of the product imports them, but that `bench` is a benchmark
 COMMANDS = {"main", "command_line", "options", "choices"}
 
 # room -> the rooms it may import. What no row allows is an import upwards. Files beside main.py are "shared".
 ALLOWED: dict[str, set[str]] = {
     "shared": set(),
     "pipeline.base": set(),
-    "pipeline.pixels": {"pipeline.base"},
-    "pipeline.runtime": {"pipeline.base"},
-    "pipeline.sampling": {"pipeline.base", "pipeline.pixels"},
+    "pipeline.trees": set(),
+    "pipeline.pixels": {"pipeline.base", "pipeline.trees"},
+    "pipeline.runtime": {"pipeline.base", "pipeline.trees"},
+    "pipeline.sampling": {"pipeline.base", "pipeline.trees", "pipeline.pixels"},
     "pipeline.loading": {"pipeline.base", "pipeline.pixels", "pipeline.runtime", "pipeline.sampling"},
-    "pipeline": {"pipeline.base", "pipeline.pixels", "pipeline.runtime", "pipeline.sampling", "pipeline.loading"},
+    "pipeline": {
+        *("pipeline.base", "pipeline.trees", "pipeline.pixels"),
+        *("pipeline.runtime", "pipeline.sampling", "pipeline.loading"),
+    },
     "render": {"pipeline.base", "shared"},
     "stream.engine": {"pipeline.base", "shared"},
     "stream": {"pipeline.base", "shared", "stream.engine"},
@@ -50,8 +54,10 @@ ALLOWED: dict[str, set[str]] = {
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name -> file, of the product's Python."""
-    files = [*root.glob("*.py"), *(file for name in PRODUCT for file in (root / name).rglob("*.py"))]
+    """Dotted name -> file, of the product's Python: all there is beside OTHERS."""
+    folders = [folder for folder in root.iterdir() if folder.name not in OTHERS and not folder.name.startswith(".")]
+    files = [*root.glob("*.py"), *(file for folder in folders if folder.is_dir() for file in folder.rglob("*.py"))]
+    files = [file for file in files if not {"node_modules", "site-packages"} & set(file.parts)]
     return {_dotted(file.relative_to(root)): file for file in sorted(files)}
 
 
@@ -71,7 +77,15 @@ def imports(name: str, file: Path, known: Iterable[str]) -> set[str]:
             above = package.split(".")[: len(package.split(".")) - (node.level - 1)] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
-    return (found & known) - {name}
+    others = {each for each in found if each.split(".")[0] in OTHERS}
+    return ((found & known) | others) - {name}
+
+
+def hidden(file: Path) -> list[str]:
+    """Calls by which a file could import what no import statement names."""
+    calls = (node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+    names = (call.attr if isinstance(call, ast.Attribute) else f"{getattr(call, 'id', '')}()" for call in calls)
+    return [name for name in names if name in ("import_module", "import_module()", "__import__()", "exec()", "eval()")]
 
 
 def graph(root: Path = ROOT) -> dict[str, set[str]]:
@@ -82,6 +96,8 @@ def graph(root: Path = ROOT) -> dict[str, set[str]]:
 
 def room(module: str) -> str:
     folder, _, name = module.rpartition(".")
+    if module.split(".")[0] in OTHERS:
+        return module.split(".")[0]
     if module in PRODUCT:
         return module
     if not folder:
@@ -107,7 +123,7 @@ def upwards(of_modules: Mapping[str, set[str]]) -> list[str]:
         f"{module} imports {other}"
         for module, imported in sorted(of_modules.items())
         for other in sorted(imported)
-        if room(module) not in ("commands", room(other)) and room(other) not in ALLOWED[room(module)]
+        if room(module) not in ("commands", room(other)) and room(other) not in ALLOWED.get(room(module), ())
     ]
 
 
@@ -120,7 +136,7 @@ def circle(edges: Mapping[str, set[str]]) -> list[str] | None:
     return None
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", action="store_true", help="every file, too")
     options = parser.parse_args()
@@ -128,16 +144,17 @@ def main() -> None:
     rooms = between_rooms(of_modules)
     if (found := circle(rooms)) is None:
         for name in TopologicalSorter(rooms).static_order():
-            print(f"{name:18} -> {', '.join(sorted(rooms[name])) or 'nothing'}")
+            print(f"{name:18} -> {', '.join(sorted(rooms.get(name, ()))) or 'nothing'}")
             for module in sorted(module for module in of_modules if options.files and room(module) == name):
                 print(f"    {module:36} {' '.join(sorted(of_modules[module]))}")
     else:
         print("A circle of rooms:", " -> ".join(found))
-    for line in upwards(of_modules):
+    for line in (wrong := upwards(of_modules)):
         print("UPWARDS:", line)
-    if (found := circle(of_modules)) is not None:
-        print("A circle of modules:", " -> ".join(found))
+    if (circular := circle(of_modules)) is not None:
+        print("A circle of modules:", " -> ".join(circular))
+    return int(bool(wrong or found or circular))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""What a .safetensors file holds, told from its header: the names and shapes of its tensors, no weights read."""
+"""The kind of checkpoint that a .safetensors file is, told from its header alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's files are: reference (hub id, folder, file) -> local path, checked early, fetched when allowed.
+"""A model's files: reference (hub id, folder, file) -> local path, checked early, fetched when allowed.
 
 A hub reference is owner/name, or owner/name/folder or owner/name/file.safetensors for a part of a repository.
 """

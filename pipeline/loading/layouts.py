@@ -1,4 +1,4 @@
-"""What loading reads of a folder or repository: which files a part needs, and which are missing or broken."""
+"""The files of a folder or repository that loading reads: those a part needs, those missing or broken."""
 
 from __future__ import annotations
 

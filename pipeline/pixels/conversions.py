@@ -1,4 +1,4 @@
-"""What is done to pixels on either side of the painting: fitted to the model's size, reduced, enlarged, turned to I420.
+"""Pixels on either side of the sampling: fitted to the model's size, scaled down and up, turned to I420.
 
 All of it is functions of tensors alone, each of which can be captured as a CUDA graph.
 """
@@ -44,8 +44,8 @@ class Conversions:
         self.fitted_i420 = captured(fitted_i420)  # I420 as in pipeline.pixels.color -> what `fitted` makes of it in RGB
         self.fitted_mask = captured(fitted_mask)  # uint8 [N, H, W] -> 0 or 1 [N, 1, height, width], cropped as frames
         self.in_both_ways = captured(in_both_ways)
-        self.reduced = {  # by scale, Sources -> Sources
-            scale: captured(partial(reduced, size=size)) for scale, size in sizes.items() if scale != 1
+        self.at_scale = {  # by scale, Sources -> Sources
+            scale: captured(partial(scaled_sources, size=size)) for scale, size in sizes.items() if scale != 1
         }
 
     def fitted(self, frames: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def in_both_ways(pictures: Tensor) -> Tensor:
     return torch.cat([pictures.flatten(1), color.to_i420(pictures).flatten(1)], 1)
 
 
-def reduced(sources: Sources, size: tuple[int, int]) -> Sources:
+def scaled_sources(sources: Sources, size: tuple[int, int]) -> Sources:
     """What is painted from, at a smaller size, (height, width)."""
     pixels, control, mask = sources
     height, width = size

@@ -1,4 +1,4 @@
-"""Those functions of an engine that are captured, and when they are."""
+"""The CUDA graphs of one engine: its functions that are captured, and the moments at which they are."""
 
 from __future__ import annotations
 

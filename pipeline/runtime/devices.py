@@ -1,4 +1,4 @@
-"""Which device runs a model, in which dtype, and whether compiling pays there. Imports torch and nothing heavier."""
+"""The device that runs a model, its dtype, and whether compiling pays there. Imports torch and nothing heavier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to be set for the process: before torch is imported, and before threads are made."""
+"""Settings of the process, made before torch is imported, and before threads are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the compiler of CUDA code needs of this machine, found where it may be."""
+"""The CUDA headers and driver that compiling needs, found where a machine may have them."""
 
 from __future__ import annotations
 

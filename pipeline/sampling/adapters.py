@@ -1,4 +1,4 @@
-"""What joins the denoising call: ControlNets, T2I-Adapters, a mask, all through one seam that does not tell them apart.
+"""Adapters of the denoising call: ControlNets, T2I-Adapters, a mask, all through one seam that knows none of them.
 
 An extra prepares, once for each frame, the tensors that it needs (its conditions); in every call it may widen the
 UNet's input and add keyword arguments. What several of them add is summed.

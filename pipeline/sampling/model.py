@@ -1,4 +1,4 @@
-"""What a loaded model consists of, and what distinguishes its family from others. pipeline.loading makes them."""
+"""A loaded model's components, and the traits of its family. pipeline.loading makes them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ ANEW, AGAIN = "anew", "again"  # how pictures were painted: with features of the
 
 @dataclass(frozen=True)
 class Seen:
-    """What deep features depend on. circumstances: all but the picture and the mask. picture: `reduced`."""
+    """What deep features depend on. circumstances: all but the picture and the mask. picture: `coarse`."""
 
     circumstances: Hashable
     picture: np.ndarray
@@ -55,7 +55,7 @@ def _one(features: Tensor, number: int) -> Tensor:
     return features if len(features) == 1 else features[number : number + 1].clone()
 
 
-def reduced(frame: np.ndarray) -> np.ndarray:
+def coarse(frame: np.ndarray) -> np.ndarray:
     """A frame in little, int16: of uint8 [H, W, 3] RGB [SIDE, SIDE, 3], of uint8 [H * 3 / 2, W] I420 its brightness,
     [SIDE, SIDE]. Each pixel is the mean of SAMPLES x SAMPLES of its area: enough to take noise away, and soon done
     however large the frame is."""

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: encode -> noise -> denoise -> decode.
+"""A batch's way on the device: encode -> noise -> denoise -> decode.
 
 Tensors in, tensors out. Nothing here waits for the device or looks at a value, so all of it can be captured as one
 CUDA graph (pipeline.runtime.graphs).

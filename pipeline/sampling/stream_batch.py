@@ -34,7 +34,7 @@ class _Outcome(Generic[T]):
 
 
 @dataclass(frozen=True)
-class _Frame(Generic[T]):
+class _UnderWay(Generic[T]):
     """Between two steps. prepare: called before each step. hand_over: makes of its pictures, uint8 [N, H, W, 3] on the
     device, what was asked for."""
 
@@ -56,7 +56,7 @@ class StreamBatch(Generic[T]):
         finish: Callable[[SamplingState], Tensor],
     ):
         self._begin, self._step, self._finish = begin, step, finish
-        self._frames: list[_Frame[T]] = []
+        self._frames: list[_UnderWay[T]] = []
         self._key: Hashable = None
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class StreamBatch(Generic[T]):
         if not self.joins(key):
             self.finish()
         state, outcome = self._begin(replace(request, conditioning=request.conditioning.at(0))), _Outcome[T]()
-        self._frames.append(_Frame(state, request.conditioning, prepare, hand_over, outcome))
+        self._frames.append(_UnderWay(state, request.conditioning, prepare, hand_over, outcome))
         self._key = key
         self._advance()
         while len(self._frames) > behind:

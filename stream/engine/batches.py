@@ -44,7 +44,7 @@ class Workload(NamedTuple):
 class Request:
     """A frame that is to be painted.
 
-    reduced: as engine.similarity has it, where its picture may stand for others. standing: the picture that may be
+    thumbnail: as engine.similarity has it, where its picture may stand for others. standing: the picture that may be
     shown for it once more.
     """
 
@@ -55,7 +55,7 @@ class Request:
     workload: Workload
     weights: Weights
     shape_key: Hashable
-    reduced: np.ndarray | None = None
+    thumbnail: np.ndarray | None = None
     standing: Picture | None = None
 
     @property
@@ -70,7 +70,7 @@ class Request:
 
     def of(self, frame: Frame) -> Request:
         """The same with another frame, of which nothing is known yet."""
-        return self if frame is self.frame else replace(self, frame=frame, reduced=None, standing=None)
+        return self if frame is self.frame else replace(self, frame=frame, thumbnail=None, standing=None)
 
     def waiting(self, now_s: float) -> scheduler.Waiting[Feed]:
         """As the scheduler sees it."""
@@ -133,10 +133,10 @@ def _compared(request: Request, state: FeedState, now_s: float) -> Request:
     """Told whether the stream's last picture may be shown for it. A source that passes through is always shown."""
     if request.frame.is_imagined or not paints(request.controls):
         return request
-    reduced = state.reduced(request.frame)
+    thumbnail = state.thumbnail(request.frame)
     limit = request.controls.skip_similar
-    stands = similarity.stands(now_s, state.painted, request.circumstances, reduced, limit)
-    return replace(request, reduced=reduced, standing=request.feed.last_picture if stands else None)
+    stands = similarity.stands(now_s, state.painted, request.circumstances, thumbnail, limit)
+    return replace(request, thumbnail=thumbnail, standing=request.feed.last_picture if stands else None)
 
 
 class CannotImagine(ValueError):

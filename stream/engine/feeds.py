@@ -1,4 +1,4 @@
-"""Who is served: what the engine asks of a stream, and what it remembers of each."""
+"""The streams that an engine serves: what it asks of each, and remembers of it."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class FeedState:
         """By rung, of what was painted in the same way."""
         return {rung: times for (other, rung), times in self.times.recent(now_s).items() if other == way}
 
-    def reduced(self, frame: Frame) -> np.ndarray:
-        """As similarity.reduced, once for each frame: it is judged anew whenever another stream has been served."""
+    def thumbnail(self, frame: Frame) -> np.ndarray:
+        """As similarity.thumbnail, once for each frame: it is judged anew whenever another stream has been served."""
         assert frame.pixels is not None, "what is imagined is like nothing"
         if self._seen is None or self._seen[0] is not frame:
-            self._seen = frame, similarity.reduced(frame.pixels)
+            self._seen = frame, similarity.thumbnail(frame.pixels)
         return self._seen[1]
 
 

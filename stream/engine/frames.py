@@ -1,4 +1,4 @@
-"""What travels through the server: a Frame on its way to the engine, the Picture made of it, Sound beside them."""
+"""A Frame on its way to the engine, the Picture made of it, Sound beside them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Picture:
         return to_i420(self.rgb) if self.planes is None else self.planes
 
 
-SAMPLE_RATE = 48_000  # of all sound in the house: what Opus decodes to
+SAMPLE_RATE = 48_000  # of all sound here: what Opus decodes to
 
 
 @dataclass(frozen=True, slots=True)

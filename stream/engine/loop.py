@@ -337,11 +337,11 @@ class ServingLoop:
     def _hand_on(self, request: Request, pictures: Pictures, number: int, engine_s: float) -> None:
         """Show its picture, which is the stream's last one from now on. Frames of a publisher who was replaced
         meanwhile are not shown, and no frame of the next has their circumstances."""
-        feed, reduced = request.feed, request.reduced
+        feed, thumbnail = request.feed, request.thumbnail
         feed.fault = None
         if (state := self.feeds.served.get(feed)) is not None:
             state.kind = pictures.kind
-            last = None if reduced is None else similarity.Painted(time.monotonic(), request.circumstances, reduced)
+            last = None if thumbnail is None else similarity.Painted(time.monotonic(), request.circumstances, thumbnail)
             state.painted = last
         rgb = _alone(pictures.rgb, number)
         i420 = None if pictures.i420 is None else _alone(pictures.i420, number)

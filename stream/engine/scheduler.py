@@ -9,6 +9,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pipeline.batch import BATCHES
+
 Name = TypeVar("Name")  # whatever the caller knows a stream by
 
 RAISE_FRACTION = 0.8  # a better rung must be predicted to fit this share of the budget ...
@@ -131,7 +133,6 @@ def finite(times_s: Sequence[float]) -> list[float]:
     return [seconds for seconds in times_s if seconds < math.inf]
 
 
-BATCHES = (1, 2, 4, 8)  # few, since each is a shape that the engine has to warm up for
 TRIALS = 4  # its first calls choose kernels and are captured as CUDA graphs: they do not tell how fast it is
 
 

@@ -23,24 +23,24 @@ class Painted:
 
     when_s: float
     circumstances: Hashable
-    reduced: np.ndarray
+    thumbnail: np.ndarray
 
 
 def stands(now_s: float, last: Painted | None, circumstances: Hashable, frame: np.ndarray, limit: float) -> bool:
     """Whether the picture of `last` may be shown for a frame too.
 
-    frame: `reduced`. limit: the `difference` from which on it is painted; 0 paints every frame. It is compared with
+    frame: `thumbnail`. limit: the `difference` from which on it is painted; 0 paints every frame. It is compared with
     what was *painted* last, not seen last: so a slow fade adds up until it is painted.
     """
     return (
         last is not None
         and last.circumstances == circumstances
         and now_s - last.when_s < STANDS_S
-        and difference(last.reduced, frame) < limit
+        and difference(last.thumbnail, frame) < limit
     )
 
 
-def reduced(pixels: VideoFrame | np.ndarray) -> np.ndarray:
+def thumbnail(pixels: VideoFrame | np.ndarray) -> np.ndarray:
     """A frame, of any format or uint8 [H, W, 3] RGB, in little: uint8 [3 * HEIGHT, WIDTH], its planes Y, U and V below
     each other, each pixel the mean of its area."""
     planes: np.ndarray
@@ -53,7 +53,7 @@ def reduced(pixels: VideoFrame | np.ndarray) -> np.ndarray:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two reduced frames are apart, in levels of 255: the mean absolute difference of the block that changed
+    """How far two thumbnail frames are apart, in levels of 255: the mean absolute difference of the block that changed
     most, in brightness or colour."""
     change = cv2.absdiff(one, other).astype(np.float32)
     blocks = cv2.resize(change, (WIDTH // BLOCK, 3 * HEIGHT // BLOCK), interpolation=cv2.INTER_AREA)

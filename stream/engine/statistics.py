@@ -1,4 +1,4 @@
-"""What a stream can tell about itself: counters since its publisher started, rates and percentiles of the last 5 s."""
+"""A stream's statistics: counters since its publisher started, rates and percentiles of the last 5 s."""
 
 from __future__ import annotations
 

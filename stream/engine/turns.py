@@ -1,4 +1,4 @@
-"""Which weights the model's LoRAs have, since when, and what it takes to write others; for the engine thread."""
+"""Turns of LoRA weights: those the model has, since when, and the time that writing others takes."""
 
 from __future__ import annotations
 

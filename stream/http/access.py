@@ -1,4 +1,4 @@
-"""Who may talk to the server: Host, Origin and token checks, CORS for named origins, and safe headers."""
+"""Access to the server: Host, Origin and token checks, CORS for named origins, and safe headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we use of aiohttp 3.14 that it does not promise to keep.
+"""Everything we use of aiohttp 3.14 that it does not promise to keep.
 
 Private: what is overridden here. Public but undocumented: what connections.Connection overrides of web.RequestHandler
 (finish_response is called with every answer, handle_error with every error of the parser and of a handler,

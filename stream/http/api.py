@@ -164,8 +164,8 @@ async def imagine(request: web.Request) -> web.Response:
 
 async def stop_imagining(request: web.Request) -> web.Response:
     found = request.app[STREAMS].find(request.match_info["stream"])
-    if found is not None and (imagination := imagine_publication(found)) is not None:
-        imagination.close_publisher()
+    if found is not None and (publication := imagine_publication(found)) is not None:
+        publication.close_publisher()
     return web.Response(status=204)
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while a stream runs: one line, rewritten in place; on a pipe a line every few seconds."""
+"""The terminal's status line while a stream runs: rewritten in place; on a pipe a line every few seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits to be recorded: pictures and sound in the order they came, so many of each at most, newcomers refused."""
+"""The queue in front of a recording: pictures and sound in the order they came, bounded, newcomers refused."""
 
 from __future__ import annotations
 

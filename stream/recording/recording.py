@@ -178,8 +178,8 @@ class Recording:
     def _add_picture(self, picture: Picture) -> None:
         if self._muxer is None:
             if picture.captured_s < self._started_s:
-                imagination = imagine_publication(self.stream)
-                if imagination is None or picture.captured_s < imagination.began_s:
+                imagined = imagine_publication(self.stream)
+                if imagined is None or picture.captured_s < imagined.began_s:
                     return
                 # It stays until a setting changes: the film begins with it.
                 picture = replace(picture, captured_s=self._started_s, shown_s=self._started_s)

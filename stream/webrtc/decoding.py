@@ -1,4 +1,4 @@
-"""Which encoded frames are decoded: what stands between a receiver's packets and its decoder.
+"""The choice of encoded frames to decode: what stands between a receiver's packets and its decoder.
 
 A publisher that outruns the decoder must add neither latency nor memory, and sound waits for nothing.
 """

@@ -58,7 +58,7 @@ def test_single_frames_run_compiled_and_are_the_same(weights, tmp_path, monkeypa
     before = [stylizer(FRAME, one).astype(int) for one in settings]
     compiling.compile_beside(stylizer, lambda detail, progress: None, compiling.at_once)
     with monkeypatch.context() as uncompiled_forbidden:
-        for name in compiling.PARTS:
+        for name in compiling.STAGES:
             uncompiled_forbidden.setattr(getattr(stylizer.sampler, name), "module", None)
         after = [stylizer(FRAME, one).astype(int) for one in settings]
     np.testing.assert_allclose(after, before, atol=1)
@@ -105,7 +105,7 @@ def test_compiled_equals_uncompiled_and_weights_stay_live(weights, tmp_path, mon
     for swap in swaps:
         swap()
     assert {"Compiling", "Compiling for batches"} <= set(told)
-    found = [runner for part in compiling.PARTS for runner in getattr(stylizer.sampler, part).runners.values()]
+    found = [runner for part in compiling.STAGES for runner in getattr(stylizer.sampler, part).runners.values()]
     # Else a call would hold the interpreter lock, and the server would stand still for as long as a frame takes.
     assert {type(runner.run) for runner in found} == {native.CompiledLibrary}
     assert "uncompiled" in stylizer.remarks(Controls(reuse=1))["reuse"]
@@ -152,7 +152,7 @@ def test_the_cache_key_depends_on_shape_and_not_on_weights(weights, tmp_path):
 def test_the_cache_key_covers_the_sources_that_are_exported(weights, monkeypatch):
     """Else a second start would run code of an older version."""
     stylizer = load(spec(weights), "cpu", compile=False)
-    modules = [module for part in compiling.PARTS for module in getattr(stylizer.sampler, part).modules()]
+    modules = [module for part in compiling.STAGES for module in getattr(stylizer.sampler, part).modules()]
     kinds = {kind for module in modules for kind in type(module).__mro__ if kind.__module__.startswith("pipeline.")}
     home = Path(compiling.__file__).parent
     assert {str(Path(inspect.getfile(kind)).relative_to(home)) for kind in kinds} <= {*compiling.EXPORTED_SOURCES}

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline import Controls, Lora, ModelSpec, load
 from pipeline import stylizer as stylizers
 from pipeline.pixels import annotators, canny
 from pipeline.runtime.graphs import OFTEN, Graphs
 from pipeline.sampling.adapters import ControlNetExtra
+from pipeline.settings import ControlNet
 from pipeline.stylizer import Stylizer
 from tests import tiny
 from tests.pipeline.calls import sharing_steps, submitted

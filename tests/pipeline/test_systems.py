@@ -19,11 +19,12 @@ from diffusers import ControlNetModel, LCMScheduler, T2IAdapter
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 
-from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline import Controls, Lora, ModelSpec, load
 from pipeline.batch import Batch
 from pipeline.pixels.annotators import ANNOTATORS, Annotator, as_tensors
 from pipeline.presets import TABLE
 from pipeline.runtime.graphs import Graphs
+from pipeline.settings import ControlNet
 from tests import tiny
 from tests.pipeline.calls import sharing_steps
 from tests.pipeline.recorders import Recorder

@@ -303,10 +303,12 @@ def test_a_mask_keeps_what_lies_outside(clip, tmp_path, capsys):
     mask = np.zeros((64, 96), np.uint8)
     mask[:, 48:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    options = ["--model", "mini", "--size", "96x64", "--prompt", "ink", "--skip-similar", "3"]
+    options = ["--model", "mini", "--size", "96x64", "--prompt", "ink", "--skip-similar", "3", "--reuse", "2"]
     options += ["--mask", tmp_path / "mask.png"]
     assert main.main(["render", *map(str, [clip, tmp_path / "out_%d.png", *options])]) == 0
-    assert "--skip-similar: No effect" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--skip-similar: No effect" in told
+    assert "--reuse: No effect" in told
     source = [still.rgb for still in open_clip(clip).stills((96, 64))]
     for number in (1, 10):
         painted = np.asarray(Image.open(tmp_path / f"out_{number}.png")).astype(int)

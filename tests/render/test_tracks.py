@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from render.clip import open_clip
-from render.sound import Soundtrack
+from render.sound import FilmSound
 
 from .clips import carphone, constant, flash_and_beep_s, look, make_clip
 from .test_rendering import paint, unchanged
@@ -45,7 +45,7 @@ def clip_with(name: str, tmp_path, count: int = 30):
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
 def test_every_sound_in_every_container(tmp_path, name, suffix):
     clip = clip_with(name, tmp_path)
-    (encoding,) = Soundtrack(open_clip(clip), suffix).encodings.values()
+    (encoding,) = FilmSound(open_clip(clip), suffix).encodings.values()
     assert (encoding.encoder is None) == (suffix in COPIED[name][1])
     out = tmp_path / f"out{suffix}"
     paint(clip, out, painter=unchanged)

@@ -1,4 +1,4 @@
-"""What an encoded frame tells of itself without being decoded: whether it is a keyframe, and how large it is."""
+"""VP8 and H264 bitstreams, read without decoding: whether a frame is a keyframe, and how large it is."""
 
 from __future__ import annotations
 

@@ -16,12 +16,13 @@ from diffusers import ControlNetModel, MotionAdapter, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import PRESETS, ControlNet, Controls, LoadError, Lora, ModelSpec, capabilities, load
+from pipeline import PRESETS, Controls, LoadError, Lora, ModelSpec, capabilities, load
 from pipeline.loading import loras
 from pipeline.loading.checkpoints import called
 from pipeline.loading.families import SD, Traits, traits
 from pipeline.loading.hub import check
 from pipeline.runtime.devices import compiling_pays_beside, pick_device, pick_dtype
+from pipeline.settings import ControlNet
 from tests import single_file, tiny
 
 SIZE = {"width": 64, "height": 64, "dtype": "float32"}

@@ -10,8 +10,9 @@ import pytest
 import command_line
 import main
 import options
-from pipeline import ControlNet, LoadError, Lora, ModelSpec
+from pipeline import LoadError, Lora, ModelSpec
 from pipeline.loading.library import Library
+from pipeline.settings import ControlNet
 from tests import single_file, tiny
 
 

@@ -37,13 +37,13 @@ def test_captured_conversions_equal_plain_ones():
         for given in [make() for _ in range(2)]:
             assert torch.equal(getattr(captured, name)(given), getattr(plain, name)(given)), name
     assert recorder.count == len(cases)
-    assert plain.reduced.keys() == {0.75, 0.5}
+    assert plain.at_scale.keys() == {0.75, 0.5}
     for scale, mask in ((0.75, None), (0.5, torch.ones(2, 1, 64, 96))):
         for _ in range(3):
             given = (noise(2, 3, 64, 96), noise(2, 3, 64, 96), mask)
-            ours, expected = (list(leaves(each.reduced[scale](given))) for each in (captured, plain))
+            ours, expected = (list(leaves(each.at_scale[scale](given))) for each in (captured, plain))
             assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
-            captured.reduced[scale].capture_next(1)
+            captured.at_scale[scale].capture_next(1)
     assert recorder.count == len(cases) + 2
 
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline import Controls, Lora, ModelSpec, load
+from pipeline.batch import BATCHES
 from pipeline.runtime.graphs import OFTEN
 from pipeline.sampling.model import Components
+from pipeline.settings import ControlNet
 from pipeline.stylizer import Stylizer
-from pipeline.usual_shapes import BATCHES, CAMERAS
-from stream.engine import scheduler
+from pipeline.usual_shapes import CAMERAS
 from tests import fake_cuda, lora_files, tiny
 from tests.pipeline.calls import sharing_steps, submitted
 
@@ -235,10 +236,6 @@ def test_what_a_server_will_be_asked_for_is_captured_before_it_is(usual, machine
                 assert not traffic.products  # as it was captured
         assert traffic.captures == count
         assert not stylizer.capture_next()
-
-
-def test_batches_that_are_captured_are_those_that_the_scheduler_makes():
-    assert BATCHES == scheduler.BATCHES
 
 
 def test_where_a_batch_does_not_fit_the_smaller_ones_are_captured(machine, model, monkeypatch, caplog):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import Controls, ModelSpec, load
-from pipeline.compiling import PARTS
+from pipeline.compiling import STAGES
 from pipeline.runtime.packages import MOST, CallRecorder, Compiled, signature
 from tests import tiny
 
@@ -30,7 +30,7 @@ def test_compiled_code_of_the_full_size_is_not_asked_for_another(tmp_path):
     stylizer = load(ModelSpec(str(tiny.checkpoint(tmp_path)), width=96, height=64, dtype="float32"), "cpu")
     frames = np.random.default_rng(0).integers(0, 256, (3, 120, 160, 3), np.uint8)
     plain = stylizer(frames, Controls(), scale=0.5)
-    modules = {name: getattr(stylizer.sampler, name) for name in PARTS}
+    modules = {name: getattr(stylizer.sampler, name) for name in STAGES}
     recorders = {name: CallRecorder(module) for name, module in modules.items()}
 
     def runner(present):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import ControlNet, Controls, Lora, ModelSpec, load
+from pipeline import Controls, Lora, ModelSpec, load
 from pipeline.runtime.graphs import Graphs
-from pipeline.sampling.reuse import MOST_STREAMS, part, reduced
+from pipeline.sampling.reuse import MOST_STREAMS, coarse, part
+from pipeline.settings import ControlNet
 from pipeline.stylizer import Stylizer
 from tests import tiny
 from tests.pipeline.calls import sharing_steps, submitted
@@ -203,7 +204,7 @@ def test_a_batchs_features_fall_apart_into_each_pictures_own(stylizer, monkeypat
 
 
 def test_frames_are_compared_in_little():
-    assert reduced(FRAME[0]).shape == (32, 32, 3)
+    assert coarse(FRAME[0]).shape == (32, 32, 3)
     noise = np.random.default_rng(2).integers(-20, 21, (256, 256, 3))
     grey = np.full((256, 256, 3), 128, np.uint8)
-    assert np.abs(reduced((grey + noise).astype(np.uint8)) - reduced(grey)).mean() < 2
+    assert np.abs(coarse((grey + noise).astype(np.uint8)) - coarse(grey)).mean() < 2

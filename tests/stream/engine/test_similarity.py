@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stream.engine import similarity
-from stream.engine.similarity import STANDS_S, Painted, difference, reduced, stands
+from stream.engine.similarity import STANDS_S, Painted, difference, stands, thumbnail
 from tests.paths import CARPHONE
 
 FPS = 30
@@ -32,7 +32,7 @@ def still(clip) -> np.ndarray:
 def painted(frames, limit=LIMIT) -> list[int]:
     """The numbers of the frames that are painted, 30 of them a second."""
     last, numbers = None, []
-    for number, frame in enumerate(map(reduced, frames)):
+    for number, frame in enumerate(map(thumbnail, frames)):
         if not stands(number / FPS, last, "as before", frame, limit):
             last = Painted(number / FPS, "as before", frame)
             numbers.append(number)
@@ -56,10 +56,10 @@ def test_of_a_still_scene_one_frame_a_second_is_painted_whatever_the_cameras_noi
 def test_a_slow_fade_adds_up_and_is_painted(still):
     """No frame differs from the one before it by half of the limit, and the picture follows all the same."""
     frames = [seen(still * (1 - number / 600)) for number in range(25)]
-    assert max(difference(reduced(a), reduced(b)) for a, b in pairwise(frames)) < LIMIT / 2
+    assert max(difference(thumbnail(a), thumbnail(b)) for a, b in pairwise(frames)) < LIMIT / 2
     numbers = painted(frames)
     assert 3 <= len(numbers) < 25
-    assert difference(reduced(frames[numbers[-1]]), reduced(frames[-1])) < LIMIT
+    assert difference(thumbnail(frames[numbers[-1]]), thumbnail(frames[-1])) < LIMIT
 
 
 def test_something_small_that_moves_is_painted(still):
@@ -86,7 +86,7 @@ def test_a_talking_man_in_a_moving_car_is_painted_frame_by_frame(clip):
 
 
 def test_a_picture_stands_only_under_the_circumstances_it_was_painted_in(still):
-    frame = reduced(seen(still))
+    frame = thumbnail(seen(still))
     last = Painted(10.0, "a prompt", frame)
     assert stands(10.5, last, "a prompt", frame, LIMIT)
     assert not stands(10.5, last, "another", frame, LIMIT)
@@ -98,8 +98,8 @@ def test_a_picture_stands_only_under_the_circumstances_it_was_painted_in(still):
 def test_frames_of_any_kind_are_reduced_alike(still, pixel_format):
     rgb = seen(still)
     frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=pixel_format)
-    small = reduced(frame)
-    assert small.shape == reduced(rgb).shape == (3 * similarity.HEIGHT, similarity.WIDTH)
+    small = thumbnail(frame)
+    assert small.shape == thumbnail(rgb).shape == (3 * similarity.HEIGHT, similarity.WIDTH)
     assert small.dtype == np.uint8
     brightness = cv2.resize(rgb, (similarity.WIDTH, similarity.HEIGHT), interpolation=cv2.INTER_AREA).mean(axis=2)
     assert np.corrcoef(small[: similarity.HEIGHT].ravel(), brightness.ravel())[0, 1] > 0.98
