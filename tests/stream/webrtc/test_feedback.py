@@ -39,6 +39,7 @@ from stream.webrtc.feedback import (
     Retransmissions,
     remb_bps,
 )
+from stream.webrtc.receiving.bitstream import is_keyframe
 from tests.stream.fakes import FakeStylizer
 from tests.stream.peers import Publisher, Viewer, until
 
