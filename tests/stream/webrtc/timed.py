@@ -76,6 +76,11 @@ PUBLISH = """async ([url, codec, fps, options]) => {
     let sdp = await answer.text();
     if (startKbps) sdp = sdp.replace(/a=fmtp:96 /, `a=fmtp:96 x-google-start-bitrate=${startKbps};`);
     await peer.setRemoteDescription({type: 'answer', sdp});
+    if (layers) {
+        const parameters = transceiver.sender.getParameters();
+        parameters.encodings.forEach((one, at, all) => { one.scaleResolutionDownBy = 2 ** (all.length - 1 - at); });
+        await transceiver.sender.setParameters(parameters);
+    }
 }"""
 
 STATS = """async () => [...(await peer.getStats()).values()].filter(({type}) => type === 'outbound-rtp')"""
