@@ -22,15 +22,16 @@ import numpy as np
 ROOT = Path(__file__).parents[3]
 COLUMNS, ROWS, BITS = 8, 4, 24  # of fields; behind the time come eight bits that prove it
 
-# Publishes what a canvas shows: the camera, and over its upper half the time in black and white fields.
+# Publishes what a canvas shows: the camera, and over its upper half the time in black and white fields. Or the plain
+# camera, as Firefox draws once a second on what is not looked at.
 PUBLISH = """async ([url, codec, fps, options]) => {
-    const {width, height, still, kbps, startKbps, rids, layers} = {width: 640, height: 480, ...options};
+    const {width, height, plain, still, kbps, startKbps, rids, layers} = {width: 640, height: 480, ...options};
     const camera = await navigator.mediaDevices.getUserMedia({video: {width: 640, height: 480}});
     const video = Object.assign(document.createElement('video'), {srcObject: camera, muted: true});
     await video.play();
     const canvas = Object.assign(document.createElement('canvas'), {width, height});
     const context = canvas.getContext('2d');
-    const stream = canvas.captureStream(0), [track] = stream.getVideoTracks();
+    const stream = plain ? camera : canvas.captureStream(0), [track] = stream.getVideoTracks();
     const draw = () => {
         if (!still) context.drawImage(video, 0, 0, width, height);
         const now = Math.round(performance.timeOrigin + performance.now()) % 2 ** 24;
@@ -43,7 +44,7 @@ PUBLISH = """async ([url, codec, fps, options]) => {
     };
     const worker = new Worker(URL.createObjectURL(new Blob([  // timers of pages that are not looked at are slow
         `setInterval(() => postMessage(0), ${1000 / fps})`])));
-    worker.onmessage = draw;
+    if (!plain) worker.onmessage = draw;
     const peer = window.peer = new RTCPeerConnection();
     const transceiver = peer.addTransceiver(track, {direction: 'sendonly', streams: [stream],
         ...(rids ? {sendEncodings: rids} : {})});
@@ -75,6 +76,11 @@ PUBLISH = """async ([url, codec, fps, options]) => {
     let sdp = await answer.text();
     if (startKbps) sdp = sdp.replace(/a=fmtp:96 /, `a=fmtp:96 x-google-start-bitrate=${startKbps};`);
     await peer.setRemoteDescription({type: 'answer', sdp});
+    if (layers) {
+        const parameters = transceiver.sender.getParameters();
+        parameters.encodings.forEach((one, at, all) => { one.scaleResolutionDownBy = 2 ** (all.length - 1 - at); });
+        await transceiver.sender.setParameters(parameters);
+    }
 }"""
 
 STATS = """async () => [...(await peer.getStats()).values()].filter(({type}) => type === 'outbound-rtp')"""
