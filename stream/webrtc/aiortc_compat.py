@@ -1,7 +1,8 @@
 """Every private name of aiortc 1.16 and aioice 0.13 that we touch, and every constant of theirs that we change.
 
-`apply` changes what holds for the whole process; each other function what belongs to one receiver, sender, transport
-or peer. What these changes decide lies in files that know no private name: decoding.py, reports.py, sound.py.
+`apply` changes what holds for the whole process; each other function what belongs to one peer or transport. Those of
+receivers and senders stand beside it, in aiortc_receivers.py and aiortc_senders.py. What these changes decide lies in
+files that know no private name: decoding.py, feedback.py, reports.py, sound.py, negotiation/, receiving/.
 
 At an upgrade of either package: run tests/stream, and read again what each "Recheck" below names.
 """
@@ -12,7 +13,6 @@ import asyncio
 import copy
 import functools
 import random
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,35 +21,24 @@ from aiortc import (
     RTCCertificate,
     RTCDtlsTransport,
     RTCPeerConnection,
-    RTCRtpReceiver,
-    RTCRtpSender,
     codecs,
     rtcrtpsender,
     rtp,
 )
-from aiortc.codecs import h264, is_rtx, vpx
+from aiortc.codecs import h264, vpx
 from aiortc.codecs.base import Encoder
-from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtcdtlstransport import SRTPProtectionProfile
 from aiortc.rtcrtpparameters import ParametersDict, RTCRtpCodecParameters
-from aiortc.rtcrtpsender import RTCEncodedFrame
-from aiortc.rtp import AnyRtcpPacket, RtcpByePacket, RtcpRrPacket, RtcpSrPacket, RtpPacket
 from OpenSSL import SSL
 
-from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
-from .feedback import HISTORY, SenderFeedback, asks_for_keyframe, numbers_lost, remb_bps
+from .decoding import MAX_MACROBLOCKS
+from .feedback import HISTORY
 from .h264_encoder import AgreedH264Encoder
-from .receiving.bitstream import is_keyframe
-from .receiving.intake import VideoIntake
-from .receiving.jitter_buffer import EncodedFrame, read_payload
-from .reports import SenderReports, ntp_time
 from .sound import BITRATE_BPS, MusicEncoder
 
 _NO_CODEC = -1  # a payload type that no codec has
 
 # -- the process -----------------------------------------------------------------------------------------------------
-
-KEYFRAME_IN = 4  # packets a keyframe shows itself: of H264 parameter sets and remarks may come first
 
 _host_addresses = ice.get_host_addresses
 
@@ -88,240 +77,6 @@ def set_bitrates(floor_bps: int, ceiling_bps: int) -> None:
     """
     vpx.MIN_BITRATE = h264.MIN_BITRATE = floor_bps
     vpx.DEFAULT_BITRATE = vpx.MAX_BITRATE = h264.DEFAULT_BITRATE = h264.MAX_BITRATE = ceiling_bps
-
-
-# -- a receiver ------------------------------------------------------------------------------------------------------
-
-
-class _Depayloaded:
-    """A PacketBuffer as aiortc calls it: a packet carries what its codec's payload format left of it.
-
-    Recheck: RTCRtpReceiver sets RtpPacket._data before it calls JitterBuffer.add, and calls nothing else of the buffer.
-    """
-
-    def __init__(self, buffer: PacketBuffer):
-        self._buffer = buffer
-
-    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
-        inside: Any = packet
-        return self._buffer.add(packet, inside._data)
-
-
-def set_packet_buffer(receiver: RTCRtpReceiver, buffer: PacketBuffer) -> None:
-    """Put a buffer of ours in the place of aiortc's jitter buffer; before the receiver starts, which it does once its
-    peer is connected.
-
-    Recheck: RTCRtpReceiver.__jitter_buffer is made in __init__ and kept.
-    """
-    inside: Any = receiver
-    inside._RTCRtpReceiver__jitter_buffer = _Depayloaded(buffer)
-
-
-def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
-    """Put an EncodedQueue between the jitter buffer and the decoder; before the receiver starts.
-
-    aiortc's own has no bound, and closing waits on the event loop until all of it is decoded.
-
-    Recheck: RTCRtpReceiver.__decoder_queue is handed to the thread when that starts, takes (codec, JitterFrame), and
-    None at the end; with __decoder_error set a keyframe is asked for with the next packet (PLI, RFC 4585).
-    """
-    inside: Any = receiver
-    if inside._RTCRtpReceiver__decoder_thread is not None:
-        raise RuntimeError("The receiver's decoder has started: its queue cannot be replaced any more.")
-    bounded = EncodedQueue(ask_for_keyframe=inside._RTCRtpReceiver__decoder_error.set)
-    inside._RTCRtpReceiver__decoder_queue = bounded
-    return bounded
-
-
-def sender_reports(
-    receiver: RTCRtpReceiver, clock_hz: int, ssrc: Callable[[], int | None] = lambda: None
-) -> SenderReports:
-    """What the receiver's sender reports tell, from now on; aiortc itself does not pass them on.
-
-    ssrc: whose reports count, where there are several.
-
-    Recheck: RTCRtpReceiver._handle_rtcp_packet gets every report; __timestamp_mapper turns RTP timestamps into pts, of
-    which `_last` is the newest timestamp and `_origin` that of pts 0.
-    """
-    inside: Any = receiver
-    mapper, handle = inside._RTCRtpReceiver__timestamp_mapper, inside._handle_rtcp_packet
-    reports = SenderReports(clock_hz, lambda: None if mapper._last is None else (mapper._last, mapper._origin))
-
-    async def read_and_handle(packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, RtcpSrPacket) and ssrc() in (None, packet.ssrc):
-            reports.add(packet.sender_info, packet.ssrc)
-        await handle(packet)
-
-    inside._handle_rtcp_packet = read_and_handle
-    return reports
-
-
-# -- a receiver of video ---------------------------------------------------------------------------------------------
-
-
-class _VideoSeams:
-    """What stands in the place of a receiver's NACK generator, its jitter buffer, and the event of decoding errors.
-
-    Recheck: RTCRtpReceiver gives each packet, RTX unwrapped, to __nack_generator.add, sets RtpPacket._data, calls
-    __jitter_buffer.add, and sends a PLI where __decoder_error.is_set(); the decoder thread sets that.
-    """
-
-    def __init__(self, take_in: Callable[[RtpPacket], None], on_error: Callable[[], None]):
-        self._take_in, self.set = take_in, on_error
-
-    def add(self, packet: RtpPacket) -> Any:
-        if hasattr(packet, "_data"):  # it is the jitter buffer that is called
-            return False, None
-        self._take_in(packet)
-        return False
-
-    def is_set(self) -> bool:
-        return False
-
-
-def take_video(receiver: RTCRtpReceiver, sent_again: Mapping[int, int], intake: VideoIntake) -> None:
-    """Let an intake of ours decide what becomes of a receiver's packets; before it starts. Estimating the bitrate,
-    receiver reports and unwrapping RTX stay aiortc's.
-
-    sent_again: SSRC of RTX -> SSRC of what it is of: aiortc reads that from an offer only where there are two SSRCs.
-
-    Recheck: RTCRtpReceiver._handle_rtp_packet gets every packet, and leaves one of an unknown payload type once its
-    bitrate is estimated; it unwraps RTX by __rtx_ssrc and __codecs. The decoder thread gets __decoder_error when it
-    starts; __decoder_thread is None again once the receiver has stopped. __timestamp_mapper.map makes pts,
-    __decoder_queue takes (codec, JitterFrame). _handle_rtcp_packet ends the track on BYE.
-    """
-    inside: Any = receiver
-    codecs_of = inside._RTCRtpReceiver__codecs
-    rtx_ssrc = inside._RTCRtpReceiver__rtx_ssrc
-    mapper = inside._RTCRtpReceiver__timestamp_mapper
-    handle_rtp, handle_rtcp = inside._handle_rtp_packet, inside._handle_rtcp_packet
-    is_again = False
-
-    def take_in(packet: RtpPacket) -> None:
-        codec, marker = codecs_of[packet.payload_type].name, bool(packet.marker)
-        about = (packet.sequence_number, packet.timestamp, marker, codec, packet.payload_type)
-        intake.take_in(*about, read_payload(codec, packet.payload), is_again=is_again)
-
-    async def receive(packet: RtpPacket, arrival_time_ms: int) -> None:
-        nonlocal is_again
-        codec = codecs_of.get(packet.payload_type)
-        if codec is not None:
-            is_again = is_rtx(codec)
-            if is_again:
-                first = int.from_bytes(packet.payload[:2])
-                ssrc = intake.retransmitted(rtx_ssrc.get(packet.ssrc), first)
-                is_taken = ssrc is not None and ssrc == intake.layers.current
-                if is_taken:
-                    rtx_ssrc[packet.ssrc] = ssrc
-            else:
-                is_taken = intake.takes(packet.ssrc, codec.name, read_payload(codec.name, packet.payload))
-            if not is_taken:
-                packet.payload_type = _NO_CODEC
-        await handle_rtp(packet, arrival_time_ms=arrival_time_ms)
-        await intake.answer()
-
-    async def take_report(packet: AnyRtcpPacket) -> None:
-        if not isinstance(packet, RtcpByePacket) or intake.ends_with(packet.sources):
-            await handle_rtcp(packet)
-
-    def decode(frame: EncodedFrame) -> None:
-        if inside._RTCRtpReceiver__decoder_thread is not None:
-            encoded = JitterFrame(frame.data, mapper.map(frame.timestamp))
-            inside._RTCRtpReceiver__decoder_queue.put((codecs_of[frame.payload_type], encoded))
-
-    seams = _VideoSeams(take_in, intake.want_keyframe)
-    inside._RTCRtpReceiver__nack_generator = inside._RTCRtpReceiver__jitter_buffer = seams
-    inside._RTCRtpReceiver__decoder_error = seams
-    rtx_ssrc.update(sent_again)
-    intake.decode, intake.nack, intake.pli = decode, inside._send_rtcp_nack, inside._send_rtcp_pli
-    intake.is_open = lambda: inside._RTCRtpReceiver__decoder_thread is not None
-    inside._handle_rtp_packet, inside._handle_rtcp_packet = receive, take_report
-
-
-# -- a sender --------------------------------------------------------------------------------------------------------
-
-
-def tell_moments(
-    sender: RTCRtpSender, moment_s: Callable[[], float], reported: Callable[[float, int], None] = lambda *report: None
-) -> None:
-    """Have a sender's reports name the moment that its newest frame is of, on time.monotonic's clock; aiortc's name the
-    time at which they are sent. How long a picture takes differs from one to the next, and receivers would take that
-    for what it is late by. reported: called with each report's time of sending, and with what answers to it name it by
-    (LSR; RFC 3550, 6.4.1).
-
-    Recheck: RTCRtpSender._next_encoded_frame returns what is sent next, _send_rtcp gets every report.
-    """
-    inside: Any = sender
-    encode, send = inside._next_encoded_frame, inside._send_rtcp
-    told_s = 0.0
-
-    async def encode_and_note(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
-        nonlocal told_s
-        encoded = await encode(codec)
-        if encoded is not None:
-            told_s = moment_s()
-        return encoded
-
-    async def send_noted(packets: list[AnyRtcpPacket]) -> None:
-        for packet in packets:
-            if isinstance(packet, RtcpSrPacket) and packet.sender_info.packet_count:
-                packet.sender_info.ntp_timestamp = ntp_time(told_s)
-                reported(time.monotonic(), packet.sender_info.ntp_timestamp >> 16 & 0xFFFFFFFF)
-        await send(packets)
-
-    inside._next_encoded_frame, inside._send_rtcp = encode_and_note, send_noted
-
-
-def follow_feedback(sender: RTCRtpSender, feedback: SenderFeedback, send_now: Callable[[], None]) -> None:
-    """Have a video sender do what the feedback decides; before it starts. send_now: have the next frame come at once.
-
-    aiortc itself sends again whatever is asked for, makes a keyframe with whatever frame comes next, and knows of
-    bitrate what REMB says.
-
-    Recheck: RTCRtpSender._handle_rtcp_packet gets every report; _retransmit sends again what __rtp_history holds under
-    its number; _send_keyframe marks the next frame; __encoder is made with the first frame, takes target_bitrate, and
-    makes itself anew, beginning with a keyframe, for a bitrate that is 10 % off.
-    """
-    inside: Any = sender
-    handle, encode, loop = inside._handle_rtcp_packet, inside._next_encoded_frame, asyncio.get_running_loop()
-
-    def make_keyframe() -> None:
-        if feedback.keyframes.is_due:
-            inside._send_keyframe()
-            send_now()
-
-    async def heed(packet: AnyRtcpPacket) -> None:
-        now_s = time.monotonic()
-        feedback.nacks += bool(numbers_lost(packet))
-        if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
-            for report in packet.reports:
-                if report.ssrc == inside._ssrc:
-                    feedback.report(now_s, report)
-            await handle(packet)  # for its own statistics
-        for number in numbers_lost(packet):
-            kept = inside._RTCRtpSender__rtp_history.get(number % HISTORY)
-            if kept is None or kept.sequence_number != number:
-                continue
-            if feedback.resends(now_s, number, len(kept.payload)):
-                await inside._retransmit(number)
-        if asks_for_keyframe(packet) and (wait_s := feedback.keyframe_in_s(now_s)) is not None:
-            loop.call_later(wait_s, make_keyframe)
-        if (bps := remb_bps(packet, inside._ssrc)) is not None:
-            feedback.limit(now_s, bps)
-
-    async def encode_as_told(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
-        encoder = inside._RTCRtpSender__encoder
-        if encoder is not None:
-            encoder.target_bitrate = feedback.bitrate_bps(time.monotonic())
-        encoded = await encode(codec)
-        if encoded is not None:
-            begin = b"".join(codecs.depayload(codec, payload) for payload in encoded.payloads[:KEYFRAME_IN])
-            if is_keyframe(codec.name, begin):
-                feedback.keyframes.made(time.monotonic())
-                inside._RTCRtpSender__rtp_history.clear()  # what came before it is not needed any more
-        return encoded
-
-    inside._handle_rtcp_packet, inside._next_encoded_frame = heed, encode_as_told
 
 
 # -- a peer and its transport ----------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a viewer's RTCP feedback leads to: packets sent again, keyframes, another bitrate, and what can be told of it.
 
-Decisions alone, on the clock that they are given; aiortc_compat.py has a sender act on them.
+Decisions alone, on the clock that they are given; aiortc_senders.py has a sender act on them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from stream.network import SAMPLE_S
 from stream.publications import Publication
 from stream.streams import Stream
 
-from . import aiortc_compat
+from . import aiortc_compat, aiortc_receivers, aiortc_senders
 from .decoding import SoundBuffer
 from .feedback import SenderFeedback
 from .negotiation import sdp
@@ -165,7 +165,7 @@ class Sessions:
     def _send_pictures(self, session: Session, track: PictureTrack) -> None:
         feedback = SenderFeedback(lambda: track.deserves_bps)
         sender = self._send(session, track, feedback.reports.sent)
-        aiortc_compat.follow_feedback(sender, feedback, track.repeat)
+        aiortc_senders.follow_feedback(sender, feedback, track.repeat)
         session.spawn(self._count_sent(session, feedback))
 
     def _send(
@@ -176,7 +176,7 @@ class Sessions:
     ) -> RTCRtpSender:
         session.tracks.append(track)
         sender = session.peer.addTransceiver(track, direction="sendonly").sender
-        aiortc_compat.tell_moments(sender, lambda: track.moment_s, reported)
+        aiortc_senders.tell_moments(sender, lambda: track.moment_s, reported)
         return sender
 
     async def _count_sent(self, session: Session, feedback: SenderFeedback) -> None:
@@ -206,21 +206,21 @@ class Sessions:
             track = receiver.track
             if track is None:  # the offer has a section of this kind that sends nothing
                 continue
-            encoded = aiortc_compat.bound_queue(receiver)
+            encoded = aiortc_receivers.bound_queue(receiver)
             if track is picture:
                 encoded.on_skip = publication.skip
                 encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
                 intake = VideoIntake(Layers(session.stream.painted_size))
-                aiortc_compat.take_video(receiver, sent_again, intake)
+                aiortc_receivers.take_video(receiver, sent_again, intake)
                 encoded.ask_for_keyframe = intake.want_keyframe
                 publication.network = intake.statistics
-                reports = aiortc_compat.sender_reports(receiver, VIDEO_HZ, intake.ssrc)
+                reports = aiortc_receivers.sender_reports(receiver, VIDEO_HZ, intake.ssrc)
                 publication.clock.wall_origin_s = reports.wall_origin_s
                 work = drain_video(track, publication, encoded.arrived_s, CONNECT_S, intake.last_heard_s)
                 self._until_done(session, work)
             elif track is sound:
-                aiortc_compat.set_packet_buffer(receiver, SoundBuffer())
-                reports = aiortc_compat.sender_reports(receiver, SOUND_HZ)
+                aiortc_receivers.set_packet_buffer(receiver, SoundBuffer())
+                reports = aiortc_receivers.sender_reports(receiver, SOUND_HZ)
                 clock = MediaClock(reports.wall_origin_s, leader=publication.clock)
                 session.spawn(drain_sound(track, publication, clock, encoded.arrived_s))
             else:

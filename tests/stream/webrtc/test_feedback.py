@@ -21,7 +21,6 @@ from aiortc.rtp import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from stream.webrtc.bitstream import is_keyframe
 
 from pipeline.batch import Pictures
 from pipeline.capabilities import Capabilities
