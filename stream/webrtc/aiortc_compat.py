@@ -36,8 +36,6 @@ from .feedback import HISTORY
 from .h264_encoder import AgreedH264Encoder
 from .sound import BITRATE_BPS, MusicEncoder
 
-_NO_CODEC = -1  # a payload type that no codec has
-
 # -- the process -----------------------------------------------------------------------------------------------------
 
 _host_addresses = ice.get_host_addresses

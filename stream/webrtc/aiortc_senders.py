@@ -22,8 +22,6 @@ from .feedback import HISTORY, SenderFeedback, asks_for_keyframe, numbers_lost, 
 from .receiving.bitstream import is_keyframe
 from .reports import ntp_time
 
-_NO_CODEC = -1  # a payload type that no codec has
-
 KEYFRAME_IN = 4  # packets a keyframe shows itself: of H264 parameter sets and remarks may come first
 
 

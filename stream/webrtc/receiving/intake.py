@@ -10,7 +10,7 @@ from .bitstream import Malformed, coded_size
 from .jitter_buffer import EncodedFrame, Payload
 from .layers import Layers
 from .network import ReceiverStatistics
-from .receiver import Due, VideoReceiver
+from .receiver import Actions, VideoReceiver
 
 
 async def _nowhere(*_: object) -> None:
@@ -32,7 +32,7 @@ class VideoIntake:
         self.is_open: Callable[[], bool] = lambda: True
         self._heard_s: float | None = None
         self._wants_keyframe = False
-        self._due = Due()
+        self._due = Actions()
         self._timer: asyncio.TimerHandle | None = None
         self._answering: set[asyncio.Task] = set()
 
@@ -94,7 +94,7 @@ class VideoIntake:
 
     async def answer(self) -> None:
         """Send what is due, and see to what will be."""
-        due, self._due = self._due, Due()
+        due, self._due = self._due, Actions()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -116,7 +116,7 @@ class VideoIntake:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    def _do(self, outcome: Due) -> None:
+    def _do(self, outcome: Actions) -> None:
         for frame in outcome.frames:
             self.decode(frame)
         self._due.nacks += outcome.nacks

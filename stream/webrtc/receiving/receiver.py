@@ -27,7 +27,7 @@ RESTART_WITHIN = 16  # and sends its next packets from there on
 
 
 @dataclass
-class Due:
+class Actions:
     """frames: for the decoder, in order. nacks: sequence numbers to ask for. pli: ask for a keyframe."""
 
     frames: list[EncodedFrame] = field(default_factory=list)
@@ -71,7 +71,7 @@ class VideoReceiver:
         payload: Payload,
         now_s: float,
         is_again: bool = False,
-    ) -> Due:
+    ) -> Actions:
         """is_again: it was sent again, and says so (RTX, RFC 4588)."""
         rest = (timestamp, marker, codec, payload_type, payload)
         if self._is_straggler(sequence_number, timestamp, now_s):
@@ -94,12 +94,12 @@ class VideoReceiver:
                 self._take_in(number, about, now_s, False)
         return self.tick(now_s)
 
-    def tick(self, now_s: float) -> Due:
+    def tick(self, now_s: float) -> Actions:
         """What is due by now."""
         self._ticked_s = now_s
         if self._wanted_s is not None and now_s > self._wanted_s + DEAF_S:
             self._wanted_s = None
-        outcome = Due(self._released(now_s))
+        outcome = Actions(self._released(now_s))
         self._follow_blockade(now_s)
         if self._is_given_up(now_s) and self._buffer.take_smeared():
             self._is_deaf = True

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 
 from stream.webrtc.receiving.jitter_buffer import EncodedFrame, read_payload
-from stream.webrtc.receiving.receiver import Due, VideoReceiver
+from stream.webrtc.receiving.receiver import Actions, VideoReceiver
 
 CLOCK_HZ = 90_000
 UNIT = b"\x00\x00\x00\x01"
@@ -74,7 +74,7 @@ class Sender:
         self.sequence = (self.sequence + 1) & 0xFFFF
         return packet
 
-    def answer(self, outcome: Due) -> list[tuple]:
+    def answer(self, outcome: Actions) -> list[tuple]:
         if outcome.pli and self.listens:
             self.wants_key = True
         again = [self.history[number] for number in outcome.nacks if number in self.history]
@@ -157,12 +157,12 @@ class Run:
         for at_s in self.network.arrivals_s(self.now_s):
             self._later(at_s, "packet", packet)
 
-    def _take(self, outcome: Due) -> None:
+    def _take(self, outcome: Actions) -> None:
         self.left += [(self.now_s, frame) for frame in outcome.frames]
         if outcome.pli:
             self.plis.append(self.now_s)
-        for part in (Due(nacks=outcome.nacks), Due(pli=outcome.pli)):
-            if part != Due():
+        for part in (Actions(nacks=outcome.nacks), Actions(pli=outcome.pli)):
+            if part != Actions():
                 for at_s in self.network.arrivals_s(self.now_s):
                     self._later(at_s, "answer", part)
 
