@@ -13,6 +13,7 @@ import asyncio
 import copy
 import functools
 import random
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -99,21 +100,27 @@ def tell_failure(peer: RTCPeerConnection, on_failure: Callable[[Exception], None
     inside._RTCPeerConnection__connect = connect_and_tell
 
 
-def take_media_for_consent(transport: RTCDtlsTransport) -> None:
+def take_media_for_consent(
+    transport: RTCDtlsTransport, on_round_trip: Callable[[float], None] = lambda seconds: None
+) -> None:
     """Let whatever a publisher sends pass for an answer to our consent checks (RFC 7675); before it is connected.
 
     FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s. One that sends nothing and answers nothing for as
-    long is gone: its connection fails.
+    long is gone: its connection fails. on_round_trip: called with the seconds that an answer took.
 
     Recheck: RTCDtlsTransport.__rx_packets counts media too, RTCIceTransport._connection is aioice's Connection, which
     makes a task of its query_consent() once it is connected.
     """
     inside: Any = transport
     connection = inside.transport._connection
-    connection.query_consent = lambda: _query_consent(connection, lambda: inside._RTCDtlsTransport__rx_packets)
+    connection.query_consent = lambda: _query_consent(
+        connection, lambda: inside._RTCDtlsTransport__rx_packets, on_round_trip
+    )
 
 
-async def _query_consent(connection: Connection, received: Callable[[], int]) -> None:
+async def _query_consent(
+    connection: Connection, received: Callable[[], int], on_round_trip: Callable[[float], None]
+) -> None:
     """aioice's own, but that it fails only where nothing has been received either.
 
     Recheck: it against aioice's, and that close() waits for _query_consent_task.
@@ -122,20 +129,22 @@ async def _query_consent(connection: Connection, received: Callable[[], int]) ->
     while failures < ice.CONSENT_FAILURES:
         before = received()
         await asyncio.sleep(ice.CONSENT_INTERVAL * random.uniform(0.8, 1.2))
-        answered = all([await _answers(connection, pair) for pair in connection._nominated.values()])
+        answered = all([await _answers(connection, pair, on_round_trip) for pair in connection._nominated.values()])
         failures = 0 if answered or received() > before else failures + 1
     connection._query_consent_task = None
     await connection.close()
 
 
-async def _answers(connection: Connection, pair: ice.CandidatePair) -> bool:
+async def _answers(connection: Connection, pair: ice.CandidatePair, on_round_trip: Callable[[float], None]) -> bool:
     assert connection.remote_password is not None  # it is connected
     request = connection.build_request(pair, nominate=False)
     password = connection.remote_password.encode()
+    asked_s = time.monotonic()
     try:
         await pair.protocol.request(request, pair.remote_addr, integrity_key=password, retransmissions=0)
     except stun.TransactionError:
         return False
+    on_round_trip(time.monotonic() - asked_s)
     return True
 
 

@@ -32,6 +32,7 @@ from .negotiation import sdp
 from .negotiation.offers import Offer
 from .receiving.intake import VideoIntake
 from .receiving.layers import Layers, retransmissions
+from .receiving.nack import RoundTrip
 from .sound import CLOCK_HZ as SOUND_HZ
 from .sound import SoundTrack, drain_sound
 from .tracks import CLOCK_HZ as VIDEO_HZ
@@ -200,8 +201,9 @@ class Sessions:
     def _drain(self, session: Session, publication: Publication, sent_again: Mapping[int, int]) -> None:
         """Take in the first video and the first sound of a publisher; what else it sends is thrown away."""
         picture, sound = (next((t for t in session.tracks if t.kind == kind), None) for kind in ("video", "audio"))
+        round_trip = RoundTrip()
         for transport in {receiver.transport for receiver in session.peer.getReceivers()}:
-            aiortc_compat.take_media_for_consent(transport)
+            aiortc_compat.take_media_for_consent(transport, round_trip.add)
         for receiver in session.peer.getReceivers():
             track = receiver.track
             if track is None:  # the offer has a section of this kind that sends nothing
@@ -210,7 +212,7 @@ class Sessions:
             if track is picture:
                 encoded.on_skip = publication.skip
                 encoded.on_oversize = lambda width, height: publication.refuse(oversize(width, height))
-                intake = VideoIntake(Layers(session.stream.painted_size))
+                intake = VideoIntake(Layers(session.stream.painted_size), round_trip)
                 aiortc_receivers.take_video(receiver, sent_again, intake)
                 encoded.ask_for_keyframe = intake.want_keyframe
                 publication.network = intake.statistics

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 from .bitstream import Malformed, coded_size
 from .jitter_buffer import EncodedFrame, Payload
 from .layers import Layers
+from .nack import RoundTrip
 from .network import ReceiverStatistics
 from .receiver import Actions, VideoReceiver
 
@@ -24,8 +25,8 @@ class VideoIntake:
     decode: takes complete frames. nack, pli: send such a message to an SSRC. is_open: whether the track goes on.
     """
 
-    def __init__(self, layers: Layers):
-        self.layers, self.video = layers, VideoReceiver()
+    def __init__(self, layers: Layers, round_trip: RoundTrip | None = None):
+        self.layers, self.video = layers, VideoReceiver(round_trip)
         self.decode: Callable[[EncodedFrame], None] = lambda frame: None
         self.nack: Callable[[int, list[int]], Awaitable[None]] = _nowhere
         self.pli: Callable[[int], Awaitable[None]] = _nowhere

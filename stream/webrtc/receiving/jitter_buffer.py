@@ -35,7 +35,7 @@ class Payload:
 
 def read_payload(codec: str, payload: bytes) -> Payload:
     """Of VP8 (RFC 7741) or H264 (RFC 6184), by the codec's name."""
-    if not payload:
+    if not payload or (codec.upper() == "H264" and _says_nothing(payload)):
         return Payload(b"")
     try:
         if codec.upper() == "VP8":
@@ -47,6 +47,11 @@ def read_payload(codec: str, payload: bytes) -> Payload:
         return Payload(b"", is_broken=True)
     kind = data[4] & 0x1F if data[:4] == _UNIT and len(data) > 4 else 0
     return Payload(data, kind in (_SPS, _AUD), kind == _SPS)
+
+
+def _says_nothing(payload: bytes) -> bool:
+    """A NAL unit of no type that is in use, or the end of a sequence, which is one byte."""
+    return payload[0] & 0x1F in (0, 30, 31) or (len(payload) == 1 and payload[0] & 0x1F < 24)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,13 @@ class Actions:
 
 
 class VideoReceiver:
-    """One stream of packets (one SSRC at a time) with what was lost of it.
+    """One stream of packets (one SSRC at a time) with what was lost of it. round_trip: what is known of it by others.
 
     Call `receive` for every packet, `tick` when `due_s` is over, and `restart` where the packets of another SSRC begin.
     """
 
-    def __init__(self) -> None:
-        self.round_trip = RoundTrip()
+    def __init__(self, round_trip: RoundTrip | None = None):
+        self.round_trip = round_trip or RoundTrip()
         self._buffer = JitterBuffer()
         self._nacks = NackList(self.round_trip)
         self._highest: int | None = None

@@ -283,3 +283,15 @@ def test_frames_leave_in_order_never_half_never_twice(seed, loss, codec):
     run = Run(Sender(codec), Network(loss, 0.02, 0.04, 0.1, seed))
     run.until(1.9)  # before anything is smeared
     run.check()
+
+
+def test_units_of_h264_that_say_nothing_cost_nothing():
+    sender, receiver, left = Sender("H264"), VideoReceiver(), []
+    for number in range(10):
+        *packets, last = sender.next_frame(2)
+        rest = (last[1], True, *last[3:6])
+        end = ((last[0] + 1) & 0xFFFF, last[1], True, "H264", 96, read_payload("H264", b"\x0a"))  # end of sequence
+        for packet in (*packets, (last[0], last[1], False, *rest[2:]), end):
+            left += receiver.receive(*packet[:6], 100 + number * FRAME_S).frames
+        sender.sequence = (sender.sequence + 1) & 0xFFFF
+    assert [frame.data for frame in left] == [whole for whole, _ in sender.frames]
