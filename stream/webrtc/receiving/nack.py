@@ -10,7 +10,11 @@ from dataclasses import dataclass
 REORDERED_S = 0.01  # a packet that was only overtaken comes by itself in that time
 WORTH_S = 0.2  # a frame is waited for so long, and one round trip; a keyframe takes as long and then brings a new one
 UNKNOWN_S = 0.05  # a round trip that nothing is known of
-LEAST_S = 0.02  # between two requests for the same packet
+AGAIN = 1.1  # round trips between two requests for the same packet
+HEAVY = 0.05  # share of packets lost from which requests are lost so often, too, that each is worth a second one
+AGAIN_HEAVY = 0.5
+LEAST_S = 0.015  # between two requests for the same packet
+RECENT = 200  # packets that the share of losses is judged by
 MAX_MISSING = 256  # packets at once: who lost more had better have a keyframe
 SAMPLES = 16
 
@@ -53,6 +57,7 @@ class NackList:
     def __init__(self, round_trip: RoundTrip):
         self._round_trip = round_trip
         self._missing: dict[int, Missing] = {}
+        self._loss = 0.0  # share of the latest packets
 
     def __len__(self) -> int:
         return len(self._missing)
@@ -65,6 +70,7 @@ class NackList:
     def miss(self, numbers: Iterable[int], now_s: float) -> None:
         """A packet behind these has come."""
         for number in numbers:
+            self._loss += (1 - self._loss) / RECENT
             if number in self._missing:
                 self._missing[number].is_guess = False
             else:
@@ -78,6 +84,7 @@ class NackList:
         """A packet came. is_again: because it was asked for, as retransmissions tell of themselves (RFC 4588).
         True where it had been asked for."""
         missing = self._missing.pop(number, None)
+        self._loss -= self._loss / RECENT
         if missing is None or missing.asked_s is None:
             return False
         if is_again or not missing.is_guess:
@@ -104,8 +111,8 @@ class NackList:
         return lost
 
     def due(self, now_s: float) -> list[int]:
-        """Numbers to ask for now, each at once and for the last time within a round trip."""
-        again_s = max(LEAST_S, 1.25 * self._round_trip.seconds)
+        """Numbers to ask for now."""
+        again_s = max(LEAST_S, (AGAIN_HEAVY if self._loss > HEAVY else AGAIN) * self._round_trip.seconds)
         asked = []
         for number, missing in self._missing.items():
             if missing.ask_s <= now_s < missing.since_s + self.worth_s:
