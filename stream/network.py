@@ -98,6 +98,7 @@ class Network:
         for viewer in list(self._viewers.values()):
             viewer.nacks, viewer.plis = viewer.newest.nacks, viewer.newest.plis
         self._told = {PUBLISHER: None, VIEWERS: self._of_viewers()}
+        self._metrics.set_round_trip(self._stream, PUBLISHER, None)
 
     def end(self) -> None:
         """The publisher is gone."""

@@ -160,7 +160,7 @@ _HANDSHAKE_FAILED = "x DTLS handshake failed ("
 
 def _apply_negotiation() -> None:
     """RSA suites; H264 as single NAL units, too, each encoder for the level and mode that were agreed on; and payload
-    types from 35 on, which senders take where 96 to 127 are not enough (RFC 5761, 4).
+    types 35 to 63, which senders take where 96 to 127 are not enough. Those between are RTCP's (RFC 5761, 4).
 
     Recheck: RTCCertificate._create_ssl_context makes each transport's context; rtcrtpsender finds get_encoder in its
     own module; find_common_codecs takes the payload types of rtp.DYNAMIC_PAYLOAD_TYPES from the offer, and tells H264's
@@ -175,7 +175,7 @@ def _apply_negotiation() -> None:
         return context
 
     inside._create_ssl_context = create_with_rsa
-    rtp.DYNAMIC_PAYLOAD_TYPES = range(35, 128)
+    rtp.DYNAMIC_PAYLOAD_TYPES = (*range(35, 64), *range(96, 128))  # type: ignore[assignment]  # it is looked into only
     unused = max(codec.payloadType or 0 for codec in codecs.CODECS["video"]) + 1
     for codec in [one for one in codecs.CODECS["video"] if one.mimeType == "video/H264"]:
         single = copy.deepcopy(codec)

@@ -104,18 +104,18 @@ async def drain_video(
     arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known. heard_s: when
     its last packet came; one whose packets come, though no frame can be made of them, is not gone.
     """
-    patience_s = first_within_s
+    patience_s = left_s = first_within_s
     try:
         while True:
             try:
-                frame = await asyncio.wait_for(track.recv(), patience_s)
+                frame = await asyncio.wait_for(track.recv(), left_s)
             except TimeoutError:
                 last_s = heard_s()
-                if last_s is None or time.monotonic() - last_s >= patience_s:
+                if last_s is None or (left_s := last_s + patience_s - time.monotonic()) <= 0:
                     return
                 continue
             assert isinstance(frame, VideoFrame)
-            patience_s = SILENCE_S
+            patience_s = left_s = SILENCE_S
             publication.put(frame, frame.time, arrived_s(frame.pts))
     except MediaStreamError:
         return

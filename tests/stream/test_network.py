@@ -103,6 +103,14 @@ def test_the_next_publisher_begins_at_nothing_and_prometheus_counts_on(told):
     assert told.series("nacks_total", "publisher") == 8
 
 
+def test_the_next_publisher_has_no_round_trip_of_the_one_before(told):
+    told.network.begin()
+    told.network.received(0.0, Received(round_trip_ms=42.0))
+    assert told.series("round_trip_seconds", "publisher") == 0.042
+    told.network.begin()
+    assert not told.series("round_trip_seconds", "publisher")
+
+
 def test_of_the_viewers_the_one_is_told_who_has_it_worst(told):
     told.network.sent("a", 0.0, VIEWER)
     told.network.sent("b", 0.0, VIEWER)

@@ -16,7 +16,7 @@ MAX_CANDIDATES = 100
 MAX_PORT = 65535
 DIRECTIONS = frozenset({"sendonly", "recvonly", "sendrecv", "inactive"})
 MAX_PAYLOAD_TYPE = 127
-_RTCP = range(72, 77)  # no payload types: beside RTCP on one port they could not be told apart (RFC 5761, 4)
+_RTCP = range(64, 96)  # no payload types: beside RTCP on one port they could not be told apart (RFC 5761, 4)
 
 _LINE = re.compile(r"[a-z]=[^\x00]*")
 # RFC 8839, 5.1: words of visible ASCII characters, and numbers of as many digits as they can need.

@@ -201,6 +201,16 @@ async def test_payload_types_below_96_are_answered_as_offered(server):
     assert "a=rtpmap:39 VP8/90000" in await answered(server, offer)
 
 
+async def test_payload_types_that_rtcp_has_are_not_taken(server):
+    """RFC 5761, 4: beside RTCP every packet of theirs with the marker would be lost."""
+    offer = only_codec("VP8/90000")(await offer_of()).replace("SAVPF 100", "SAVPF 70").replace(":100 ", ":70 ")
+    async with server.http.post(
+        f"{server.url}/whip/one", data=offer, headers={"Content-Type": "application/sdp"}
+    ) as response:
+        assert response.status == 400, await response.text()
+        assert "no RTP payload type" in (await response.json())["error"]
+
+
 # -- levels ----------------------------------------------------------------------------------------------------------
 
 
