@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from stream.webrtc.receiving.bitstream import coded_size
+from stream.webrtc.receiving.jitter_buffer import read_payload
 from stream.webrtc.receiving.layers import GONE_S, MAX_LAYERS, SILENT_S, Layers, retransmissions
+
+from .test_jitter_buffer import KEYFRAMES
 
 SIZES = {1: (320, 180), 2: (640, 360), 3: (1280, 720)}
 
@@ -84,3 +88,13 @@ def test_the_offer_tells_whose_retransmissions_are_whose():
     offer = "a=ssrc-group:SIM 1 2\r\na=ssrc-group:FID 1 11\r\na=ssrc-group:FID 2 12\r\na=ssrc:1 cname:x\r\n"
     assert retransmissions(offer) == {11: 1, 12: 2}
     assert retransmissions("v=0\r\n") == {}
+
+
+@pytest.mark.parametrize("payloads", KEYFRAMES.values(), ids=KEYFRAMES)
+def test_a_new_ssrc_of_h264_is_switched_to_however_its_keyframes_begin(payloads):
+    layers, taken = Layers((512, 512)), []
+    for ssrc, now_s in ((1, 10.0), (2, 11.0)):
+        for payload in (read_payload("H264", payload) for payload in payloads):
+            taken.append(layers.take(ssrc, payload.begins_key, coded_size("H264", payload.data), now_s))
+        assert layers.current == ssrc
+    assert taken[-1]
