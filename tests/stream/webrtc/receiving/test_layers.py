@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from stream.webrtc.receiving.bitstream import coded_size
@@ -98,3 +100,46 @@ def test_a_new_ssrc_of_h264_is_switched_to_however_its_keyframes_begin(payloads)
             taken.append(layers.take(ssrc, payload.begins_key, coded_size("H264", payload.data), now_s))
         assert layers.current == ssrc
     assert taken[-1]
+
+
+@pytest.mark.parametrize("fps", [1.0, 1.5, 2.0, 5.0, 30.0])
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_layers_of_a_slow_picture_are_kept_apart_without_asking(fps, order):
+    layers, wants_key, dice = Layers((512, 512)), set(SIZES), random.Random(1)
+    taken, asked = [], 0
+    for number in range(int(60 * fps)):
+        for at, ssrc in enumerate(order):
+            now_s = 10.0 + number / fps + at * 0.003 + dice.random() * 0.004
+            key = ssrc in wants_key
+            wants_key.discard(ssrc)
+            for part in range(3):
+                layers.take(ssrc, key and part == 0, SIZES[ssrc] if key and part == 0 else None, now_s)
+                other = layers.ask(now_s)
+                if other is not None:
+                    asked += 1
+                    wants_key.add(other)
+            taken.append(layers.current)
+    assert set(taken[6:]) == {3}
+    assert asked <= 6
+    assert layers.ignored == 2
+
+
+def test_once_a_layer_fell_silent_the_best_of_the_others_is_found():
+    layers, wants_key = Layers(None), set(SIZES)
+    for number in range(150):
+        for ssrc in (1, 2, 3) if number < 60 else (1, 2):
+            now_s, key = 10.0 + number / 30, ssrc in wants_key
+            wants_key.discard(ssrc)
+            layers.take(ssrc, key, SIZES[ssrc] if key else None, now_s)
+            if (other := layers.ask(now_s)) is not None:
+                wants_key.add(other)
+    assert layers.current == 2
+
+
+def test_the_ssrc_before_is_no_ignored_layer():
+    layers = Layers((512, 512))
+    layers.take(1, True, SIZES[3], 10.0)
+    layers.take(2, True, SIZES[3], 11.0)
+    for number in range(30):
+        layers.take(2, False, None, 11.0 + number / 10)
+    assert (layers.current, layers.ignored) == (2, 0)
