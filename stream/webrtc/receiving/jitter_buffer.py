@@ -73,7 +73,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """numbers: of its first and its last packet."""
+    """numbers: of its first and its last packet. follows: nothing was let go between the one before and it."""
 
     data: bytes
     timestamp: int
@@ -81,6 +81,7 @@ class EncodedFrame:
     payload_type: int
     is_key: bool
     numbers: tuple[int, int]
+    follows: bool = True
 
 
 class JitterBuffer:
@@ -102,6 +103,7 @@ class JitterBuffer:
         self._last: Packet | None = None  # of the frame that left last
         self._keyframe: int | None = None  # where the newest complete one begins, while something older is missing
         self._parameters = b""  # sets that came as a frame of their own
+        self._follows = False
         self.trusts_markers = True
 
     @property
@@ -159,7 +161,7 @@ class JitterBuffer:
         """Forget all packets, and wait for a keyframe."""
         self._packets.clear()
         self._other_end.clear()
-        self._has_whole, self.trusts_markers = False, True
+        self._has_whole, self._follows, self.trusts_markers = False, False, True
         self._bytes = 0
         self._checked = -1
         self._next, self._last, self._keyframe, self._parameters = None, None, None, b""
@@ -204,12 +206,13 @@ class JitterBuffer:
                 self._parameters = data[-(1 << 16) :]
                 return []
         key = is_keyframe(head.codec, data)
-        return [EncodedFrame(data, head.timestamp, head.codec, head.payload_type, key, (first, end))]
+        follows, self._follows = self._follows, True
+        return [EncodedFrame(data, head.timestamp, head.codec, head.payload_type, key, (first, end), follows)]
 
     def _skip_to(self, number: int) -> None:
         for older in sorted(older for older in self._packets if older < number):
             self._drop(older)
-        self._last = None
+        self._last, self._follows = None, False
         self._next = self._present = self._floor = number
         self._checked, self._keyframe, self._parameters = -1, None, b""
         self._walk()

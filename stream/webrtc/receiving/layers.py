@@ -6,9 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-SILENT_S = (
-    0.5  # a layer that sends nothing for so long, while another one does, is switched off, unless its pace is slow
-)
+SILENT_S = 0.5  # a layer that sends nothing for so long, while another one does, is switched off, unless it is slow
 PAUSES = 3  # how many of its pauses, or of those of who sends, a slow layer is given
 PAUSES_OF_S = 5.0  # the longest pause of this long, and of this long before, is a layer's pace
 GONE_S = 2.0  # and after this it is no layer any more
@@ -85,9 +83,7 @@ class Layers:
     def ask(self, now_s: float) -> int | None:
         """The SSRC of a layer that is not taken and whose keyframe is wanted now, if there is one."""
         others = [(ssrc, layer) for ssrc, layer in self._layers.items() if ssrc != self.current]
-        for ssrc, layer in sorted(
-            others, key=lambda one: (one[1].size is None, one[1].size and self._rank(one[1].size))
-        ):
+        for ssrc, layer in sorted(others, key=lambda one: self._rank(one[1].size or (0, 0))):
             if now_s - layer.heard_s >= SILENT_S:
                 continue
             is_silent = self._is_silent(layer, now_s)

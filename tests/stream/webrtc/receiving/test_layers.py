@@ -56,7 +56,8 @@ def test_a_layer_that_falls_silent_is_replaced_by_the_next_keyframe_of_another_a
     layers = Layers(None)
     begin(layers)
     now_s = 10.0 + SILENT_S
-    assert not layers.take(2, False, None, now_s)
+    for part in range(1, 6):
+        assert not layers.take(2, False, None, 10.0 + SILENT_S * part / 5)
     assert layers.ask(now_s) == 2
     assert layers.take(2, True, SIZES[2], now_s + 0.1)
     assert layers.current == 2
