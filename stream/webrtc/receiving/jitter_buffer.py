@@ -6,8 +6,8 @@ soon as it is a complete keyframe, which needs nothing: then all that is older i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 
 from aiortc.codecs.h264 import H264PayloadDescriptor
 from aiortc.codecs.vpx import VpxPayloadDescriptor
@@ -17,19 +17,20 @@ from .bitstream import is_keyframe
 MAX_PACKETS = 4096  # that wait for one which is missing: two seconds of 20 Mbit/s
 MAX_BYTES = 16 << 20
 _UNIT = b"\x00\x00\x00\x01"  # in front of a NAL unit whose beginning is in this packet
-_SPS, _AUD = 7, 9  # NAL unit types that only the beginning of a frame has (H.264, 7.4.1.2.3)
+_IDR, _SPS, _AUD = 5, 7, 9  # NAL unit types; the last two only the beginning of a frame has (H.264, 7.4.1.2.3)
 _SLICES = range(1, 6)  # NAL unit types of a picture's own data
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
     """What one packet carries. data: as the decoder wants it; empty for padding alone. begins: certainly a frame's
-    first; begins_key: and that of a keyframe. is_broken: it cannot be read, so the frame that it belongs to cannot
-    either."""
+    first; begins_key: and that of a keyframe, or a slice of H264's keyframe begins in it; is_key: only keyframes have
+    it. is_broken: it cannot be read, so the frame that it belongs to cannot either."""
 
     data: bytes
     begins: bool = False
     begins_key: bool = False
+    is_key: bool = False
     is_broken: bool = False
 
 
@@ -41,12 +42,16 @@ def read_payload(codec: str, payload: bytes) -> Payload:
         if codec.upper() == "VP8":
             vp8, data = VpxPayloadDescriptor.parse(payload)
             begins = bool(vp8.partition_start) and vp8.partition_id == 0
-            return Payload(data, begins, begins and is_keyframe(codec, data))
+            key = begins and is_keyframe(codec, data)
+            return Payload(data, begins, key, key)
         _, data = H264PayloadDescriptor.parse(payload)
     except ValueError:
         return Payload(b"", is_broken=True)
-    kind = data[4] & 0x1F if data[:4] == _UNIT and len(data) > 4 else 0
-    return Payload(data, kind in (_SPS, _AUD), kind == _SPS)
+    if data[:4] != _UNIT:  # the middle of a NAL unit
+        return Payload(data)
+    kinds = [unit[0] & 0x1F for unit in data.split(_UNIT)[1:] if unit]
+    begins = kinds[:1] == [_AUD] or _SPS in kinds
+    return Payload(data, begins, _SPS in kinds or _IDR in kinds, _IDR in kinds)
 
 
 def _says_nothing(payload: bytes) -> bool:
@@ -68,7 +73,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """numbers: of its first and its last packet."""
+    """numbers: of its first and its last packet. follows: nothing was let go between the one before and it."""
 
     data: bytes
     timestamp: int
@@ -76,6 +81,7 @@ class EncodedFrame:
     payload_type: int
     is_key: bool
     numbers: tuple[int, int]
+    follows: bool = True
 
 
 class JitterBuffer:
@@ -87,6 +93,8 @@ class JitterBuffer:
 
     def __init__(self) -> None:
         self._packets: dict[int, Packet] = {}
+        self._other_end: dict[int, int] = {}  # of packets side by side with no frame's end between: first <-> last
+        self._has_whole = False  # a frame may be complete behind what is missing
         self._bytes = 0
         self._next: int | None = None  # number of the packet that the next frame in order begins with
         self._floor = 0  # what has a lower number has left, or has been let go
@@ -95,6 +103,7 @@ class JitterBuffer:
         self._last: Packet | None = None  # of the frame that left last
         self._keyframe: int | None = None  # where the newest complete one begins, while something older is missing
         self._parameters = b""  # sets that came as a frame of their own
+        self._follows = False
         self.trusts_markers = True
 
     @property
@@ -111,13 +120,16 @@ class JitterBuffer:
             self.restart()
         self._packets[number] = packet
         self._bytes += len(packet.payload.data)
-        if self._next is None and packet.payload.begins_key:
+        around = self._join(number)
+        payload = packet.payload
+        if self._next is None and payload.begins and payload.begins_key:
             self._skip_to(number)
         elif self._next is not None:
             self._walk()
-        self._note_lying_marker(packet)
-        if self._next is None or number > self._present:
-            self._note_keyframe(number)
+        if self.trusts_markers and self._is_marker_a_lie(packet):
+            self._distrust_markers()
+        elif self._next is None or number > self._present:
+            self._note_frames(number, *around)
         return True
 
     def take(self) -> list[EncodedFrame]:
@@ -136,15 +148,20 @@ class JitterBuffer:
     def take_smeared(self) -> bool:
         """Give up what the next frame builds on, and go on behind it: `take` then returns what can be decoded only
         with faults. False where nothing complete is there."""
-        for number in sorted(self._packets):
-            if (self._next is None or number > self._present) and (span := self._span(number)) and span[0] == number:
-                self._skip_to(number)
+        if not self._has_whole:
+            return False
+        for first, _ in self._whole_frames():
+            if self._next is None or first > self._present:
+                self._skip_to(first)
                 return True
+        self._has_whole = False
         return False
 
     def restart(self) -> None:
         """Forget all packets, and wait for a keyframe."""
         self._packets.clear()
+        self._other_end.clear()
+        self._has_whole, self._follows, self.trusts_markers = False, False, True
         self._bytes = 0
         self._checked = -1
         self._next, self._last, self._keyframe, self._parameters = None, None, None, b""
@@ -181,8 +198,7 @@ class JitterBuffer:
         data, head = b"".join(packet.payload.data for packet in packets), packets[0]
         if _is_broken(packets):
             self._next = None  # what follows builds on it
-            for number in sorted(self._packets):
-                self._note_keyframe(number)
+            self._note_all_frames()
             return []
         if head.codec.upper() == "H264":
             data, self._parameters = self._parameters + data, b""
@@ -190,17 +206,22 @@ class JitterBuffer:
                 self._parameters = data[-(1 << 16) :]
                 return []
         key = is_keyframe(head.codec, data)
-        return [EncodedFrame(data, head.timestamp, head.codec, head.payload_type, key, (first, end))]
+        follows, self._follows = self._follows, True
+        return [EncodedFrame(data, head.timestamp, head.codec, head.payload_type, key, (first, end), follows)]
 
     def _skip_to(self, number: int) -> None:
-        for older in [older for older in self._packets if older < number]:
+        for older in sorted(older for older in self._packets if older < number):
             self._drop(older)
-        self._last = None
+        self._last, self._follows = None, False
         self._next = self._present = self._floor = number
         self._checked, self._keyframe, self._parameters = -1, None, b""
         self._walk()
 
     def _drop(self, number: int) -> Packet:
+        """The first of all."""
+        last = self._other_end.pop(number)
+        if last > number:
+            self._other_end[number + 1], self._other_end[last] = last, number + 1
         packet = self._packets.pop(number)
         self._bytes -= len(packet.payload.data)
         return packet
@@ -223,32 +244,52 @@ class JitterBuffer:
             return before.timestamp != packet.timestamp or (before.marker and self.trusts_markers)
         return packet.payload.begins
 
-    def _span(self, number: int) -> range | None:
-        """Numbers of the packets of the frame that this one belongs to; None where it is not complete."""
-        end = next(at for at in count(number) if at not in self._packets or self._ends(at))
-        if end not in self._packets:
-            return None
-        first = next(at for at in count(number, -1) if at not in self._packets or self._begins(at))
-        return range(first, end + 1) if first in self._packets else None
+    def _join(self, number: int) -> tuple[int, int]:
+        """A new packet's (first, last) of those side by side with no frame's end between."""
+        first = last = number
+        if number - 1 in self._packets and not self._ends(number - 1):
+            first = self._other_end[number - 1]
+        if number + 1 in self._packets and not self._ends(number):
+            last = self._other_end[number + 1]
+        self._other_end[first], self._other_end[last] = last, first
+        return first, last
 
-    def _note_keyframe(self, number: int) -> None:
-        """A packet came behind a gap: it may complete a keyframe, or show where one beside it begins or ends."""
-        for at in (number - 1, number, number + 1):
-            if (
-                at not in self._packets
-                or (at < number and not self._ends(at))
-                or (at > number and not self._begins(at))
-            ):
-                continue
-            span = self._span(at)
-            if span is None or (self._keyframe is not None and span[0] <= self._keyframe):
-                continue
-            packets = [self._packets[one] for one in span]
-            whole = b"".join(packet.payload.data for packet in packets)
-            if whole and not _is_broken(packets) and is_keyframe(packets[0].codec, whole):
-                self._keyframe = span[0]
+    def _whole_frames(self) -> Iterator[tuple[int, int]]:
+        """(first, last) of all complete ones, in order."""
+        first: int | None = None
+        for number in sorted(self._packets):
+            if self._begins(number):
+                first = number
+            elif number - 1 not in self._packets:
+                first = None
+            if first is not None and self._ends(number):
+                yield first, number
+                first = None
 
-    def _note_lying_marker(self, packet: Packet) -> None:
+    def _note_frames(self, number: int, first: int, last: int) -> None:
+        """A packet came behind a gap: it may complete a frame, or show where one beside it begins or ends."""
+        frames = [(first, last)]
+        if number == first and first - 1 in self._packets:
+            frames.append((self._other_end[first - 1], first - 1))
+        if number == last and last + 1 in self._packets:
+            frames.append((last + 1, self._other_end[last + 1]))
+        for begin, end in frames:
+            if self._begins(begin) and self._ends(end):
+                self._note_frame(begin, end)
+
+    def _note_all_frames(self) -> None:
+        for first, last in list(self._whole_frames()):
+            self._note_frame(first, last)
+
+    def _note_frame(self, first: int, last: int) -> None:
+        self._has_whole = True
+        if self._keyframe is not None and first <= self._keyframe:
+            return
+        packets = [self._packets[number] for number in range(first, last + 1)]
+        if any(packet.payload.is_key for packet in packets) and not _is_broken(packets):
+            self._keyframe = first
+
+    def _is_marker_a_lie(self, packet: Packet) -> bool:
         before = self._packets.get(packet.number - 1)
         if before is None and self._last is not None and self._last.number == packet.number - 1:
             before = self._last
@@ -256,7 +297,19 @@ class JitterBuffer:
             if one is None or other is None or not one.marker or one.timestamp != other.timestamp:
                 continue
             if one.payload.data and other.payload.data and not other.payload.begins:
-                self.trusts_markers = False
+                return True
+        return False
+
+    def _distrust_markers(self) -> None:
+        self.trusts_markers = False
+        self._other_end.clear()
+        first: int | None = None
+        for number in sorted(self._packets):
+            first = number if first is None else first
+            if number + 1 not in self._packets or self._ends(number):
+                self._other_end[first], self._other_end[number] = number, first
+                first = None
+        self._note_all_frames()
 
 
 def _is_broken(frame: list[Packet]) -> bool:

@@ -121,7 +121,7 @@ class NackList:
                 asked.append(number)
         return sorted(asked)
 
-    def due_s(self) -> float | None:
-        """When `due` has something next; None while it has nothing."""
-        asks_s = [one.ask_s for one in self._missing.values() if one.ask_s < one.since_s + self.worth_s]
+    def due_s(self, now_s: float) -> float | None:
+        """When `due` has something next, after what it had now; None while it has nothing."""
+        asks_s = [one.ask_s for one in self._missing.values() if max(one.ask_s, now_s) < one.since_s + self.worth_s]
         return min(asks_s, default=None)

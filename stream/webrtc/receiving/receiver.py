@@ -19,6 +19,7 @@ TAIL_S = 0.02  # a frame that began, and whose next packet has not come by then,
 PACES = 2.5  # how many times the longest pause within its frames a sender is given
 # A sender that sends no keyframe by then does not listen: smeared pictures are better than none.
 DEAF_S = 2.0
+GONE_S = 2.0  # a sender that nothing comes from for so long is asked for nothing
 FREEZE_S = 0.2
 MAX_DROPOUT = 3000  # packets; who jumps farther than that has started anew (RFC 3550, A.1)
 OVERTAKEN_S = 10  # by which no packet is overtaken
@@ -55,7 +56,7 @@ class VideoReceiver:
         self._marks = False  # whether the sender sets the marker bit at all
         self._blocked_s: float | None = None  # since when a packet is missing that frames wait for
         self._wanted_s: float | None = None  # since when a keyframe is, for another reason
-        self._pli_s = self._ticked_s = float("-inf")
+        self._pli_s = self._ticked_s = self._heard_s = float("-inf")
         self._is_deaf = False
         self._left: EncodedFrame | None = None
         self._left_s = 0.0
@@ -73,11 +74,12 @@ class VideoReceiver:
         is_again: bool = False,
     ) -> Actions:
         """is_again: it was sent again, and says so (RTX, RFC 4588)."""
+        self._heard_s = now_s
         rest = (timestamp, marker, codec, payload_type, payload)
         if self._is_straggler(sequence_number, timestamp, now_s):
             return self.tick(now_s)
         number = self._number(sequence_number)
-        if number is not None and not self._is_alien(number, timestamp):
+        if number is not None and not self._is_alien(number, timestamp, now_s):
             self._strange = None
             self._take_in(number, rest, now_s, is_again)
         elif self._strange is None or uint16_add(sequence_number, -self._strange[0]) > RESTART_WITHIN or is_again:
@@ -122,7 +124,7 @@ class VideoReceiver:
         """When `tick` has something to do, if nothing comes before; None while it has nothing."""
         tail_s = self._newest_s + self._tail_s() if self._expects_tail() else None
         smear_s = None if self._blocked_s is None else self._blocked_s + self._patience_s()
-        all_s = (self._nacks.due_s(), self._pli_due_s(), tail_s, smear_s)
+        all_s = (self._nacks.due_s(self._ticked_s), self._pli_due_s(), tail_s, smear_s)
         return min((at_s for at_s in all_s if at_s is not None and at_s > self._ticked_s), default=None)
 
     def want_keyframe(self, now_s: float) -> None:
@@ -173,12 +175,16 @@ class VideoReceiver:
             for newest, left_s in self._former
         )
 
-    def _is_alien(self, number: int, timestamp: int) -> bool:
-        """Its number says that it was overtaken, and its timestamp that it was not."""
+    def _is_alien(self, number: int, timestamp: int, now_s: float) -> bool:
+        """Its number says that it was overtaken, and its timestamp that it was not; or its number that very much was
+        lost, and its timestamp that another time has passed than did."""
         newest = self._newest
-        if newest is None or number >= newest.number:
+        if newest is None or newest.number <= number <= newest.number + MAX_MISSING:
             return False
-        return (newest.timestamp - timestamp) & 0xFFFFFFFF > OVERTAKEN_S * 90_000
+        if number < newest.number:
+            return (newest.timestamp - timestamp) & 0xFFFFFFFF > OVERTAKEN_S * 90_000
+        within = int((now_s - self._newest_s + OVERTAKEN_S) * 90_000)
+        return (timestamp - newest.timestamp + OVERTAKEN_S * 90_000) & 0xFFFFFFFF > within + OVERTAKEN_S * 90_000
 
     def _take_in(self, number: int, rest: tuple, now_s: float, is_again: bool) -> None:
         timestamp, marker, codec, payload_type, payload = rest
@@ -228,7 +234,7 @@ class VideoReceiver:
         if before is None:
             return
         still_s = now_s - self._left_s
-        if frame.numbers[0] == before.numbers[1] + 1:  # nothing is lost; it may have come late
+        if frame.follows:  # nothing is lost; it may have come late
             still_s -= _apart_s(frame.timestamp - before.timestamp)
         self._freezes += still_s > FREEZE_S
 
@@ -255,7 +261,8 @@ class VideoReceiver:
             reasons_s.append(self._blocked_s + waits_s)
         if not reasons_s:
             return None
-        return max(min(reasons_s), self._pli_s + max(PLI_EVERY_S, 1.5 * self.round_trip.seconds))
+        due_s = max(min(reasons_s), self._pli_s + max(PLI_EVERY_S, 1.5 * self.round_trip.seconds))
+        return due_s if max(due_s, self._ticked_s) < self._heard_s + GONE_S else None
 
     def _patience_s(self) -> float:
         return self._nacks.worth_s if self._is_deaf else DEAF_S

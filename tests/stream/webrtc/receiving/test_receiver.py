@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.webrtc.receiving.jitter_buffer import MAX_PACKETS, read_payload
-from stream.webrtc.receiving.receiver import DEAF_S, PLI_EVERY_S, VideoReceiver
+from stream.webrtc.receiving.nack import NackList, RoundTrip
+from stream.webrtc.receiving.receiver import DEAF_S, PLI_EVERY_S, Actions, VideoReceiver
 
 from .senders import Network, Run, Sender
 
@@ -295,3 +296,65 @@ def test_units_of_h264_that_say_nothing_cost_nothing():
             left += receiver.receive(*packet[:6], 100 + number * FRAME_S).frames
         sender.sequence = (sender.sequence + 1) & 0xFFFF
     assert [frame.data for frame in left] == [whole for whole, _ in sender.frames]
+
+
+def test_a_slow_picture_with_padding_between_does_not_freeze():
+    sender, receiver = Sender(fps=2.0), VideoReceiver()
+    for number in range(10):
+        for packet in sender.next_frame(3):
+            receiver.receive(*packet[:6], 100 + number / 2)
+        packet = sender.padding()
+        receiver.receive(*packet[:6], 100 + number / 2 + 0.25)
+    assert receiver.statistics().freezes == 0
+
+
+def test_a_slow_picture_that_loses_a_frame_freezes_once():
+    run = Run(Sender(fps=2.0, has_rtx=False), Network())
+    run.sender.answer = lambda outcome: Sender.answer(run.sender, Actions(pli=outcome.pli))
+    run.drops = {9, 10, 11}
+    run.until(8)
+    assert run.receiver.statistics().freezes == 1
+
+
+def test_a_sender_that_fell_silent_is_asked_for_nothing_until_it_sends_again():
+    receiver, plis, now_s = VideoReceiver(), [], 100.0
+    middle = read_payload("VP8", b"\x00\x01\x01")
+    for number in range(3):
+        receiver.receive(number, 3000 * number, True, "VP8", 96, middle, now_s)
+    while (due_s := receiver.due_s()) is not None and due_s < now_s + 60:
+        if receiver.tick(due_s).pli:
+            plis.append(due_s)
+    assert 0 < len(plis) <= 7
+    assert not receiver.tick(now_s + 50).pli
+    assert receiver.receive(3, 9000, True, "VP8", 96, middle, now_s + 60).pli
+
+
+@CODECS
+@pytest.mark.parametrize("jump", [300, 1970, 2990, -1970])
+def test_a_sender_that_starts_anew_nearby_has_lost_nothing(codec, jump):
+    run = Run(Sender(codec, sequence=10_000, timestamp=5_000_000), Network())
+    run.until(2)
+    run.sender.sequence, run.sender.timestamp, run.sender.wants_key = run.sender.sequence + jump, 3_000_000_000, True
+    run.sender.history.clear()
+    run.until(4)
+    assert run.receiver.statistics().packets_lost == 0
+    assert len(run.left) >= 118
+
+
+def test_packets_nobody_asked_for_in_time_do_not_hide_those_that_are_due():
+    nacks = NackList(RoundTrip())
+    nacks.miss([5], 100.0)
+    nacks.miss([9], 100.3)
+    assert nacks.due_s(100.3) == pytest.approx(100.31)
+
+
+def test_markers_are_trusted_again_after_a_restart():
+    receiver, left = VideoReceiver(), []
+    for sender, lies in ((Sender(), True), (Sender(sequence=9000, timestamp=7), False)):
+        for number in range(10):
+            for packet in sender.next_frame(3):
+                about = (*packet[:2], packet[2] or lies, *packet[3:6])
+                left += receiver.receive(*about, 100 + number * FRAME_S).frames
+        if lies:
+            receiver.restart()
+    assert left[-1].data == sender.frames[-1][0]
