@@ -1,10 +1,13 @@
 // What OBS sees and hears: the stream alone, full-bleed, opened again for ever when it ends.
 
+import { lossWords } from "./shared/problems.js";
 import { reconnect } from "./shared/reconnect.js";
 import { countFrames } from "./webrtc/frames.js";
+import { Losses } from "./webrtc/losses.js";
 import { play } from "./webrtc/whip.js";
 
 const CHECK_MS = 3_000;
+const COUNT_MS = 500;
 
 const video = document.getElementById("output");
 const stream = location.pathname.split("/").pop();
@@ -35,6 +38,17 @@ setInterval(async () => {
   const asked = session;
   if (still && asked && !(await asked.alive())) asked.close();
 }, CHECK_MS);
+
+// A person who watches is told of the network; what OBS shows goes on to others, who have networks of their own.
+if (!window.obsstudio) {
+  const words = document.getElementById("network");
+  const losses = new Losses();
+  setInterval(async () => {
+    const counted = (await session?.packets().catch(() => null)) ?? null;
+    const said = lossWords(losses.heard(counted));
+    if (words.textContent !== said) words.textContent = said;
+  }, COUNT_MS);
+}
 
 addEventListener("pagehide", () => leaving.abort(new DOMException("left", "AbortError")));
 addEventListener("pageshow", (event) => event.persisted && location.reload());

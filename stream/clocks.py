@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 REANCHOR_S = 2.0  # a sender's clock that differs by more from ours has jumped
+EXPLAINED_S = 0.1  # by which capturing and encoding two tracks may differ; reports that say more are wrong
 SLACK = 2e-4  # seconds a second by which a sender's clock may run slower than ours: crystals differ by less
 
 
@@ -20,7 +21,7 @@ class MediaClock:
 
     wall_origin_s: the sender's wall clock at this track's zero, by its sender reports; None while there are none.
     leader: the clock of the track that this one is shown with. Arrivals do not tell how much longer one of them took
-    to capture and to encode; once the sender's reports of both have come, they decide.
+    to capture and to encode; once the sender's reports of both have come, they decide, within EXPLAINED_S.
     """
 
     def __init__(self, wall_origin_s: Callable[[], float | None] = unknown, leader: MediaClock | None = None):
@@ -39,7 +40,7 @@ class MediaClock:
         self._arrived_s = arrived_s
         reported_s = self._reported_s()
         if reported_s is not None and abs(reported_s - arrival_s) < REANCHOR_S:
-            return reported_s + media_s
+            return min(max(reported_s, self.origin_s - EXPLAINED_S), self.origin_s + EXPLAINED_S) + media_s
         return self.origin_s + media_s
 
     def _reported_s(self) -> float | None:

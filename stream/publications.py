@@ -14,6 +14,7 @@ from stream.engine.frames import Frame, Sound
 from stream.engine.statistics import Statistics
 
 from .clocks import MediaClock
+from .network import Reception
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Publication:
         self.clock = MediaClock()  # of the frames' media_s
         self.close_publisher: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
+        self.network: Callable[[], Reception] | None = None  # what its receiver counts, where there is a network
         self._has_skipped = False
         self._refused: str | None = None
 

@@ -21,6 +21,7 @@ from stream.engine.statistics import Statistics
 
 from .lag import Lag
 from .metrics import Metrics
+from .network import Network
 from .publications import Publication, Publisher
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Stream:
         self.recording: Recorder | None = None  # that runs or ran last, set by whoever records
         self.last_used_s = time.monotonic()
         self.lag = Lag()
+        self.network = Network(name, metrics)
         self._statistics = Statistics()
         self._sinks: tuple[Sink, ...] = ()
         self._uncounted: tuple[Sink, ...] = ()  # of the sinks, those that are no viewers
@@ -73,6 +75,12 @@ class Stream:
         self._engine, self._metrics = engine, metrics
 
     # -- publisher ---------------------------------------------------------------------------------------------------
+
+    @property
+    def painted_size(self) -> tuple[int, int] | None:
+        """(width, height) of what the model paints; None until it is loaded."""
+        width, x, height = self._engine.status().get("size", "").partition("x")
+        return (int(width), int(height)) if x else None
 
     def check_served(self) -> None:
         """Raises EngineFailed when nothing that is published will be painted."""
@@ -89,6 +97,7 @@ class Stream:
             self._statistics = self.publication.statistics
             self.last_used_s = time.monotonic()
         self._metrics.expect(self.name)
+        self.network.begin()
         if (stale := self.mailbox.clear()) is not None:
             self.drop(stale)
         return self.publication, replaced
@@ -121,9 +130,12 @@ class Stream:
     def end(self, publication: Publication) -> None:
         """What Publication.end does."""
         with self._lock:
-            if publication is self.publication:
+            is_current = publication is self.publication
+            if is_current:
                 self.publication = None
             self.last_used_s = time.monotonic()
+        if is_current:
+            self.network.end()
 
     def put_sound(self, sound: Sound, publication: Publication) -> bool:
         """What Publication.put_sound does."""
@@ -302,6 +314,7 @@ class Stream:
             "steps": max(1, self.controls.steps - self.quality),
             "steps_asked": self.controls.steps,
             "viewers": self.viewers,
+            "network": self.network.snapshot(),
             "quality": self.quality,
             "scale": self.scale,
             "detail": self.fault or "",

@@ -37,7 +37,12 @@ ALLOWED: dict[str, set[str]] = {
     "render": {"pipeline.base", "shared"},
     "stream.engine": {"pipeline.base", "shared"},
     "stream": {"pipeline.base", "shared", "stream.engine"},
-    "stream.webrtc": {"pipeline.base", "shared", "stream.engine", "stream"},
+    "stream.webrtc.negotiation": set(),
+    "stream.webrtc.receiving": set(),
+    "stream.webrtc": {
+        *("pipeline.base", "shared", "stream.engine", "stream"),
+        *("stream.webrtc.negotiation", "stream.webrtc.receiving"),
+    },
     "stream.recording": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.local": {"pipeline.base", "shared", "stream.engine", "stream"},
     "stream.http": {  # the server: it ties the rooms beside it together
@@ -46,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
         "stream.engine",
         "stream",
         "stream.webrtc",
+        "stream.webrtc.negotiation",
         "stream.recording",
         "stream.local",
     },

@@ -84,6 +84,9 @@ export function describe(problem) {
   return { title, text: detail ? `${detail} ${both ? text : ""}`.trim() : text, action };
 }
 
+/** What is said of a network that loses a share of the packets, 0 to 1; nothing where it loses none. */
+export const lossWords = (share) => (share ? `Your network loses ${Math.round(100 * share)} % of the packets.` : "");
+
 /** Anything thrown -> Problem. What the page did not expect is logged, since nobody can act on it from a sentence. */
 export function asProblem(error) {
   if (error instanceof Problem) return error;

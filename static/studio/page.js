@@ -23,6 +23,7 @@ export const state = {
   stalled: false,
   stats: null,
   slow: false,
+  loss: 0, // of the packets, by the network, as far as it is worth telling
   painting: false,
   note: "",
 };

@@ -131,6 +131,7 @@ async function ask() {
     lost: (problem) => update({ phase: state.phase === "connecting" ? "connecting" : "lost", problem }),
     stalled: () => update(state.reachable ? { stalled: true } : { phase: "lost", problem: new Problem("gone") }),
     unheard: noteProblem,
+    losing: (loss) => update({ loss }),
     ended: (problem) => stop(problem),
     size: paintedSize,
   });
@@ -141,7 +142,7 @@ export function stop(problem = null) {
   live?.stop();
   live = null;
   input.release();
-  update({ phase: "idle", problem, stalled: false, slow: false });
+  update({ phase: "idle", problem, stalled: false, slow: false, loss: 0 });
   if (had === $("stop")) $("start").focus();
 }
 

@@ -1,7 +1,7 @@
 // What the card, the status line and the buttons show: state in, words and visibility out; nothing here decides anything.
 
 import { $ } from "../shared/dom.js";
-import { describe, sentence } from "../shared/problems.js";
+import { describe, lossWords, sentence } from "../shared/problems.js";
 
 const START = { camera: "Start camera", screen: "Share a screen", file: "Choose a video", imagine: "Imagine" };
 const ASKING = {
@@ -22,9 +22,9 @@ const TITLE = { imagine: "Pictures from words alone" };
 const REPAINTER = "This model was made to repaint: from words alone it paints texture rather than things.";
 const FOLLOWER = "This model follows a picture's lines: it cannot paint without one.";
 
-const LONG = 40; // letters that fit the dock's narrow column
+const LONG = 30; // letters that fit the dock's narrow column
 
-/** state: {phase, problem, server, models, reachable, kind, file, bypass, stalled, stats, slow, painting, note} -> the page. */
+/** state: {phase, problem, server, models, reachable, kind, file, bypass, stalled, stats, slow, loss, painting, note} -> the page. */
 export function render(state) {
   const view = viewOf(state);
   document.body.dataset.phase = state.phase;
@@ -121,8 +121,9 @@ function problemView(problem, more = {}) {
 }
 
 function liveLine(state) {
-  const { kind, server, bypass, stalled, stats, slow, painting } = state;
+  const { kind, server, bypass, stalled, stats, slow, loss, painting } = state;
   if (stats?.detail) return sentence(stats.detail);
+  if (loss) return lossWords(loss);
   if (stalled) return "The picture is held up; waiting for the next one…";
   if (painting) return "Painting…";
   if (kind === "imagine") return doubt(state) || "Live, painted anew with each change";

@@ -5,9 +5,11 @@ import { Problem } from "../shared/problems.js";
 import { reconnect } from "../shared/reconnect.js";
 import { countFrames } from "./frames.js";
 import { imagine } from "./imagine.js";
+import { Losses } from "./losses.js";
 import { play, publish, tune } from "./whip.js";
 
 const STALLED_MS = 3_000;
+const COUNT_MS = 500;
 // These do not go away by trying again: a person has to do something first.
 const FINAL = new Set(["token", "forbidden", "taken", "codec", "refused", "invalid", "picture-needed"]);
 
@@ -33,6 +35,9 @@ export class LiveSession {
   #out = 0;
   #outAt = 0;
   #held = false; // nothing new for a while, by the statistics
+  #sent = new Losses(); // as the server counts what arrives of ours
+  #played = new Losses();
+  #loss = { sent: 0, played: 0 };
   #frameAt = 0; // when a frame was decoded, since both sessions stand
 
   /**
@@ -40,7 +45,7 @@ export class LiveSession {
    * sound: the track to send beside the picture, or null; listens: what comes back is heard.
    * repeats: the server has a picture of before, which it will show until ours comes.
    * on: {picture() again and again while it moves, lost(problem | null), stalled(), unheard(problem), ended(problem),
-   *      size() -> {width, height} of the painted picture}
+   *      losing(share of the packets, 0 once it is over), size() -> {width, height} of the painted picture}
    */
   constructor(stream, track, video, { sound, listens, repeats }, on) {
     this.#stream = stream;
@@ -75,6 +80,8 @@ export class LiveSession {
       on.ended(problem);
     });
     this.#watchFrames(signal);
+    const counting = setInterval(() => this.#countPackets(), COUNT_MS);
+    signal.addEventListener("abort", () => clearInterval(counting));
   }
 
   async #publish(signal) {
@@ -146,8 +153,10 @@ export class LiveSession {
   }
 
   /** What the server counts, as often as it tells. */
-  heard({ publisher, frames_out, latency_ms }) {
+  heard({ publisher, frames_out, latency_ms, network }) {
     this.#told = true;
+    const ours = this.#publisher && network?.publisher;
+    this.#losing("sent", this.#sent.heard(ours ? { received: ours.packets_received, lost: ours.packets_lost } : null));
     if (!this.#publisher) return; // it still counts the publication before
     if (publisher !== "imagine" && !this.#track) this.check(); // no connection breaks that would tell
     const now = performance.now();
@@ -155,6 +164,19 @@ export class LiveSession {
     this.#fresh ||= frames_out > 0;
     // What is imagined stands until a setting changes; slow is not held up.
     this.#held = this.#track && now - this.#outAt > Math.max(STALLED_MS, 2 * (latency_ms.p95 ?? 0));
+  }
+
+  async #countPackets() {
+    const counted = (await this.#player?.packets().catch(() => null)) ?? null;
+    if (!this.#stopping.signal.aborted) this.#losing("played", this.#played.heard(counted));
+  }
+
+  /** Both ways are of one network: what is told is the worse of them. */
+  #losing(way, share) {
+    const worse = () => Math.max(this.#loss.sent, this.#loss.played);
+    const before = worse();
+    this.#loss[way] = share;
+    if (worse() !== before) this.#on.losing(worse());
   }
 
   #watchFrames(signal) {

@@ -93,6 +93,16 @@ class PeerSession {
     if (transport) transport.onstatechange = () => ["closed", "failed"].includes(transport.state) && this.close();
   }
 
+  /** {received, lost}: packets of video that came here, and that did not; null where none is to come. */
+  async packets() {
+    let counted = null;
+    for (const report of (await this.#pc.getStats()).values()) {
+      if (report.type !== "inbound-rtp" || report.kind !== "video") continue;
+      counted = { received: report.packetsReceived ?? 0, lost: Math.max(0, report.packetsLost ?? 0) };
+    }
+    return counted;
+  }
+
   /** False when the server is there but has forgotten this session (it restarted, or someone took the stream over). */
   async alive() {
     if (!this.#resource) return true;

@@ -64,6 +64,7 @@ class Outbox(Mailbox[Item]):
         super().__init__()
         self._loop = loop
         self._filled = asyncio.Event()
+        self._woken = False
 
     def put(self, item: Item) -> Item | None:
         replaced = super().put(item)
@@ -71,14 +72,20 @@ class Outbox(Mailbox[Item]):
             self._loop.call_soon_threadsafe(self._filled.set)
         return replaced
 
+    def wake(self) -> None:
+        """Have `get`, the next one if none waits, return at once, with nothing if there is nothing; on the loop."""
+        self._woken = True
+        self._filled.set()
+
     async def get(self, timeout_s: float | None = None) -> Item | None:
-        """The newest item; None when none came within `timeout_s` (None waits for ever)."""
+        """The newest item; None when none came within `timeout_s` (None waits for ever), or until `wake`."""
         try:
             async with asyncio.timeout(timeout_s):
-                while (item := self.take()) is None:
+                while (item := self.take()) is None and not self._woken:
                     self._filled.clear()
                     if self.peek() is None:
                         await self._filled.wait()
         except TimeoutError:
-            return None
+            item = None
+        self._woken = False
         return item

@@ -56,9 +56,9 @@ class EngineRunner:
     An engine that breaks down is started again, as often as scheduler.may_restart allows: what it had in hand is
     dropped. After that the state is "failed" for good.
 
-    model, device: what the status says until the loaded model knows better. budget_s: frames that are older when their
-    turn comes are dropped, and streams whose engine time exceeds it get fewer steps, then smaller pictures. controls:
-    what streams start with: the engine is made ready for these.
+    model, device: what the status says until the loaded model knows better; size: of the pictures, until then.
+    budget_s: frames that are older when their turn comes are dropped, and streams whose engine time exceeds it get
+    fewer steps, then smaller pictures. controls: what streams start with: the engine is made ready for these.
     """
 
     def __init__(
@@ -68,12 +68,13 @@ class EngineRunner:
         *,
         model: str = "",
         device: str = "",
+        size: tuple[int, int] = (512, 512),
         budget_s: float = DEFAULT_BUDGET_S,
         controls: Controls | None = None,
     ):
         self.budget_s = budget_s
         self.failure: BaseException | None = None  # why loading failed
-        self._load, self._compile = load, compile
+        self._load, self._compile, self._size = load, compile, size
         self._controls = Controls() if controls is None else controls
         self._capabilities: Capabilities | None = None  # of the model, once it is loaded; for any thread
         self._lock = threading.Lock()
@@ -118,6 +119,11 @@ class EngineRunner:
         """Block until the model is ready or has failed; True when it is ready."""
         self._settled.wait(timeout_s)
         return self._status.read()["state"] == "ready"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the pictures: the loaded model's, until then what it is asked for."""
+        return self._size if (model := self._capabilities) is None else (model.width, model.height)
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after every change of the status, from whatever thread made it; returns the unsubscriber."""

@@ -50,7 +50,7 @@ def make_app(
     app[api.DEFAULTS] = defaults or streams.defaults
     app[api.SOCKETS] = set()
     app[whip.STREAMS] = streams
-    app[whip.SESSIONS] = sessions = Sessions(max_sessions)
+    app[whip.SESSIONS] = sessions = Sessions(max_sessions, lambda: engine.size)
     app[downloads.RECORDINGS] = Recordings(recordings)
     app.add_routes([*whip.routes(), *api.routes(), *downloads.routes(), *pages.routes(static)])
 

@@ -18,8 +18,9 @@ from stream.recording.recordings import (
     TooManyRecordings,
 )
 from stream.streams import BadStreamName, NoFreeStream
-from stream.webrtc.sdp import BadSdp
-from stream.webrtc.sessions import NoCommonCodec, TooManySessions
+from stream.webrtc.negotiation.offers import NoCommonCodec
+from stream.webrtc.negotiation.sdp import BadSdp
+from stream.webrtc.sessions import TooManySessions
 
 from .api import BadControl, TooManyListeners
 

@@ -48,9 +48,9 @@ def serve(
     """Serve until interrupted; returns the exit code. See EngineRunner for load and compile, make_app for the rest.
 
     give_memory_back: called in a thread, once a minute where a session has ended since: an encoder goes with a viewer.
-    virtual_camera: a device that is fed with the pictures of `from_stream`, of that `size` (width, height).
+    size: (width, height) of the pictures. virtual_camera: a device that is fed with those of `from_stream`.
     """
-    engine = EngineRunner(load, compile, model=model, device=device, budget_s=budget_s, controls=defaults)
+    engine = EngineRunner(load, compile, model=model, device=device, size=size, budget_s=budget_s, controls=defaults)
     streams = Streams(engine, defaults)
     app = make_app(
         engine,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from stream.streams import Streams
-from stream.webrtc import sdp
+from stream.webrtc.negotiation import offers, sdp
 from stream.webrtc.sessions import Session, Sessions
 
 SDP = "application/sdp"
@@ -45,8 +45,8 @@ class Endpoint:
         streams.find(name)  # refuses a bad name
         _expect_type(request, SDP)
         publishes = self._kind == "whip"
-        directions, verb = (sdp.SENDING, "send") if publishes else (sdp.RECEIVING, "receive")
-        offer = sdp.checked_offer(await _text(request), directions, verb)
+        directions, verb = (offers.SENDING, "send") if publishes else (offers.RECEIVING, "receive")
+        offer = offers.checked_offer(await _text(request), directions, verb)
         # Only now: a new name may push another out, and a request that is refused anyway must not.
         stream = streams.get(name)
         with stream.kept():

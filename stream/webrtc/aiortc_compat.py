@@ -1,7 +1,8 @@
 """Every private name of aiortc 1.16 and aioice 0.13 that we touch, and every constant of theirs that we change.
 
-`apply` changes what holds for the whole process; each other function what belongs to one receiver, sender, transport
-or peer. What these changes decide lies in files that know no private name: decoding.py, reports.py, sound.py.
+`apply` changes what holds for the whole process; each other function what belongs to one peer or transport. Those of
+receivers and senders stand beside it, in aiortc_receivers.py and aiortc_senders.py. What these changes decide lies in
+files that know no private name: decoding.py, feedback.py, reports.py, sound.py, negotiation/, receiving/.
 
 At an upgrade of either package: run tests/stream, and read again what each "Recheck" below names.
 """
@@ -9,21 +10,31 @@ At an upgrade of either package: run tests/stream, and read again what each "Rec
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aioice import Connection, ice, stun
-from aiortc import RTCDtlsTransport, RTCPeerConnection, RTCRtpReceiver, RTCRtpSender, codecs
+from aiortc import (
+    RTCCertificate,
+    RTCDtlsTransport,
+    RTCPeerConnection,
+    codecs,
+    rtcrtpsender,
+    rtp,
+)
 from aiortc.codecs import h264, vpx
-from aiortc.jitterbuffer import JitterFrame
-from aiortc.rtcrtpparameters import RTCRtpCodecParameters
-from aiortc.rtcrtpsender import RTCEncodedFrame
-from aiortc.rtp import AnyRtcpPacket, RtcpSrPacket, RtpPacket
+from aiortc.codecs.base import Encoder
+from aiortc.rtcdtlstransport import SRTPProtectionProfile
+from aiortc.rtcrtpparameters import ParametersDict, RTCRtpCodecParameters
+from OpenSSL import SSL
 
-from .decoding import MAX_MACROBLOCKS, EncodedQueue, PacketBuffer
-from .reports import SenderReports, ntp_time
+from .decoding import MAX_MACROBLOCKS
+from .feedback import HISTORY
+from .h264_encoder import AgreedH264Encoder
 from .sound import BITRATE_BPS, MusicEncoder
 
 # -- the process -----------------------------------------------------------------------------------------------------
@@ -35,11 +46,11 @@ _host_addresses = ice.get_host_addresses
 def apply() -> None:
     """Change what aiortc and aioice hold once for the process: call it before the first peer is made.
 
-    Our answers offer VP8 up to MAX_MACROBLOCKS (RFC 7741, 6.1; those of H264 name level 3.1, and senders may exceed
-    it), and of sound Opus alone, in stereo (RFC 7587, 6.1), which is encoded as music.
+    Our answers offer VP8 up to MAX_MACROBLOCKS (RFC 7741, 6.1; those of H264 say what the offer does, and senders may
+    exceed it), and of sound Opus alone, in stereo (RFC 7587, 6.1), which is encoded as music.
 
-    Recheck: `codecs.CODECS` is what answers are made of, `codecs.get_encoder` finds OpusEncoder in its own module, and
-    `ice.Connection` finds get_host_addresses in its own.
+    Recheck: `codecs.CODECS` is what answers are made of, `codecs.get_encoder` finds OpusEncoder in its own module,
+    `ice.Connection` finds get_host_addresses in its own, and RTCRtpSender RTP_HISTORY_SIZE.
     """
     for codec in codecs.CODECS["video"]:
         if codec.mimeType == "video/VP8":
@@ -49,6 +60,8 @@ def apply() -> None:
     codecs.CODECS["audio"] = opus
     codecs.OpusEncoder = MusicEncoder  # type: ignore[misc]  # a class is no variable to mypy
     ice.get_host_addresses = _addresses_or_loopback
+    _apply_negotiation()
+    rtcrtpsender.RTP_HISTORY_SIZE = HISTORY
 
 
 def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
@@ -57,104 +70,12 @@ def _addresses_or_loopback(use_ipv4: bool, use_ipv6: bool) -> list[str]:
 
 
 def set_bitrates(floor_bps: int, ceiling_bps: int) -> None:
-    """What every encoder of video is made with from now on: the receiver's estimate (REMB) moves it between the two.
+    """What every encoder of video is made with from now on, the ceiling, and between what it can be told (bitrates.py).
 
     Recheck: both modules read these constants whenever an encoder is made or told a bitrate.
     """
     vpx.MIN_BITRATE = h264.MIN_BITRATE = floor_bps
     vpx.DEFAULT_BITRATE = vpx.MAX_BITRATE = h264.DEFAULT_BITRATE = h264.MAX_BITRATE = ceiling_bps
-
-
-# -- a receiver ------------------------------------------------------------------------------------------------------
-
-
-class _Depayloaded:
-    """A PacketBuffer as aiortc calls it: a packet carries what its codec's payload format left of it.
-
-    Recheck: RTCRtpReceiver sets RtpPacket._data before it calls JitterBuffer.add, and calls nothing else of the buffer.
-    """
-
-    def __init__(self, buffer: PacketBuffer):
-        self._buffer = buffer
-
-    def add(self, packet: RtpPacket) -> tuple[bool, JitterFrame | None]:
-        inside: Any = packet
-        return self._buffer.add(packet, inside._data)
-
-
-def set_packet_buffer(receiver: RTCRtpReceiver, buffer: PacketBuffer) -> None:
-    """Put a buffer of ours in the place of aiortc's jitter buffer; before the receiver starts, which it does once its
-    peer is connected.
-
-    Recheck: RTCRtpReceiver.__jitter_buffer is made in __init__ and kept.
-    """
-    inside: Any = receiver
-    inside._RTCRtpReceiver__jitter_buffer = _Depayloaded(buffer)
-
-
-def bound_queue(receiver: RTCRtpReceiver) -> EncodedQueue:
-    """Put an EncodedQueue between the jitter buffer and the decoder; before the receiver starts.
-
-    aiortc's own has no bound, and closing waits on the event loop until all of it is decoded.
-
-    Recheck: RTCRtpReceiver.__decoder_queue is handed to the thread when that starts, takes (codec, JitterFrame), and
-    None at the end; with __decoder_error set a keyframe is asked for with the next packet (PLI, RFC 4585).
-    """
-    inside: Any = receiver
-    if inside._RTCRtpReceiver__decoder_thread is not None:
-        raise RuntimeError("The receiver's decoder has started: its queue cannot be replaced any more.")
-    bounded = EncodedQueue(ask_for_keyframe=inside._RTCRtpReceiver__decoder_error.set)
-    inside._RTCRtpReceiver__decoder_queue = bounded
-    return bounded
-
-
-def sender_reports(receiver: RTCRtpReceiver, clock_hz: int) -> SenderReports:
-    """What the receiver's sender reports tell, from now on; aiortc itself does not pass them on.
-
-    Recheck: RTCRtpReceiver._handle_rtcp_packet gets every report; __timestamp_mapper turns RTP timestamps into pts, of
-    which `_last` is the newest timestamp and `_origin` that of pts 0.
-    """
-    inside: Any = receiver
-    mapper, handle = inside._RTCRtpReceiver__timestamp_mapper, inside._handle_rtcp_packet
-    reports = SenderReports(clock_hz, lambda: None if mapper._last is None else (mapper._last, mapper._origin))
-
-    async def read_and_handle(packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, RtcpSrPacket):
-            reports.add(packet.sender_info)
-        await handle(packet)
-
-    inside._handle_rtcp_packet = read_and_handle
-    return reports
-
-
-# -- a sender --------------------------------------------------------------------------------------------------------
-
-
-def tell_moments(sender: RTCRtpSender, moment_s: Callable[[], float]) -> None:
-    """Have a sender's reports name the moment that its newest frame is of, on time.monotonic's clock; aiortc's name the
-    time at which they are sent. How long a picture takes differs from one to the next, and receivers would take that
-    for what it is late by.
-
-    Recheck: RTCRtpSender._next_encoded_frame returns what is sent next, _send_rtcp gets every report.
-    """
-    inside: Any = sender
-    encode, send = inside._next_encoded_frame, inside._send_rtcp
-    told_s = 0.0
-
-    async def encode_and_note(codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
-        nonlocal told_s
-        encoded = await encode(codec)
-        if encoded is not None:
-            told_s = moment_s()
-        return encoded
-
-    async def send_noted(packets: list[AnyRtcpPacket]) -> None:
-        for packet in packets:
-            if isinstance(packet, RtcpSrPacket) and packet.sender_info.packet_count:
-                packet.sender_info.ntp_timestamp = ntp_time(told_s)
-        await send(packets)
-
-    inside._next_encoded_frame, inside._send_rtcp = encode_and_note, send_noted
 
 
 # -- a peer and its transport ----------------------------------------------------------------------------------------
@@ -179,21 +100,27 @@ def tell_failure(peer: RTCPeerConnection, on_failure: Callable[[Exception], None
     inside._RTCPeerConnection__connect = connect_and_tell
 
 
-def take_media_for_consent(transport: RTCDtlsTransport) -> None:
+def take_media_for_consent(
+    transport: RTCDtlsTransport, on_round_trip: Callable[[float], None] = lambda seconds: None
+) -> None:
     """Let whatever a publisher sends pass for an answer to our consent checks (RFC 7675); before it is connected.
 
     FFmpeg's WHIP client (8.1) answers none, and lost us after 30 s. One that sends nothing and answers nothing for as
-    long is gone: its connection fails.
+    long is gone: its connection fails. on_round_trip: called with the seconds that an answer took.
 
     Recheck: RTCDtlsTransport.__rx_packets counts media too, RTCIceTransport._connection is aioice's Connection, which
     makes a task of its query_consent() once it is connected.
     """
     inside: Any = transport
     connection = inside.transport._connection
-    connection.query_consent = lambda: _query_consent(connection, lambda: inside._RTCDtlsTransport__rx_packets)
+    connection.query_consent = lambda: _query_consent(
+        connection, lambda: inside._RTCDtlsTransport__rx_packets, on_round_trip
+    )
 
 
-async def _query_consent(connection: Connection, received: Callable[[], int]) -> None:
+async def _query_consent(
+    connection: Connection, received: Callable[[], int], on_round_trip: Callable[[float], None]
+) -> None:
     """aioice's own, but that it fails only where nothing has been received either.
 
     Recheck: it against aioice's, and that close() waits for _query_consent_task.
@@ -202,18 +129,110 @@ async def _query_consent(connection: Connection, received: Callable[[], int]) ->
     while failures < ice.CONSENT_FAILURES:
         before = received()
         await asyncio.sleep(ice.CONSENT_INTERVAL * random.uniform(0.8, 1.2))
-        answered = all([await _answers(connection, pair) for pair in connection._nominated.values()])
+        answered = all([await _answers(connection, pair, on_round_trip) for pair in connection._nominated.values()])
         failures = 0 if answered or received() > before else failures + 1
     connection._query_consent_task = None
     await connection.close()
 
 
-async def _answers(connection: Connection, pair: ice.CandidatePair) -> bool:
+async def _answers(connection: Connection, pair: ice.CandidatePair, on_round_trip: Callable[[float], None]) -> bool:
     assert connection.remote_password is not None  # it is connected
     request = connection.build_request(pair, nominate=False)
     password = connection.remote_password.encode()
+    asked_s = time.monotonic()
     try:
         await pair.protocol.request(request, pair.remote_addr, integrity_key=password, retransmissions=0)
     except stun.TransactionError:
         return False
+    on_round_trip(time.monotonic() - asked_s)
     return True
+
+
+# -- negotiation and DTLS --------------------------------------------------------------------------------------------
+
+# aiortc's own are for peers with ECDSA certificates. GStreamer's have RSA: as servers they need a suite that says so.
+_RSA_SUITES = b"ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-CHACHA20-POLY1305:ECDHE-RSA-AES256-GCM-SHA384"
+_ECDSA_SUITES = (
+    b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA"
+)
+_HANDSHAKE_FAILED = "x DTLS handshake failed ("
+
+
+def _apply_negotiation() -> None:
+    """RSA suites; H264 as single NAL units, too, each encoder for the level and mode that were agreed on; and payload
+    types 35 to 63, which senders take where 96 to 127 are not enough. Those between are RTCP's (RFC 5761, 4).
+
+    Recheck: RTCCertificate._create_ssl_context makes each transport's context; rtcrtpsender finds get_encoder in its
+    own module; find_common_codecs takes the payload types of rtp.DYNAMIC_PAYLOAD_TYPES from the offer, and tells H264's
+    formats apart by mode and profile.
+    """
+    inside: Any = RTCCertificate
+    create = inside._create_ssl_context
+
+    def create_with_rsa(certificate: RTCCertificate, srtp_profiles: list[SRTPProtectionProfile]) -> SSL.Context:
+        context = create(certificate, srtp_profiles)
+        context.set_cipher_list(_ECDSA_SUITES + b":" + _RSA_SUITES)
+        return context
+
+    inside._create_ssl_context = create_with_rsa
+    rtp.DYNAMIC_PAYLOAD_TYPES = (*range(35, 64), *range(96, 128))  # type: ignore[assignment]  # it is looked into only
+    unused = max(codec.payloadType or 0 for codec in codecs.CODECS["video"]) + 1
+    for codec in [one for one in codecs.CODECS["video"] if one.mimeType == "video/H264"]:
+        single = copy.deepcopy(codec)
+        single.payloadType, single.parameters["packetization-mode"] = unused, "0"
+        retransmitted = RTCRtpCodecParameters("video/rtx", codec.clockRate, None, unused + 1, [], {"apt": unused})
+        codecs.CODECS["video"] += [single, retransmitted]
+        unused += 2
+    rtcrtpsender.get_encoder = _encoder_for
+
+
+def _encoder_for(codec: RTCRtpCodecParameters) -> Encoder:
+    return AgreedH264Encoder(codec) if codec.mimeType.lower() == "video/h264" else codecs.get_encoder(codec)
+
+
+def agree_on(peer: RTCPeerConnection, parameters: Mapping[tuple[str, int], ParametersDict]) -> None:
+    """What the answer says of codecs, by mid and payload type, and what their encoders go by; in place of aiortc's own
+    parameters. After setRemoteDescription, before createAnswer.
+
+    Recheck: RTCRtpTransceiver._codecs are copies made for that transceiver, which the answer names, and of which the
+    sender gets the first.
+    """
+    for transceiver in peer.getTransceivers():
+        inside: Any = transceiver
+        for codec in inside._codecs:
+            codec.parameters = parameters.get((transceiver.mid or "", codec.payloadType), codec.parameters)
+
+
+def tell_handshake_failure(transport: RTCDtlsTransport, on_failure: Callable[[str], None]) -> None:
+    """Call on_failure with the reason when the DTLS handshake fails, of which aiortc tells only its debug log; before
+    the transport is connected.
+
+    Recheck: RTCDtlsTransport.__log_debug gets "x DTLS handshake failed (...)"; _do_handshake has a Connection in _ssl,
+    and what OpenSSL says of a failure comes with that one's recv(), whose errors are passed over.
+    """
+    inside: Any = transport
+    log_debug, do_handshake = inside._RTCDtlsTransport__log_debug, inside._do_handshake
+    reasons: list[str] = []
+
+    async def do_and_note() -> None:
+        receive = inside._ssl.recv
+
+        def receive_and_note(size: int) -> bytes:
+            try:
+                data: bytes = receive(size)
+            except SSL.Error as error:  # of (library, function, reason)
+                reasons.extend(said[-1] for said in (error.args[0] if error.args else []))
+                raise
+            return data
+
+        inside._ssl.recv = receive_and_note
+        await do_handshake()
+        inside._ssl.recv = receive
+
+    def log_and_tell(message: str, *arguments: object) -> None:
+        log_debug(message, *arguments)
+        if message.startswith(_HANDSHAKE_FAILED):
+            said = message.removeprefix(_HANDSHAKE_FAILED).removesuffix(")").replace("%s", "in OpenSSL")
+            on_failure(reasons[-1] if reasons else said)
+
+    inside._RTCDtlsTransport__log_debug, inside._do_handshake = log_and_tell, do_and_note

@@ -16,7 +16,7 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint32_add
 
-from .bitstream import Malformed, coded_size, is_keyframe, macroblocks
+from .receiving.bitstream import Malformed, coded_size, is_keyframe, macroblocks
 
 MAX_WAIT_S = 0.25  # a burst is decoded in less; what waits longer waits for a decoder that cannot keep up
 KEYFRAME_WITHIN_S = 2.0  # a sender that sends none by then does not listen: smeared pictures are better than none
@@ -62,7 +62,7 @@ class EncodedQueue(queue.Queue):
         super().__init__()
         self.on_skip = on_skip
         self.on_oversize: Callable[[int, int], None] = lambda width, height: None
-        self._ask_for_keyframe = ask_for_keyframe
+        self.ask_for_keyframe = ask_for_keyframe
         self._arrivals: deque[tuple[int, float]] = deque(maxlen=MAX_IN_DECODER)
         self._keyframe_until_s = 0.0  # until then only a keyframe is let in
         self._size = (0, 0)  # of the frames that come in
@@ -100,7 +100,7 @@ class EncodedQueue(queue.Queue):
                 self._keyframe_until_s = now_s + KEYFRAME_WITHIN_S
             if now_s < self._keyframe_until_s and not is_keyframe(codec.name, encoded.data):
                 self.on_skip()
-                self._ask_for_keyframe()
+                self.ask_for_keyframe()
                 return
             self._keyframe_until_s = 0.0
             self._arrivals.append((encoded.timestamp, now_s))

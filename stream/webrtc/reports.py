@@ -33,9 +33,14 @@ class SenderReports:
 
     def __init__(self, clock_hz: int, counted: Callable[[], tuple[int, int] | None]):
         self._clock_hz, self._counted = clock_hz, counted
+        self._ssrc = 0
         self._reports: deque[tuple[float, int]] = deque(maxlen=MAX_REPORTS)  # (wall clock in seconds, RTP timestamp)
 
-    def add(self, info: RtcpSenderInfo) -> None:
+    def add(self, info: RtcpSenderInfo, ssrc: int = 0) -> None:
+        """ssrc: whose it is; those of another one count from then on."""
+        if ssrc != self._ssrc:
+            self._ssrc = ssrc
+            self._reports.clear()
         report = (info.ntp_timestamp / 2**32, info.rtp_timestamp)
         is_old = bool(self._reports) and self._reports[-1] == report
         if report[0] and not is_old:  # a sender without a wall clock, or without anything sent, says 0

@@ -17,6 +17,7 @@ from stream.publications import Publication
 from stream.streams import Stream
 
 from .aiortc_compat import set_bitrates
+from .bitrates import CEILING_BPS, FLOOR_BPS, bitrate_bps
 
 CLOCK_HZ = 90_000  # RTP's clock for video
 TIME_BASE = Fraction(1, CLOCK_HZ)
@@ -25,13 +26,6 @@ REPEAT_S = (
     1.0  # a still picture is sent again so often: lost packets, late joiners and receivers that wait for the next
 )
 SILENCE_S = 60.0  # a publisher that is there but sends no frame for so long is let go
-
-FLOOR_BPS, BASE_BPS, BPS_PER_PIXEL, CEILING_BPS = 300_000, 500_000, 30, 12_000_000
-
-
-def bitrate_bps(width: int, height: int) -> int:
-    """What stylized video deserves, its texture being new in every frame: 2.5 Mbit/s at 256x256, 8.4 at 512x512."""
-    return min(CEILING_BPS, BASE_BPS + BPS_PER_PIXEL * width * height)
 
 
 def fit_bitrates(width: int, height: int) -> None:
@@ -54,6 +48,7 @@ class PictureTrack(MediaStreamTrack):
         self._pts = 0
         self.moment_s = 0.0  # captured_s of the picture that was sent with self._pts
         self._sent_s = 0.0
+        self.deserves_bps = CEILING_BPS  # until the size of what is sent is known
         self._leave = stream.watch(self._outbox.put)
 
     async def recv(self) -> VideoFrame:
@@ -63,7 +58,9 @@ class PictureTrack(MediaStreamTrack):
         now_s = time.monotonic()
         if self._picture is None:
             assert picture is not None  # it was waited for, however long
-            fit_bitrates(picture.rgb.shape[1], picture.rgb.shape[0])
+            height, width = picture.rgb.shape[:2]
+            fit_bitrates(width, height)
+            self.deserves_bps = bitrate_bps(width, height)
             # One that is left of before counts as new, or the next live picture would seem to come from the future.
             self.moment_s = max(picture.captured_s, now_s - REPEAT_S)
         elif picture is None:
@@ -81,6 +78,11 @@ class PictureTrack(MediaStreamTrack):
         frame.pts, frame.time_base = self._pts, TIME_BASE
         return frame
 
+    def repeat(self) -> None:
+        """Send the newest picture now, the last one again if nothing is newer: whoever asked for a keyframe waits."""
+        if self._picture is not None:
+            self._outbox.wake()
+
     def stop(self) -> None:
         self._leave()
         super().stop()
@@ -95,19 +97,27 @@ async def drain_video(
     publication: Publication,
     arrived_s: Callable[[int | None], float | None],
     first_within_s: float,
+    heard_s: Callable[[], float | None] = lambda: None,
 ) -> None:
     """Take decoded frames as fast as they come, so that latency cannot grow; returns when the sender is gone.
 
-    arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known.
+    arrived_s: when the frame of a timestamp came in, decoding included; None where that is not known. heard_s: when
+    its last packet came; one whose packets come, though no frame can be made of them, is not gone.
     """
-    patience_s = first_within_s
+    patience_s = left_s = first_within_s
     try:
         while True:
-            frame = await asyncio.wait_for(track.recv(), patience_s)
+            try:
+                frame = await asyncio.wait_for(track.recv(), left_s)
+            except TimeoutError:
+                last_s = heard_s()
+                if last_s is None or (left_s := last_s + patience_s - time.monotonic()) <= 0:
+                    return
+                continue
             assert isinstance(frame, VideoFrame)
-            patience_s = SILENCE_S
+            patience_s = left_s = SILENCE_S
             publication.put(frame, frame.time, arrived_s(frame.pts))
-    except (MediaStreamError, TimeoutError):
+    except MediaStreamError:
         return
 
 

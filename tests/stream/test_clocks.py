@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stream.clocks import REANCHOR_S, MediaClock
+from stream.clocks import EXPLAINED_S, REANCHOR_S, MediaClock
 
 BEHIND_S = 1000.0  # our clock when the sender's stamps begin at zero
 
@@ -48,5 +48,8 @@ def test_once_reports_of_both_have_come_sound_is_placed_by_them():
     wall["picture"] = 5e8 - 2.0
     assert sound.captured_s(7.0, BEHIND_S + 0.03) == pytest.approx(seen_s)
     assert sound.captured_s(8.0, BEHIND_S + 1.03) == pytest.approx(seen_s + 1)
+    for lie_s, taken_s in ((0.49, EXPLAINED_S), (-0.49, -EXPLAINED_S)):  # it is believed as far as it can be so
+        wall["sound"] = 5e8 - 7.0 + lie_s
+        assert sound.captured_s(8.5, BEHIND_S + 1.53) == pytest.approx(BEHIND_S + 1.53 + taken_s, abs=0.001)
     wall["sound"] += 10 * REANCHOR_S  # a clock that is wrong is not believed
     assert sound.captured_s(9.0, BEHIND_S + 2.03) == pytest.approx(BEHIND_S + 2.03, abs=0.001)

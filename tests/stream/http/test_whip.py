@@ -10,7 +10,7 @@ import aioice.ice
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
-from stream.webrtc import sdp
+from stream.webrtc.negotiation import sdp
 from tests.stream.peers import Publisher, ToneTrack, Viewer, new_peer, until
 
 SDP = {"Content-Type": "application/sdp"}
@@ -67,9 +67,9 @@ BAD_OFFERS = {
     "no ice user": (without("a=ice-ufrag"), 400, "ice-ufrag"),
     "no ice password": (without("a=ice-pwd"), 400, "ice-pwd"),
     "no fingerprint": (without("a=fingerprint"), 400, "fingerprint"),
-    "no DTLS role": (without("a=setup"), 400, "malformed"),
-    "no rtcp-mux": (without("a=rtcp-mux"), 400, "malformed"),
-    "odd DTLS role": (replaced("a=setup:actpass", "a=setup:sideways"), 400, "malformed"),
+    "no DTLS role": (without("a=setup"), 400, "a=setup is missing"),
+    "no rtcp-mux": (without("a=rtcp-mux"), 400, "lacks a=rtcp-mux"),
+    "odd DTLS role": (replaced("a=setup:actpass", "a=setup:sideways"), 400, "a=setup:sideways"),
     "broken candidate": (lambda text: text + "a=candidate:1 x\r\n", 400, "cannot be read"),
     "impossible port": (
         lambda text: text + "a=candidate:1 1 udp 1 192.0.2.9 70000 typ host\r\n",
@@ -108,7 +108,7 @@ BAD_OFFERS = {
         400,
         "candidates",
     ),
-    "broken rtpmap": (replaced("VP8/90000", "VP8"), 400, "malformed"),
+    "broken rtpmap": (replaced("VP8/90000", "VP8"), 400, "VP8' cannot be read"),
     "H265 only": (only_codec("H265/90000"), 406, "VP8 or H264"),
     "AV1 only": (only_codec("AV1/90000"), 406, "VP8 or H264"),
     "H264 High only": (

@@ -8,7 +8,8 @@ import pytest
 from aiortc.rtp import RtcpSenderInfo, RtcpSrPacket
 
 from stream.webrtc import reports
-from stream.webrtc.aiortc_compat import sender_reports, tell_moments
+from stream.webrtc.aiortc_receivers import sender_reports
+from stream.webrtc.aiortc_senders import tell_moments
 
 HZ = 90_000
 

@@ -9,7 +9,7 @@ from aiortc.codecs import depayload, get_capabilities, get_encoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from av import VideoFrame
 
-from stream.webrtc.bitstream import Malformed, coded_size, is_keyframe, macroblocks
+from stream.webrtc.receiving.bitstream import Malformed, coded_size, is_keyframe, macroblocks
 from stream.webrtc.tracks import TIME_BASE
 
 
